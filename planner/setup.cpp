@@ -1,0 +1,56 @@
+#include "planner/setup.h"
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+
+namespace shardplan {
+
+Placements placements_of_stage(int stage) {
+  constexpr Placement kReplicated = Placement::replicated;
+  constexpr Placement kSharded = Placement::sharded;
+  switch (stage) {
+    case 0: return {kReplicated, kReplicated, kReplicated};
+    case 1: return {kReplicated, kReplicated, kSharded};
+    case 2: return {kReplicated, kSharded, kSharded};
+    case 3: return {kSharded, kSharded, kSharded};
+    default: throw ConfigError("--zero", "", fmt::format("{} is not a ZeRO stage: expected 0, 1, 2 or 3", stage));
+  }
+}
+
+std::string_view name(Placement placement) { return placement == Placement::sharded ? "sharded" : "replicated"; }
+std::string_view name(Transport transport) { return transport == Transport::staged ? "staged" : "direct"; }
+std::string_view name(Reduction reduction) { return reduction == Reduction::fast ? "fast" : "canonical"; }
+std::string_view name(Cadence cadence) { return cadence == Cadence::step ? "step" : "micro_batch"; }
+std::string_view name(Recompute recompute) { return recompute == Recompute::full ? "full" : "none"; }
+
+std::uint64_t shard_count(const Setup& setup) { return setup.world_size / setup.replicate; }
+
+Cadence resolved_cadence(const Setup& setup) {
+  if (setup.cadence) return *setup.cadence;
+  return setup.stage >= 2 ? Cadence::micro_batch : Cadence::step;
+}
+
+std::uint64_t resolved_reduction_group(const Setup& setup) { return setup.reduction_group.value_or(shard_count(setup)); }
+
+void validate(const Setup& setup) {
+  const auto require = [](bool condition, const char* flag, const std::string& problem) {
+    if (!condition) throw ConfigError(flag, "", problem);
+  };
+  require(setup.world_size > 0, "--gpus", "0 is no world size: expected 1 or more");
+  require(setup.world_size <= 1U << 20, "--gpus", fmt::format("{} is more than 1048576", setup.world_size));
+  require(setup.replicate > 0 && setup.world_size % setup.replicate == 0, "--replicate",
+          fmt::format("{} does not divide the {} ranks of the data axis", setup.replicate, setup.world_size));
+  placements_of_stage(setup.stage);
+  require(setup.accumulation > 0, "--grad-accum", "0 is no number of micro-batches: expected 1 or more");
+  require(setup.prefetch <= 1024, "--prefetch", fmt::format("{} units ahead is more than 1024", setup.prefetch));
+  require(setup.stage < 2 || resolved_cadence(setup) == Cadence::micro_batch, "--cadence",
+          fmt::format("stage {} shards gradients, so it reduces every micro-batch: expected micro_batch", setup.stage));
+  const std::uint64_t group = resolved_reduction_group(setup);
+  require(group > 0 && setup.world_size % group == 0, "--reduction-group",
+          fmt::format("{} does not divide the {} ranks of the data axis", group, setup.world_size));
+  require(setup.replicate == 1 || group == shard_count(setup), "--reduction-group",
+          fmt::format("with --replicate the groups are the shard groups: expected {}", shard_count(setup)));
+}
+
+}  // namespace shardplan
