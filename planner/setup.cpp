@@ -43,7 +43,7 @@ void validate(const Setup& setup) {
           fmt::format("{} does not divide the {} ranks of the data axis", setup.replicate, setup.world_size));
   placements_of_stage(setup.stage);
   require(setup.accumulation > 0, "--grad-accum", "0 is no number of micro-batches: expected 1 or more");
-  require(setup.prefetch <= 1024, "--prefetch", fmt::format("{} units ahead is more than 1024", setup.prefetch));
+  require(setup.prefetch <= 64, "--prefetch", fmt::format("{} units ahead is more than 64", setup.prefetch));
   require(setup.stage < 2 || resolved_cadence(setup) == Cadence::micro_batch, "--cadence",
           fmt::format("stage {} shards gradients, so it reduces every micro-batch: expected micro_batch", setup.stage));
   const std::uint64_t group = resolved_reduction_group(setup);

@@ -1,0 +1,295 @@
+#include "planner/arena_plan.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+#include "planner/alignment.h"
+#include "planner/packing.h"
+
+namespace shardplan {
+namespace {
+
+constexpr std::uint64_t kControlRecordBytes = 64;
+// Staged reductions work on pieces of a shard, so that one staging buffer of about this size serves every unit.
+constexpr Bytes kStagingLimit = 64_MiB;
+
+struct Length {
+  DType dtype = DType::f32;
+  std::uint64_t elements = 0;
+};
+
+// The dtype and the elements per unit of a resident array; nothing where the buffer has none of that role.
+std::optional<Length> resident_length(const StepPlan& plan, BufferRole role, const BufferLayout& layout,
+                                      const BufferPlan& buffer) {
+  const auto length = [&](DType dtype, bool sharded) {
+    return Length{dtype, sharded ? layout.shard_elements : layout.padded_elements};
+  };
+  const Policy& policy = buffer.policy;
+  if (role == BufferRole::parameter) return length(policy.parameter, parameters_sharded(plan));
+  if (!buffer.trainable) return std::nullopt;
+  const OptimizerStates& states = states_of(plan.setup.optimizer);
+  const bool sharded = optimizer_states_sharded(plan);
+  switch (role) {
+    case BufferRole::gradient: return length(policy.gradient, gradients_sharded(plan));
+    case BufferRole::accumulator:
+      if (plan.setup.accumulation == 1 || policy.gradient_accumulator == policy.gradient) return std::nullopt;
+      return length(policy.gradient_accumulator, resolved_cadence(plan.setup) == Cadence::micro_batch);
+    case BufferRole::master:
+      if (!policy.master) return std::nullopt;
+      return length(*policy.master, sharded);
+    case BufferRole::first_moment:
+      if (!states.first_moment) return std::nullopt;
+      return length(policy.first_moment, sharded);
+    case BufferRole::second_moment:
+      if (!states.second_moment) return std::nullopt;
+      return length(policy.second_moment, sharded);
+    case BufferRole::ema:
+      if (!plan.setup.ema) return std::nullopt;
+      return length(DType::f32, sharded);
+    default: return std::nullopt;
+  }
+}
+
+// What the other ranks' contributions to one piece of a shard need, and the other groups' partial sums of a piece.
+Bytes staging_bytes(const StepPlan& plan) {
+  if (plan.setup.transport != Transport::staged || plan.setup.reduction != Reduction::canonical) return Bytes{};
+  Bytes most;
+  const auto piece = [&](std::uint64_t peers, DType dtype, const BufferLayout& buffer, std::uint64_t elements) {
+    if (peers < 2) return;
+    const Bytes whole = peers * bytes_for(dtype, elements);
+    const Bytes least = peers * bytes_for(dtype, std::min(elements, buffer.granule));
+    most = std::max(most, std::max(least, std::min(whole, kStagingLimit)));
+  };
+  for (std::size_t run = 0; run < plan.layout.runs.size(); ++run) {
+    const UnitLayout& unit = plan.layout.runs[run].unit;
+    for (std::size_t i = 0; i < unit.buffers.size(); ++i) {
+      const BufferLayout& buffer = unit.buffers[i];
+      if (!buffer.trainable) continue;
+      piece(plan.layout.shards, plan.buffers[run][i].policy.wire, buffer, buffer.shard_elements);
+      piece(plan.layout.replicas, DType::f32, buffer, replica_range(buffer, 0, plan.layout.replicas).size());
+    }
+  }
+  return most;
+}
+
+// Bytes of one flat buffer in a slot.
+Bytes slot_part(const StepPlan& plan, BufferRole role, const BufferLayout& layout, const BufferPlan& buffer) {
+  switch (role) {
+    case BufferRole::gathered_parameter: return bytes_for(buffer.policy.parameter, layout.padded_elements);
+    case BufferRole::contribution:
+      if (!buffer.trainable || buffer.contribution_in_gradient) return Bytes{};
+      return bytes_for(buffer.policy.wire, layout.padded_elements);
+    case BufferRole::partial:
+      if (!buffer.trainable || plan.layout.replicas == 1) return Bytes{};
+      return bytes_for(DType::f32, layout.shard_elements);
+    default: return Bytes{};
+  }
+}
+
+class ArenaBuilder {
+ public:
+  ArenaBuilder(StepPlan& plan, const Schedule& schedule)
+      : plan_(plan), schedule_(schedule), overlapped_(plan.setup.prefetch > 0) {}
+
+  void build() {
+    place_arrays();
+    for (std::size_t run = 0; run < plan_.layout.runs.size(); ++run) {
+      if (parameters_sharded(plan_)) add_gathered(run);
+      add_gradient_slots(run, BufferRole::contribution, reduction_reads_slot(plan_));
+      add_gradient_slots(run, BufferRole::partial, true);
+    }
+    if (parameters_sharded(plan_)) add_tied_uses();
+    place_slots();
+  }
+
+ private:
+  static constexpr std::uint64_t kPhases = 4;
+
+  void place_array(Array array, std::uint64_t kind, bool first_of_kind) {
+    array.bytes = bytes_for(array.dtype, array.elements);
+    array.stride = aligned(array.bytes);
+    if (first_of_kind) {
+      // The next offset at kind x 4096, modulo 8 x 4096.
+      const std::uint64_t turn = 8 * kShiftUnit.count();
+      const std::uint64_t wanted = kind % 8 * kShiftUnit.count();
+      const std::uint64_t at = end_.count() % turn;
+      end_ += Bytes{at <= wanted ? wanted - at : turn - at + wanted};
+    }
+    array.offset = round_up(end_, alignment_of(array.bytes));
+    end_ = array.offset + array.count * array.stride;
+    plan_.device.resident += array.count * array.bytes;
+    plan_.device.arrays.push_back(array);
+  }
+
+  void place_arrays() {
+    constexpr std::array kRoles{BufferRole::parameter, BufferRole::gradient, BufferRole::accumulator,
+                                BufferRole::master, BufferRole::first_moment, BufferRole::second_moment,
+                                BufferRole::ema};
+    std::uint64_t kind = 0;
+    for (const BufferRole role : kRoles) {
+      bool first = true;
+      for (std::size_t run = 0; run < plan_.layout.runs.size(); ++run) {
+        const LayoutRun& layout_run = plan_.layout.runs[run];
+        for (std::size_t i = 0; i < layout_run.unit.buffers.size(); ++i) {
+          const auto length = resident_length(plan_, role, layout_run.unit.buffers[i], plan_.buffers[run][i]);
+          if (!length) continue;
+          place_array({.role = role,
+                       .run = static_cast<std::uint32_t>(run),
+                       .buffer = static_cast<std::uint32_t>(i),
+                       .dtype = length->dtype,
+                       .elements = length->elements,
+                       .count = layout_run.count},
+                      kind, first);
+          first = false;
+        }
+      }
+      if (!first) ++kind;
+    }
+    place_array({.role = BufferRole::control,
+                 .dtype = DType::u8,
+                 .elements = checked_multiply(kControlRecordBytes, plan_.setup.world_size)},
+                kind, true);
+    const Bytes staging = staging_bytes(plan_);
+    if (staging > Bytes{}) {
+      place_array({.role = BufferRole::staging, .dtype = DType::u8, .elements = staging.count()}, kind + 1, true);
+    }
+  }
+
+  void add_slot(Slot slot) {
+    slot.bytes = slot_bytes(plan_, slot.role, slot.run);
+    if (slot.bytes > Bytes{}) plan_.device.slots.push_back(slot);
+  }
+
+  // One run's gathered units, forward and backward: a ring of prefetch + 1 slots each.
+  void add_gathered(std::size_t run) {
+    const LayoutRun& layout_run = plan_.layout.runs[run];
+    const std::uint64_t last_unit = layout_run.first_unit + layout_run.count - 1;
+    for (const bool backward : {false, true}) {
+      const std::uint64_t start = backward ? schedule_.backward_of(last_unit) : layout_run.first_unit;
+      const std::uint64_t ring = std::min(plan_.setup.prefetch + 1, layout_run.count);
+      for (std::uint64_t place = 0; place < ring; ++place) {
+        Slot slot = ring_slot(BufferRole::gathered_parameter, run, start, place, ring);
+        slot.begin = kPhases * schedule_.issue_step({slot.first_step, slot.first_unit, false});
+        slot.end = kPhases * last_step(slot) + 2;
+        add_slot(slot);
+      }
+    }
+  }
+
+  // A tied owner is gathered again for each unit that uses it.
+  void add_tied_uses() {
+    for (const UnitTie& tie : plan_.ties) {
+      for (const std::uint64_t step : {tie.unit, schedule_.backward_of(tie.unit)}) {
+        add_slot({.role = BufferRole::gathered_parameter,
+                  .run = static_cast<std::uint32_t>(schedule_.run_of(tie.owner)),
+                  .first_unit = tie.owner,
+                  .first_step = step,
+                  .begin = kPhases * schedule_.issue_step({step, tie.owner, true}),
+                  .end = kPhases * step + 2});
+      }
+    }
+  }
+
+  // Gradients in flight: one slot, or two where the next unit computes while a reduction reads the last one's. A tied
+  // owner's lives from the first unit that writes into it until its own reduction.
+  void add_gradient_slots(std::size_t run, BufferRole role, bool reduction_reads) {
+    const LayoutRun& layout_run = plan_.layout.runs[run];
+    const std::uint64_t last_unit = layout_run.first_unit + layout_run.count - 1;
+    const bool second = overlapped_ && reduction_reads;
+    const std::uint64_t phase = role == BufferRole::partial ? 3 : 1;
+    const std::uint64_t end_of_program = kPhases * schedule_.steps();
+    const auto set_end = [&](Slot& slot) {
+      slot.end = std::min(kPhases * (last_step(slot) + (second ? 2 : 1)), end_of_program);
+    };
+
+    std::uint64_t owners = 0;
+    for (const std::uint64_t unit : schedule_.owners()) {
+      if (role != BufferRole::contribution || unit < layout_run.first_unit || unit > last_unit) continue;
+      ++owners;
+      Slot slot{.role = role, .run = static_cast<std::uint32_t>(run), .first_unit = unit,
+                .first_step = schedule_.backward_of(unit)};
+      slot.begin = kPhases * schedule_.first_gradient_step(unit) + phase;
+      set_end(slot);
+      add_slot(slot);
+    }
+    if (owners == layout_run.count) return;
+    const std::uint64_t ring = std::min<std::uint64_t>(second ? 2 : 1, layout_run.count);
+    for (std::uint64_t place = 0; place < ring; ++place) {
+      Slot slot = ring_slot(role, run, schedule_.backward_of(last_unit), place, ring);
+      slot.begin = kPhases * slot.first_step + phase;
+      set_end(slot);
+      add_slot(slot);
+    }
+  }
+
+  Slot ring_slot(BufferRole role, std::size_t run, std::uint64_t start, std::uint64_t place, std::uint64_t ring) const {
+    const bool backward = start >= schedule_.units();
+    return {.role = role,
+            .run = static_cast<std::uint32_t>(run),
+            .first_unit = schedule_.unit_of(start + place),
+            .unit_stride = static_cast<std::int32_t>(ring) * (backward ? -1 : 1),
+            .first_step = start + place,
+            .step_stride = ring,
+            .uses = divide_up(plan_.layout.runs[run].count - place, ring)};
+  }
+
+  static std::uint64_t last_step(const Slot& slot) { return slot.first_step + (slot.uses - 1) * slot.step_stride; }
+
+  void place_slots() {
+    std::vector<Interval> intervals;
+    intervals.reserve(plan_.device.slots.size());
+    for (const Slot& slot : plan_.device.slots) intervals.push_back({slot.begin, slot.end, slot.bytes, Bytes{}});
+    const Peak peak = live_peak(intervals);
+    const Bytes base = round_up(end_, 4_KiB);
+    const Bytes top = pack(intervals, base);
+    for (std::size_t i = 0; i < intervals.size(); ++i) plan_.device.slots[i].offset = base + intervals[i].offset;
+    plan_.device.live_peak = plan_.device.resident + peak.bytes;
+    plan_.device.peak_moment = peak.moment;
+    plan_.device.bytes = kArenaBaseShift + round_up(base + top, 4_KiB);
+  }
+
+  StepPlan& plan_;
+  const Schedule& schedule_;
+  bool overlapped_;
+  Bytes end_;
+};
+
+}  // namespace
+
+Bytes slot_bytes(const StepPlan& plan, BufferRole role, std::size_t run) {
+  const UnitLayout& unit = plan.layout.runs[run].unit;
+  Bytes total;
+  for (std::size_t i = 0; i < unit.buffers.size(); ++i) {
+    total += aligned(slot_part(plan, role, unit.buffers[i], plan.buffers[run][i]));
+  }
+  return total;
+}
+
+bool reduction_reads_slot(const StepPlan& plan) {
+  if (plan.setup.accumulation == 1 || resolved_cadence(plan.setup) == Cadence::micro_batch) return true;
+  // Cadence step: the sum lies in the resident gradient where that is the accumulator, else it is rounded into the slot.
+  for (const auto& run : plan.buffers) {
+    for (const BufferPlan& buffer : run) {
+      if (buffer.trainable && buffer.policy.gradient_accumulator != buffer.policy.gradient) return true;
+      if (buffer.trainable && buffer.policy.wire != buffer.policy.gradient) return true;
+    }
+  }
+  return false;
+}
+
+ByteRange buffer_in_slot(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer) {
+  const LayoutRun& layout_run = run_of_unit(plan.layout, unit);
+  const auto run = static_cast<std::size_t>(&layout_run - plan.layout.runs.data());
+  SHARDPLAN_CHECK(buffer < layout_run.unit.buffers.size(), "a unit has no such flat buffer");
+  ByteRange range;
+  for (std::size_t i = 0; i <= buffer; ++i) {
+    range.offset += aligned(range.bytes);
+    range.bytes = slot_part(plan, role, layout_run.unit.buffers[i], plan.buffers[run][i]);
+  }
+  return range;
+}
+
+void plan_arena(StepPlan& plan, const Schedule& schedule) { ArenaBuilder(plan, schedule).build(); }
+
+}  // namespace shardplan

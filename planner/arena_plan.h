@@ -1,0 +1,19 @@
+// The device arena of a step plan: arrays (resident), slots (for a part of the step), their offsets and the peak.
+#pragma once
+
+#include "planner/schedule.h"
+#include "planner/step_plan.h"
+
+namespace shardplan {
+
+// What one unit of a run costs in slots: its flat buffers follow each other, each aligned.
+Bytes slot_bytes(const StepPlan& plan, BufferRole role, std::size_t run);
+
+// Whether a rank's reduction of a run's units reads the contribution slot (it reads the resident gradient where
+// micro-batches were added up there).
+bool reduction_reads_slot(const StepPlan& plan);
+
+// Fills plan.device from everything else in the plan.
+void plan_arena(StepPlan& plan, const Schedule& schedule);
+
+}  // namespace shardplan

@@ -1,0 +1,235 @@
+#include "planner/programs.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace shardplan {
+namespace {
+
+// What one rank sends for one unit of a run.
+struct UnitTraffic {
+  Bytes gather_parameter;
+  Bytes gather_gradient;
+  Bytes reduce_in_group;
+  Bytes reduce_among_replicas;
+  bool trainable = false;
+  bool gradient_slot = false;
+};
+
+// Closed forms over padded buffers, N = shards, R = replicas, S = padded / N elements:
+//   gather: own shard to N-1 ranks; reduce: N-1 shards to their owners;
+//   replicas: all of S but the own part to the part's owners, then the own part's sum to R-1 others.
+UnitTraffic traffic_of(const StepPlan& plan, std::size_t run) {
+  UnitTraffic traffic;
+  const std::uint64_t peers = plan.layout.shards - 1;
+  const std::uint64_t replicas = plan.layout.replicas;
+  const UnitLayout& unit = plan.layout.runs[run].unit;
+  for (std::size_t i = 0; i < unit.buffers.size(); ++i) {
+    const BufferLayout& buffer = unit.buffers[i];
+    const BufferPlan& use = plan.buffers[run][i];
+    traffic.gather_parameter += peers * bytes_for(use.policy.parameter, buffer.shard_elements);
+    if (!use.trainable) continue;
+    traffic.trainable = true;
+    traffic.gradient_slot |= !use.contribution_in_gradient;
+    traffic.gather_gradient += peers * bytes_for(use.policy.gradient, buffer.shard_elements);
+    traffic.reduce_in_group += peers * bytes_for(use.policy.wire, buffer.shard_elements);
+    if (replicas > 1) {
+      const std::uint64_t own = replica_range(buffer, 0, replicas).size();
+      traffic.reduce_among_replicas +=
+          bytes_for(DType::f32, checked_add(buffer.shard_elements - own, checked_multiply(own, replicas - 1)));
+    }
+  }
+  return traffic;
+}
+
+// Appends segments; equal patterns in a row become one.
+class SegmentList {
+ public:
+  explicit SegmentList(Program& program) : segments_(program.segments) {}
+
+  void append(Segment segment) {
+    if (!segments_.empty() && continues(segments_.back(), segment)) {
+      segments_.back().count += segment.count;
+    } else {
+      segments_.push_back(std::move(segment));
+    }
+  }
+
+ private:
+  static bool continues(const Segment& previous, const Segment& next) {
+    if (previous.unit_stride != next.unit_stride || previous.operations.size() != next.operations.size()) return false;
+    for (std::size_t i = 0; i < next.operations.size(); ++i) {
+      if (expand(previous, previous.operations[i], previous.count) != next.operations[i]) return false;
+    }
+    return true;
+  }
+
+  std::vector<Segment>& segments_;
+};
+
+class ProgramBuilder {
+ public:
+  ProgramBuilder(const StepPlan& plan, const Schedule& schedule) : plan_(plan), schedule_(schedule) {
+    for (std::size_t run = 0; run < plan.layout.runs.size(); ++run) traffic_.push_back(traffic_of(plan, run));
+    gathers_ = parameters_sharded(plan);
+    overlapped_ = plan.setup.prefetch > 0;
+  }
+
+  // Forward steps up to `steps`, backward beyond the units.
+  Program micro_batch(ProgramKind kind, std::uint64_t steps) const {
+    Program program;
+    SegmentList segments(program);
+    for (std::uint64_t step = 0; step < steps;) {
+      const std::uint64_t count = schedule_.regular_steps(step);
+      segments.append({.count = count,
+                       .unit_stride = step < schedule_.units() ? 1 : -1,
+                       .operations = operations_of(step, kind)});
+      step += count;
+    }
+    return program;
+  }
+
+  Program update() const {
+    Program program;
+    SegmentList segments(program);
+    for_each_trainable_run([&](const LayoutRun& run, const UnitTraffic&) {
+      segments.append({.count = run.count, .unit_stride = 1, .operations = {on(OperationKind::norm, run.first_unit)}});
+    });
+    segments.append({.count = 1, .unit_stride = 0, .operations = {on(OperationKind::agree, 0)}});
+    const bool gathers = optimizer_states_sharded(plan_) && !parameters_sharded(plan_);
+    for_each_trainable_run([&](const LayoutRun& run, const UnitTraffic& traffic) {
+      std::vector<Operation> operations{on(OperationKind::update, run.first_unit)};
+      operations.back().waits_for[0] = Dependency{OperationKind::agree, Pass::none, 0};
+      if (gathers) {
+        Operation gather = on(OperationKind::gather, run.first_unit);
+        gather.subject = Subject::parameter;
+        gather.scope = Scope::shard_group;
+        gather.sent = traffic.gather_parameter;
+        gather.waits_for[0] = Dependency{OperationKind::update, Pass::none, run.first_unit};
+        operations.push_back(gather);
+      }
+      segments.append({.count = run.count, .unit_stride = 1, .operations = std::move(operations)});
+    });
+    for (Segment& segment : program.segments) {
+      for (Operation& operation : segment.operations) operation.step = 0;
+    }
+    return program;
+  }
+
+ private:
+  static Operation on(OperationKind kind, std::uint64_t unit, std::uint64_t step = 0) {
+    Operation operation;
+    operation.kind = kind;
+    operation.unit = unit;
+    operation.step = step;
+    return operation;
+  }
+
+  template <typename Visitor>
+  void for_each_trainable_run(Visitor&& visit) const {
+    for (std::size_t run = 0; run < plan_.layout.runs.size(); ++run) {
+      if (traffic_[run].trainable && plan_.layout.runs[run].count > 0) visit(plan_.layout.runs[run], traffic_[run]);
+    }
+  }
+
+  Pass pass_of(std::uint64_t step) const { return step < schedule_.units() ? Pass::forward : Pass::backward; }
+
+  const UnitTraffic& traffic_at(std::uint64_t unit) const { return traffic_[schedule_.run_of(unit)]; }
+
+  std::vector<Operation> operations_of(std::uint64_t step, ProgramKind kind) const {
+    std::vector<Operation> operations;
+    const std::uint64_t unit = schedule_.unit_of(step);
+    const Pass pass = pass_of(step);
+    const bool forward_only = kind == ProgramKind::evaluate;
+    if (gathers_) append_gathers(operations, step, forward_only);
+    if (pass == Pass::backward && plan_.setup.recompute == Recompute::full) {
+      append_compute(operations, step, Pass::recompute);
+    }
+    append_compute(operations, step, pass);
+    if (gathers_) {
+      for (const Use& use : schedule_.uses_at(step)) operations.push_back(on(OperationKind::release, use.unit, step));
+    }
+    if (pass == Pass::backward && traffic_at(unit).trainable) append_gradients(operations, step, kind);
+    return operations;
+  }
+
+  void append_gathers(std::vector<Operation>& operations, std::uint64_t step, bool forward_only) const {
+    for (const Use& use : schedule_.issued_at(step)) {
+      if (forward_only && use.step >= schedule_.units()) continue;
+      Operation gather = on(OperationKind::gather, use.unit, use.step);
+      gather.subject = Subject::parameter;
+      gather.scope = Scope::shard_group;
+      gather.sent = traffic_at(use.unit).gather_parameter;
+      // Its bytes may have been another unit's until the step before.
+      if (step > 0) {
+        gather.waits_for[0] = Dependency{OperationKind::compute, pass_of(step - 1), schedule_.unit_of(step - 1)};
+      }
+      operations.push_back(gather);
+    }
+  }
+
+  void append_compute(std::vector<Operation>& operations, std::uint64_t step, Pass pass) const {
+    Operation compute = on(OperationKind::compute, schedule_.unit_of(step), step);
+    compute.pass = pass;
+    std::size_t next = 0;
+    // Gathers finish in the order they are issued: the step's last one stands for all of them.
+    if (gathers_) compute.waits_for[next++] = Dependency{OperationKind::gather, Pass::none, schedule_.uses_at(step).back().unit};
+    if (pass == Pass::backward && traffic_at(compute.unit).gradient_slot) {
+      // Its gradient slot may still be read by the reduction before (two before, where reductions overlap).
+      const std::uint64_t back = overlapped_ ? 2 : 1;
+      if (step >= schedule_.units() + back) {
+        const std::uint64_t before = schedule_.unit_of(step - back);
+        if (traffic_at(before).trainable) {
+          compute.waits_for[next] = Dependency{OperationKind::reduce, Pass::none, before};
+        }
+      }
+    }
+    operations.push_back(compute);
+  }
+
+  void append_gradients(std::vector<Operation>& operations, std::uint64_t step, ProgramKind kind) const {
+    const std::uint64_t unit = schedule_.unit_of(step);
+    const UnitTraffic& traffic = traffic_at(unit);
+    const bool last = kind == ProgramKind::last_micro_batch;
+    const Dependency computed{OperationKind::compute, Pass::backward, unit};
+    const auto append = [&](OperationKind operation_kind, Scope scope, Bytes sent, Dependency after) {
+      Operation operation = on(operation_kind, unit, step);
+      operation.subject = Subject::gradient;
+      operation.scope = scope;
+      operation.sent = sent;
+      operation.waits_for[0] = after;
+      operations.push_back(operation);
+    };
+    const bool added_locally = plan_.setup.accumulation > 1 && resolved_cadence(plan_.setup) == Cadence::step;
+    if (added_locally) append(OperationKind::accumulate, Scope::none, Bytes{}, computed);
+    if (added_locally && !last) return;
+    append(OperationKind::reduce, Scope::shard_group, traffic.reduce_in_group, computed);
+    const Dependency reduced{OperationKind::reduce, Pass::none, unit};
+    if (plan_.layout.replicas > 1) {
+      append(OperationKind::reduce, Scope::replicas, traffic.reduce_among_replicas, reduced);
+    }
+    const bool everyone_updates = !optimizer_states_sharded(plan_) && plan_.layout.shards > 1;
+    if (last && everyone_updates) append(OperationKind::gather, Scope::shard_group, traffic.gather_gradient, reduced);
+  }
+
+  const StepPlan& plan_;
+  const Schedule& schedule_;
+  std::vector<UnitTraffic> traffic_;
+  bool gathers_ = false;
+  bool overlapped_ = false;
+};
+
+}  // namespace
+
+void plan_programs(StepPlan& plan, const Schedule& schedule) {
+  const ProgramBuilder builder(plan, schedule);
+  const auto program = [&](ProgramKind kind) -> Program& { return plan.programs[static_cast<std::size_t>(kind)]; };
+  if (plan.setup.accumulation > 1) {
+    program(ProgramKind::train_micro_batch) = builder.micro_batch(ProgramKind::train_micro_batch, schedule.steps());
+  }
+  program(ProgramKind::last_micro_batch) = builder.micro_batch(ProgramKind::last_micro_batch, schedule.steps());
+  program(ProgramKind::evaluate) = builder.micro_batch(ProgramKind::evaluate, schedule.units());
+  program(ProgramKind::update) = builder.update();
+}
+
+}  // namespace shardplan

@@ -1,0 +1,198 @@
+#include "planner/step_plan.h"
+
+#include <fmt/format.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "planner/arena_plan.h"
+#include "planner/programs.h"
+#include "planner/schedule.h"
+
+namespace shardplan {
+namespace {
+
+std::vector<BufferPlan> buffers_of(const StepPlan& plan, const LayoutRun& run, const UnitRun& unit_run) {
+  std::vector<BufferPlan> buffers;
+  for (const BufferLayout& layout : run.unit.buffers) {
+    BufferPlan buffer{.policy = policy_for(plan.setup.policy, layout.dtype), .trainable = layout.trainable};
+    if (layout.trainable) {
+      const Policy& policy = buffer.policy;
+      for (const DType dtype : {policy.parameter, policy.gradient, policy.gradient_accumulator, policy.wire}) {
+        if (is_trainable_dtype(dtype)) continue;
+        throw ConfigError("", tensor_name(unit_run, 0, unit_run.tensors[layout.tensors.front().tensor]),
+                          fmt::format("a trainable tensor cannot have dtype {}: expected fp32, bf16, fp16 or fp64, or "
+                                      "freeze it",
+                                      name(dtype)));
+      }
+      const bool adds_in_gradient = plan.setup.accumulation > 1 && policy.gradient_accumulator == policy.gradient;
+      buffer.contribution_in_gradient = !gradients_sharded(plan) && policy.wire == policy.gradient && !adds_in_gradient;
+    }
+    buffers.push_back(std::move(buffer));
+  }
+  return buffers;
+}
+
+// Everything that decides what ranks do, as words; equal plans give equal words.
+class PlanDigest {
+ public:
+  std::string hex() const {
+    const XXH128_hash_t hash = XXH3_128bits(words_.data(), words_.size() * sizeof(std::uint64_t));
+    return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+  }
+
+  void add_setup(const Setup& setup) {
+    add(setup.world_size, setup.replicate, setup.stage, setup.optimizer, setup.ema, setup.prefetch, setup.accumulation,
+        resolved_cadence(setup), setup.recompute, setup.transport, setup.reduction, resolved_reduction_group(setup));
+  }
+
+  void add_layout(const StepPlan& plan) {
+    for (std::size_t r = 0; r < plan.layout.runs.size(); ++r) {
+      const LayoutRun& run = plan.layout.runs[r];
+      add(run.count, run.unit.buffers.size());
+      for (std::size_t i = 0; i < run.unit.buffers.size(); ++i) {
+        const BufferLayout& buffer = run.unit.buffers[i];
+        const Policy& policy = plan.buffers[r][i].policy;
+        add(buffer.trainable, buffer.padded_elements, buffer.granule, policy.compute, policy.parameter, policy.gradient,
+            policy.gradient_accumulator, policy.master ? static_cast<int>(*policy.master) : -1, policy.first_moment,
+            policy.second_moment, policy.wire);
+        for (const TensorSlot& tensor : buffer.tensors) add(tensor.tensor, tensor.range.begin, tensor.range.end);
+      }
+    }
+    for (const UnitTie& tie : plan.ties) add(tie.unit, tie.owner);
+  }
+
+  void add_arena(const ArenaPlan& arena) {
+    add(arena.bytes.count(), arena.live_peak.count());
+    for (const Array& array : arena.arrays) add(array.role, array.offset.count(), array.stride.count());
+    for (const Slot& slot : arena.slots) add(slot.role, slot.offset.count(), slot.begin, slot.end);
+  }
+
+  void add_program(const Program& program) {
+    add(program.segments.size());
+    for (const Segment& segment : program.segments) {
+      add(segment.count, segment.unit_stride, segment.operations.size());
+      for (const Operation& operation : segment.operations) {
+        add(operation.kind, operation.pass, operation.subject, operation.scope, operation.unit, operation.step,
+            operation.sent.count());
+      }
+    }
+  }
+
+ private:
+  template <typename... Values>
+  void add(Values... values) {
+    (words_.push_back(static_cast<std::uint64_t>(values)), ...);
+  }
+
+  std::vector<std::uint64_t> words_;
+};
+
+std::size_t run_index(const StepPlan& plan, std::uint64_t unit) {
+  return static_cast<std::size_t>(&run_of_unit(plan.layout, unit) - plan.layout.runs.data());
+}
+
+}  // namespace
+
+std::string_view name(BufferRole role) {
+  constexpr std::array<std::string_view, 12> kNames{
+      "parameter",     "gradient", "accumulator", "master",  "first moment",       "second moment",
+      "moving average", "control",  "staging",     "gathered parameter", "gradient in flight", "partial sum"};
+  return kNames[static_cast<std::size_t>(role)];
+}
+
+MemoryClass class_of(BufferRole role) {
+  switch (role) {
+    case BufferRole::parameter: return MemoryClass::parameters;
+    case BufferRole::gathered_parameter: return MemoryClass::gathered_parameters;
+    case BufferRole::gradient:
+    case BufferRole::accumulator:
+    case BufferRole::contribution: return MemoryClass::gradients;
+    case BufferRole::master:
+    case BufferRole::first_moment:
+    case BufferRole::second_moment:
+    case BufferRole::ema: return MemoryClass::optimizer_states;
+    case BufferRole::control:
+    case BufferRole::staging:
+    case BufferRole::partial: return MemoryClass::communication_buffers;
+  }
+  SHARDPLAN_CHECK(false, "a buffer role without a class");
+  return MemoryClass::parameters;
+}
+
+std::string_view name(MemoryClass memory_class) {
+  constexpr std::array<std::string_view, kMemoryClasses> kNames{"parameters", "gathered_parameters", "gradients",
+                                                                "optimizer_states", "communication_buffers"};
+  return kNames[static_cast<std::size_t>(memory_class)];
+}
+
+StepPlan make_step_plan(const Catalog& catalog, const Setup& setup) {
+  validate(setup);
+  StepPlan plan;
+  plan.setup = setup;
+  plan.layout = make_layout(catalog, shard_count(setup), setup.replicate);
+  plan.ties = unit_ties(catalog);
+  plan.buffers.reserve(catalog.runs.size());
+  std::vector<std::uint64_t> run_starts;
+  run_starts.reserve(catalog.runs.size() + 1);
+  for (std::size_t run = 0; run < catalog.runs.size(); ++run) {
+    plan.buffers.push_back(buffers_of(plan, plan.layout.runs[run], catalog.runs[run]));
+    run_starts.push_back(plan.layout.runs[run].first_unit);
+  }
+  run_starts.push_back(plan.layout.units);
+
+  const Schedule schedule(std::move(run_starts), plan.ties, setup.prefetch);
+  plan_arena(plan, schedule);
+  plan_programs(plan, schedule);
+
+  PlanDigest digest;
+  digest.add_setup(setup);
+  digest.add_layout(plan);
+  digest.add_arena(plan.device);
+  for (const Program& program : plan.programs) digest.add_program(program);
+  plan.hash = digest.hex();
+  return plan;
+}
+
+bool parameters_sharded(const StepPlan& plan) {
+  return plan.layout.shards > 1 && placements_of_stage(plan.setup.stage).parameter == Placement::sharded;
+}
+
+bool gradients_sharded(const StepPlan& plan) {
+  return plan.layout.shards > 1 && placements_of_stage(plan.setup.stage).gradient == Placement::sharded;
+}
+
+bool optimizer_states_sharded(const StepPlan& plan) {
+  return plan.layout.shards > 1 && placements_of_stage(plan.setup.stage).optimizer_state == Placement::sharded;
+}
+
+std::uint64_t forward_step(const StepPlan&, std::uint64_t unit) { return unit; }
+
+std::uint64_t backward_step(const StepPlan& plan, std::uint64_t unit) { return 2 * plan.layout.units - 1 - unit; }
+
+std::uint64_t unit_of_step(const StepPlan& plan, std::uint64_t step) {
+  return step < plan.layout.units ? step : 2 * plan.layout.units - 1 - step;
+}
+
+std::optional<ByteRange> resident_range(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer) {
+  const auto run = run_index(plan, unit);
+  for (const Array& array : plan.device.arrays) {
+    if (array.role != role || array.run != run || array.buffer != buffer) continue;
+    return ByteRange{array.offset + (unit - plan.layout.runs[run].first_unit) * array.stride, array.bytes};
+  }
+  return std::nullopt;
+}
+
+std::optional<ByteRange> slot_range(const StepPlan& plan, BufferRole role, std::uint64_t step, std::uint64_t unit) {
+  for (const Slot& slot : plan.device.slots) {
+    if (slot.role != role || step < slot.first_step || (step - slot.first_step) % slot.step_stride != 0) continue;
+    const std::uint64_t use = (step - slot.first_step) / slot.step_stride;
+    if (use >= slot.uses || slot.first_unit + static_cast<std::uint64_t>(slot.unit_stride) * use != unit) continue;
+    return ByteRange{slot.offset, slot.bytes};
+  }
+  return std::nullopt;
+}
+
+}  // namespace shardplan
