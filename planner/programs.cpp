@@ -8,7 +8,8 @@ namespace {
 
 // What one rank sends for one unit of a run.
 struct UnitTraffic {
-  Bytes gather_parameter;
+  Bytes gather_parameter;  // all of the unit's, frozen ones too
+  Bytes gather_updated;    // what an update changes: trainable ones
   Bytes gather_gradient;
   Bytes reduce_in_group;
   Bytes reduce_among_replicas;
@@ -30,6 +31,7 @@ UnitTraffic traffic_of(const StepPlan& plan, std::size_t run) {
     traffic.gather_parameter += peers * bytes_for(use.policy.parameter, buffer.shard_elements);
     if (!use.trainable) continue;
     traffic.trainable = true;
+    traffic.gather_updated += peers * bytes_for(use.policy.parameter, buffer.shard_elements);
     traffic.gradient_slot |= !use.contribution_in_gradient;
     traffic.gather_gradient += peers * bytes_for(use.policy.gradient, buffer.shard_elements);
     traffic.reduce_in_group += peers * bytes_for(use.policy.wire, buffer.shard_elements);
@@ -104,7 +106,7 @@ class ProgramBuilder {
         Operation gather = on(OperationKind::gather, run.first_unit);
         gather.subject = Subject::parameter;
         gather.scope = Scope::shard_group;
-        gather.sent = traffic.gather_parameter;
+        gather.sent = traffic.gather_updated;
         gather.waits_for[0] = Dependency{OperationKind::update, Pass::none, run.first_unit};
         operations.push_back(gather);
       }
