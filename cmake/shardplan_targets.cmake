@@ -11,6 +11,7 @@ function(shardplan_library name)
   add_library(${target} ${arg_SOURCES})
   add_library(shardplan::${name} ALIAS ${target})
   target_sources(${target} PUBLIC FILE_SET HEADERS BASE_DIRS ${PROJECT_SOURCE_DIR} FILES ${headers})
+  target_compile_features(${target} PUBLIC cxx_std_20)
   target_link_libraries(${target} PUBLIC ${arg_DEPENDS}
                         PRIVATE "$<BUILD_INTERFACE:${arg_PRIVATE_DEPENDS}>" $<BUILD_INTERFACE:shardplan_options>)
   set_target_properties(${target} PROPERTIES EXPORT_NAME ${name})

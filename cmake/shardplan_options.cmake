@@ -1,0 +1,35 @@
+# What every target of the project shares: language level, warnings, the floating-point contract, where output goes.
+include(GNUInstallDirs)
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
+
+if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Debug or Release" FORCE)
+endif()
+
+find_program(SHARDPLAN_CCACHE ccache)
+if(SHARDPLAN_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${SHARDPLAN_CCACHE})
+endif()
+
+foreach(backend MPI CUDA)
+  if(SHARDPLAN_${backend})
+    message(FATAL_ERROR "SHARDPLAN_${backend}=ON: shardplan ${PROJECT_VERSION} has no ${backend} backend.")
+  endif()
+endforeach()
+
+add_library(shardplan_options INTERFACE)
+target_compile_options(shardplan_options INTERFACE
+  # No fused multiply-add anywhere: x86-64-v2 has none, and results are the same bits on every machine.
+  -ffp-contract=off
+  # __FILE__ is "planner/layout.cpp" wherever the checkout lies.
+  -fmacro-prefix-map=${PROJECT_SOURCE_DIR}/=
+  -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wnon-virtual-dtor)
+if(SHARDPLAN_WARNINGS_AS_ERRORS)
+  target_compile_options(shardplan_options INTERFACE -Werror)
+endif()

@@ -1,0 +1,190 @@
+#include "planner/explain.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "base/text.h"
+
+namespace shardplan {
+namespace {
+
+constexpr const char* kStages = "ZeRO, arXiv 1910.02054, sec. 5; docs/memory_model.md, 'Resident bytes'";
+constexpr const char* kLayoutSource = "docs/memory_model.md, 'Padding'";
+constexpr const char* kSlots = "docs/memory_model.md, 'Slots'";
+
+struct RoleSum {
+  std::uint64_t elements = 0;
+  Bytes bytes;
+  std::string dtypes;
+};
+
+RoleSum sum_of(const StepPlan& plan, BufferRole role) {
+  RoleSum sum;
+  for (const Array& array : plan.device.arrays) {
+    if (array.role != role) continue;
+    sum.elements += array.count * array.elements;
+    sum.bytes += array.count * array.bytes;
+    const std::string dtype(name(array.dtype));
+    if (sum.dtypes.find(dtype) == std::string::npos) sum.dtypes += (sum.dtypes.empty() ? "" : ", ") + dtype;
+  }
+  return sum;
+}
+
+std::string report_name(BufferRole role) {
+  switch (role) {
+    case BufferRole::parameter: return "parameters";
+    case BufferRole::gradient: return "gradients";
+    case BufferRole::accumulator: return "gradients: accumulator";
+    case BufferRole::master: return "optimizer states: master";
+    case BufferRole::first_moment: return "optimizer states: first moment";
+    case BufferRole::second_moment: return "optimizer states: second moment";
+    case BufferRole::ema: return "optimizer states: moving average";
+    case BufferRole::control: return "communication buffers: control";
+    case BufferRole::staging: return "communication buffers: staging";
+    case BufferRole::gathered_parameter: return "gathered parameters";
+    case BufferRole::contribution: return "gradients in flight";
+    case BufferRole::partial: return "communication buffers: partial sums";
+  }
+  return "";
+}
+
+Explanation resident_explanation(const Catalog& catalog, const StepPlan& plan, BufferRole role, const RoleSum& sum) {
+  Explanation line{.name = report_name(role), .bytes = sum.bytes, .formula = {}, .inputs = {}, .source = kStages};
+  if (role == BufferRole::control) {
+    line.formula = "64 B x ranks";
+    line.inputs = fmt::format("{} ranks", plan.setup.world_size);
+    line.source = "docs/memory_model.md, 'Control records'";
+    return line;
+  }
+  if (role == BufferRole::staging) {
+    line.formula = "pieces of a shard from every other rank, at most 64 MiB";
+    line.inputs = fmt::format("{} shards, {} replicas", plan.layout.shards, plan.layout.replicas);
+    line.source = "docs/memory_model.md, 'Staging'";
+    return line;
+  }
+  std::uint64_t padded = 0;
+  std::uint64_t tensors = 0;
+  for (const LayoutRun& run : plan.layout.runs) {
+    for (const BufferLayout& buffer : run.unit.buffers) {
+      if (role != BufferRole::parameter && !buffer.trainable) continue;
+      padded += run.count * buffer.padded_elements;
+      tensors += run.count * buffer.tensor_elements;
+    }
+  }
+  const bool sharded = sum.elements != padded;
+  line.formula = sharded ? "shard elements x bytes per element, over all units; shard = padded / shards"
+                         : "padded elements x bytes per element, over all units";
+  line.inputs = fmt::format("{} elements in {} ({} in tensors + {} of padding{})", with_commas(sum.elements), sum.dtypes,
+                            with_commas(tensors), with_commas(padded - tensors),
+                            sharded ? fmt::format(", / {} shards", plan.layout.shards) : "");
+  if (role == BufferRole::accumulator) line.source = "docs/memory_model.md, 'Gradient accumulation'";
+  if (catalog.count_only) line.inputs += "; one flat buffer stands for the model";
+  return line;
+}
+
+Explanation slot_explanation(const Catalog& catalog, const StepPlan& plan, BufferRole role) {
+  Explanation line{.name = report_name(role), .bytes = {}, .formula = {}, .inputs = {}, .source = kSlots};
+  std::string units;
+  for (const Slot& slot : plan.device.slots) {
+    if (slot.role != role || plan.device.peak_moment < slot.begin || plan.device.peak_moment >= slot.end) continue;
+    line.bytes += slot.bytes;
+    const UnitRun& run = catalog.runs[slot.run];
+    units += fmt::format("{}one of {} ({})", units.empty() ? "" : " + ", run.name, in_gb(slot.bytes));
+  }
+  line.formula = role == BufferRole::partial ? "shard elements x 4 B of each unit in flight"
+                                             : "padded elements x bytes per element of each unit held at the peak";
+  line.inputs = fmt::format("at the {}: {}", moment_name(catalog, plan, plan.device.peak_moment), units);
+  return line;
+}
+
+}  // namespace
+
+std::vector<Explanation> explain_shardplan(const Catalog& catalog, const StepPlan& plan) {
+  std::vector<Explanation> lines;
+  for (const BufferRole role : {BufferRole::parameter, BufferRole::gradient, BufferRole::accumulator, BufferRole::master,
+                                BufferRole::first_moment, BufferRole::second_moment, BufferRole::ema,
+                                BufferRole::control, BufferRole::staging}) {
+    const RoleSum sum = sum_of(plan, role);
+    if (sum.bytes == Bytes{}) continue;
+    if (catalog.count_only && (role == BufferRole::control || role == BufferRole::staging)) continue;
+    lines.push_back(resident_explanation(catalog, plan, role, sum));
+  }
+  if (catalog.count_only) {
+    Bytes total;
+    for (const Explanation& line : lines) total += line.bytes;
+    lines.push_back({"model states", total, "parameters + gradients + optimizer states", "the lines above", kStages});
+    return lines;
+  }
+  for (const BufferRole role : {BufferRole::gathered_parameter, BufferRole::contribution, BufferRole::partial}) {
+    Explanation line = slot_explanation(catalog, plan, role);
+    if (line.bytes > Bytes{}) lines.push_back(std::move(line));
+  }
+  lines.push_back({"alignment, shifts and packing loss", plan.device.bytes - plan.device.live_peak,
+                   "arena - live peak: 4 KiB alignment, k x 4096 per kind of array, 28,672 B for the base, gaps",
+                   fmt::format("live peak {} B", with_commas(plan.device.live_peak.count())),
+                   "docs/memory_model.md, 'The arena'"});
+  lines.push_back({"arena", plan.device.bytes, "the lines above", "one allocation at the start of the run",
+                   "docs/memory_model.md, 'The arena'"});
+  return lines;
+}
+
+std::vector<Explanation> explain_paper(const Catalog& catalog, const Setup& setup) {
+  const Report report = report_paper(catalog, setup);
+  const DeviceMemory& device = report.ranks.front().device;
+  const Placements placements = placements_of_stage(setup.stage);
+  const Policy& policy = setup.policy;
+  const std::uint64_t shards = shard_count(setup);
+  const auto line = [&](std::string name, Bytes bytes, Placement placement, std::string per_parameter,
+                        std::uint64_t count) {
+    const bool sharded = placement == Placement::sharded;
+    return Explanation{std::move(name), bytes, fmt::format("psi x {}{}", per_parameter, sharded ? " / N" : ""),
+                       fmt::format("psi = {} parameters, N = {}", with_commas(count), shards),
+                       "ZeRO, arXiv 1910.02054, sec. 3.1 and 5"};
+  };
+  const OptimizerStates& optimizer = states_of(setup.optimizer);
+  std::string states;
+  const auto state = [&](bool kept, const char* what, DType dtype) {
+    if (kept) states += fmt::format("{}{} B ({})", states.empty() ? "" : " + ", bits(dtype) / 8, what);
+  };
+  state(policy.master.has_value(), "master", policy.master.value_or(DType::f32));
+  state(optimizer.first_moment, "first moment", policy.first_moment);
+  state(optimizer.second_moment, "second moment", policy.second_moment);
+  state(setup.ema, "moving average", DType::f32);
+  return {line("parameters", device.parameters, placements.parameter,
+               fmt::format("{} B ({})", bits(policy.parameter) / 8, name(policy.parameter)), parameter_elements(catalog)),
+          line("gradients", device.gradients, placements.gradient,
+               fmt::format("{} B ({})", bits(policy.gradient) / 8, name(policy.gradient)), trainable_elements(catalog)),
+          line("optimizer states", device.optimizer_states, placements.optimizer_state,
+               states.empty() ? "0 B (no state)" : fmt::format("({})", states), trainable_elements(catalog)),
+          {"model states", device.model_states(), "parameters + gradients + optimizer states", "the lines above",
+           "ZeRO, arXiv 1910.02054, table 1"}};
+}
+
+std::vector<Explanation> explain_traffic(const Catalog& catalog, const Setup& setup, const Report& report) {
+  const std::string inputs = fmt::format("N = {}, A = {}, cadence {}, {} parameters", shard_count(setup),
+                                         setup.accumulation, name(resolved_cadence(setup)),
+                                         with_commas(parameter_elements(catalog)));
+  const std::string once = report.engine == Engine::paper ? "psi x bytes x (N-1)/N" : "(N-1) x shard bytes of each unit";
+  const bool each = resolved_cadence(setup) == Cadence::micro_batch && setup.accumulation > 1;
+  constexpr const char* kSource = "ZeRO, arXiv 1910.02054, sec. 7; docs/memory_model.md, 'Wire bytes'";
+  std::vector<Explanation> lines;
+  const auto add = [&](const char* what, Bytes bytes, std::string formula) {
+    if (bytes > Bytes{}) lines.push_back({what, bytes, std::move(formula), inputs, kSource});
+  };
+  add("reduce gradients", report.traffic.reduce_gradients, once + (each ? ", each of A micro-batches" : ""));
+  add("reduce among replicas", report.traffic.reduce_among_replicas,
+      "fp32 partial sums: the shard's other parts to their owners, the own part's sum to R-1 others");
+  add("gather gradients", report.traffic.gather_gradients, once);
+  add("gather parameters", report.traffic.gather_parameters,
+      once + (setup.stage == 3 ? ", forward and backward of each of A micro-batches" : ", once after the update"));
+  lines.push_back({"sent per rank and step", report.traffic.total(), "the lines above",
+                   fmt::format("ZeRO's own figure for {} parameters without padding: {} B",
+                               with_commas(parameter_elements(catalog)),
+                               with_commas(report.traffic.textbook.count())),
+                   kSource});
+  return lines;
+}
+
+}  // namespace shardplan

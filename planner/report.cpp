@@ -1,0 +1,196 @@
+#include "planner/report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace shardplan {
+namespace {
+
+using ClassBytes = std::array<Bytes, kMemoryClasses>;
+
+Bytes& of(ClassBytes& classes, BufferRole role) { return classes[static_cast<std::size_t>(class_of(role))]; }
+Bytes of(const ClassBytes& classes, MemoryClass memory_class) { return classes[static_cast<std::size_t>(memory_class)]; }
+
+ClassBytes resident_bytes(const ArenaPlan& arena) {
+  ClassBytes classes;
+  for (const Array& array : arena.arrays) of(classes, array.role) += array.count * array.bytes;
+  return classes;
+}
+
+ClassBytes live_bytes(const ArenaPlan& arena, std::uint64_t moment) {
+  ClassBytes classes = resident_bytes(arena);
+  for (const Slot& slot : arena.slots) {
+    if (slot.begin <= moment && moment < slot.end) of(classes, slot.role) += slot.bytes;
+  }
+  return classes;
+}
+
+void add(Traffic& sum, const Traffic& term, std::uint64_t times) {
+  sum.gather_parameters += times * term.gather_parameters;
+  sum.gather_gradients += times * term.gather_gradients;
+  sum.reduce_gradients += times * term.reduce_gradients;
+  sum.reduce_among_replicas += times * term.reduce_among_replicas;
+}
+
+// bytes / shards, rounded up: the textbook's exact division.
+Bytes split(Bytes bytes, std::uint64_t shards) { return Bytes{divide_up(bytes.count(), shards)}; }
+
+// Model states of the whole model, without padding.
+struct States {
+  Bytes parameters;
+  Bytes trainable_parameters;
+  Bytes gradients;
+  Bytes optimizer_states;
+  Bytes accumulators;
+  Bytes wire;
+};
+
+States whole_states(const Catalog& catalog, const Setup& setup) {
+  const OptimizerStates& optimizer = states_of(setup.optimizer);
+  States states;
+  for (const UnitRun& run : catalog.runs) {
+    for (const Tensor& tensor : run.tensors) {
+      if (!tensor.tied_to.empty()) continue;
+      const std::uint64_t count = checked_multiply(elements(tensor.shape), run.count);
+      const Policy policy = policy_for(setup.policy, tensor.dtype);
+      states.parameters += bytes_for(policy.parameter, count);
+      if (!tensor.trainable) continue;
+      states.trainable_parameters += bytes_for(policy.parameter, count);
+      states.gradients += bytes_for(policy.gradient, count);
+      states.wire += bytes_for(policy.wire, count);
+      if (setup.accumulation > 1 && policy.gradient_accumulator != policy.gradient) {
+        states.accumulators += bytes_for(policy.gradient_accumulator, count);
+      }
+      if (policy.master) states.optimizer_states += bytes_for(*policy.master, count);
+      if (optimizer.first_moment) states.optimizer_states += bytes_for(policy.first_moment, count);
+      if (optimizer.second_moment) states.optimizer_states += bytes_for(policy.second_moment, count);
+      if (setup.ema) states.optimizer_states += bytes_for(DType::f32, count);
+    }
+  }
+  return states;
+}
+
+// The textbook's traffic: each of gather and reduce moves psi (N-1)/N per rank; an all-reduce is both.
+Traffic textbook_traffic(const Catalog& catalog, const Setup& setup) {
+  const States states = whole_states(catalog, setup);
+  const std::uint64_t shards = shard_count(setup);
+  const auto moved = [&](Bytes whole, std::uint64_t times) { return times * split(whole * (shards - 1), shards); };
+  const bool each_micro_batch = resolved_cadence(setup) == Cadence::micro_batch;
+  Traffic traffic;
+  traffic.reduce_gradients = moved(states.wire, each_micro_batch ? setup.accumulation : 1);
+  if (setup.stage == 0) traffic.gather_gradients = moved(states.gradients, 1);
+  if (setup.stage == 1 || setup.stage == 2) traffic.gather_parameters = moved(states.trainable_parameters, 1);
+  if (setup.stage == 3) traffic.gather_parameters = moved(states.parameters, 2 * setup.accumulation);
+  traffic.textbook = traffic.total();
+  return traffic;
+}
+
+}  // namespace
+
+std::string_view name(Engine engine) { return engine == Engine::paper ? "paper" : "shardplan"; }
+
+Engine engine_named(std::string_view name) {
+  if (name == "shardplan") return Engine::shardplan;
+  if (name == "paper") return Engine::paper;
+  throw ConfigError("--engine", "", fmt::format("'{}' is not a known engine: expected shardplan or paper", name));
+}
+
+Bytes least_device_bytes(const RankReport& rank) {
+  return rank.arenas ? std::max(rank.arenas->device, rank.device.model_states()) : rank.device.model_states();
+}
+
+std::string moment_name(const Catalog& catalog, const StepPlan& plan, std::uint64_t moment) {
+  const std::uint64_t step = moment / 4;
+  const std::uint64_t unit = unit_of_step(plan, step);
+  const UnitPlace place = place_of_unit(catalog, unit);
+  return fmt::format("{} of {}", step < plan.layout.units ? "forward" : "backward",
+                     unit_name(catalog.runs[place.run], place.index));
+}
+
+Traffic traffic_of(const Program& program) {
+  Traffic traffic;
+  for (const Segment& segment : program.segments) {
+    for (const Operation& operation : segment.operations) {
+      const Bytes sent = segment.count * operation.sent;
+      if (operation.kind == OperationKind::reduce && operation.scope == Scope::replicas) {
+        traffic.reduce_among_replicas += sent;
+      } else if (operation.kind == OperationKind::reduce) {
+        traffic.reduce_gradients += sent;
+      } else if (operation.kind == OperationKind::gather && operation.subject == Subject::gradient) {
+        traffic.gather_gradients += sent;
+      } else if (operation.kind == OperationKind::gather) {
+        traffic.gather_parameters += sent;
+      }
+    }
+  }
+  return traffic;
+}
+
+Report report_shardplan(const Catalog& catalog, const StepPlan& plan) {
+  Report report{.engine = Engine::shardplan, .ranks = {}, .traffic = {}, .notes = catalog.notes};
+  RankReport rank;
+  rank.count = plan.setup.world_size;
+  DeviceMemory& device = rank.device;
+  const ClassBytes resident = resident_bytes(plan.device);
+  device.parameters = of(resident, MemoryClass::parameters);
+  device.gradients = of(resident, MemoryClass::gradients);
+  device.optimizer_states = of(resident, MemoryClass::optimizer_states);
+  rank.host = {.pinned = Bytes{}, .pageable = Bytes{}, .total = Bytes{}, .initialization_peak = std::nullopt};
+  rank.file = Bytes{};
+  const auto program = [&](ProgramKind kind) { return traffic_of(plan.programs[static_cast<std::size_t>(kind)]); };
+  if (catalog.count_only) {
+    // One flat buffer stands for the whole model: its states are right, but nobody gathers a whole model at once.
+    device.allocated_after_step = device.model_states();
+    report.notes.emplace_back("only a number of parameters is known: gathered units, buffers and traffic need the "
+                              "model's tensors (a preset, a config.json or safetensors)");
+    report.traffic = textbook_traffic(catalog, plan.setup);
+    report.ranks.push_back(rank);
+    return report;
+  }
+  rank.arenas = Arenas{.device = plan.device.bytes, .pinned = {}, .host = {}, .file = {}};
+  device.allocated_after_step = plan.device.bytes;
+  device.live_peak = plan.device.live_peak;
+  device.peak_at = plan.device.slots.empty() ? "throughout the step" : moment_name(catalog, plan, plan.device.peak_moment);
+  const ClassBytes peak = live_bytes(plan.device, plan.device.peak_moment);
+  device.at_peak.parameters = of(peak, MemoryClass::parameters);
+  device.at_peak.gathered_parameters = of(peak, MemoryClass::gathered_parameters);
+  device.at_peak.gradients = of(peak, MemoryClass::gradients);
+  device.at_peak.optimizer_states = of(peak, MemoryClass::optimizer_states);
+  device.at_peak.communication_buffers = of(peak, MemoryClass::communication_buffers);
+  report.ranks.push_back(rank);
+
+  add(report.traffic, program(ProgramKind::train_micro_batch), plan.setup.accumulation - 1);
+  add(report.traffic, program(ProgramKind::last_micro_batch), 1);
+  add(report.traffic, program(ProgramKind::update), 1);
+  report.traffic.control = (plan.setup.world_size - 1) * 64_B;
+  report.traffic.textbook = textbook_traffic(catalog, plan.setup).textbook;
+  return report;
+}
+
+Report report_paper(const Catalog& catalog, const Setup& setup) {
+  validate(setup);
+  Report report{.engine = Engine::paper, .ranks = {}, .traffic = {}, .notes = catalog.notes};
+  const States states = whole_states(catalog, setup);
+  const Placements placements = placements_of_stage(setup.stage);
+  const auto held = [&](Bytes whole, Placement placement) {
+    return placement == Placement::sharded ? split(whole, shard_count(setup)) : whole;
+  };
+  RankReport rank;
+  rank.count = setup.world_size;
+  rank.device.parameters = held(states.parameters, placements.parameter);
+  const bool small_accumulator = resolved_cadence(setup) == Cadence::micro_batch;
+  rank.device.gradients =
+      held(states.gradients, placements.gradient) +
+      held(states.accumulators, small_accumulator ? Placement::sharded : Placement::replicated);
+  rank.device.optimizer_states = held(states.optimizer_states, placements.optimizer_state);
+  rank.device.allocated_after_step = rank.device.model_states();
+  report.ranks.push_back(rank);
+  report.traffic = textbook_traffic(catalog, setup);
+  report.notes.emplace_back("engine paper: the textbook formula, without padding, buffers or gathered units");
+  return report;
+}
+
+}  // namespace shardplan

@@ -1,0 +1,27 @@
+#include <vector>
+
+#include "runtime/collective_kernels.h"
+
+namespace shardplan {
+
+namespace kernels_x86_64_v2 {
+extern const CollectiveKernels kernels;
+}
+namespace kernels_x86_64_v3 {
+extern const CollectiveKernels kernels;
+}
+namespace kernels_x86_64_v4 {
+extern const CollectiveKernels kernels;
+}
+
+std::span<const CollectiveKernels> collective_kernels() {
+  static const std::vector<CollectiveKernels> runnable = [] {
+    std::vector<CollectiveKernels> list{kernels_x86_64_v2::kernels};
+    if (__builtin_cpu_supports("x86-64-v3")) list.push_back(kernels_x86_64_v3::kernels);
+    if (__builtin_cpu_supports("x86-64-v4")) list.push_back(kernels_x86_64_v4::kernels);
+    return list;
+  }();
+  return runnable;
+}
+
+}  // namespace shardplan

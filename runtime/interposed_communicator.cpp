@@ -1,0 +1,37 @@
+#include "runtime/interposed_communicator.h"
+
+namespace shardplan {
+
+void InterposedCommunicator::barrier() {
+  before("barrier");
+  inner_->barrier();
+}
+
+void InterposedCommunicator::all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) {
+  before("all_gather_bytes");
+  inner_->all_gather_bytes(mine, all);
+}
+
+std::unique_ptr<SymmetricArena> InterposedCommunicator::make_arena(Device& device, MemoryTier tier, Bytes bytes,
+                                                                   std::size_t leases) {
+  before("make_arena");
+  return inner_->make_arena(device, tier, bytes, leases);
+}
+
+void InterposedCommunicator::reduce_scatter(const ReduceScatter& call, Stream& stream) {
+  before("reduce_scatter");
+  inner_->reduce_scatter(call, stream);
+}
+
+void InterposedCommunicator::all_gather(const AllGather& call, Stream& stream) {
+  before("all_gather");
+  inner_->all_gather(call, stream);
+}
+
+std::unique_ptr<Communicator> InterposedCommunicator::split(int color, int key) {
+  before("split");
+  auto part = inner_->split(color, key);
+  return part ? wrap(std::move(part)) : nullptr;
+}
+
+}  // namespace shardplan

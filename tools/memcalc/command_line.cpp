@@ -1,0 +1,253 @@
+// The only source that includes CLI11.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <iostream>
+#include <map>
+#include <optional>
+
+#include "base/error.h"
+#include "tools/memcalc/options.h"
+#include "tools/version.h"
+
+namespace shardplan::memcalc {
+namespace {
+
+constexpr const char* kModelHelp =
+    "a preset (memcalc models lists them), a config.json, a folder that holds one, a .safetensors file, an "
+    "*.safetensors.index.json, a folder of them, or a tensor list";
+
+constexpr const char* kFooter = R"(Examples:
+  memcalc plan llama-2-7b --gpus 8 --zero 3
+  memcalc plan path/to/config.json --gpus 64 --zero 2 --gpu h100-80gb --json
+  memcalc plan --params 7e9 --engine paper --precision fp16-mixed
+  memcalc explain gpt2-xl --gpus 4 --zero 1
+
+Exit status: 0 done, 1 it does not fit (--gpu), 2 the command line is wrong, 3 an input file or a model is bad.)";
+
+// Every flag that is a word from a table. The message of a wrong word comes from the table.
+template <typename Value>
+void add_word(CLI::App* app, const std::string& flag, Value& value, const std::string& help,
+              std::function<Value(const std::string&)> read) {
+  app->add_option_function<std::string>(flag, [&value, read = std::move(read)](const std::string& text) {
+        try {
+          value = read(text);
+        } catch (const ConfigError& error) {
+          throw CLI::ValidationError(error.source(), error.problem());
+        }
+      }, help)
+      ->type_name("NAME");
+}
+
+template <typename Enum>
+std::function<Enum(const std::string&)> word_of(const char* flag, std::map<std::string, Enum> words) {
+  return [flag, words = std::move(words)](const std::string& text) {
+    const auto found = words.find(text);
+    if (found != words.end()) return found->second;
+    std::vector<std::string> known;
+    for (const auto& word : words) known.push_back(word.first);
+    throw ConfigError(flag, "", fmt::format("'{}' is not known: expected {}", text, fmt::join(known, " or ")));
+  };
+}
+
+DType dtype_of(const char* flag, const std::string& text) {
+  const auto dtype = parse_dtype(text);
+  if (!dtype) throw ConfigError(flag, "", fmt::format("'{}' is not a dtype: expected fp32, bf16, fp16, ...", text));
+  return *dtype;
+}
+
+// Whole numbers only: "8", not "8.5", "-1" or "8x".
+void add_count(CLI::App* app, const std::string& flag, std::uint64_t& value, const std::string& help) {
+  app->add_option(flag, value, help)->type_name("N")->check([flag](const std::string& text) -> std::string {
+    if (!text.empty() && text.size() < 19 && text.find_first_not_of("0123456789") == std::string::npos) return {};
+    return fmt::format("{}: '{}' is not a whole number", flag, text);
+  });
+}
+
+// --precision and its overrides are combined once all flags are read.
+struct PolicyFlags {
+  std::string precision = "bf16-mixed";
+  std::map<std::string, std::string> overrides;
+};
+
+Policy resolve(const PolicyFlags& flags) {
+  Policy policy = policy_named(flags.precision);
+  for (const auto& [flag, text] : flags.overrides) {
+    const DType dtype = dtype_of(flag.c_str(), text);
+    if (flag == "--param-dtype") policy.parameter = dtype;
+    if (flag == "--grad-dtype") policy.gradient = dtype;
+    if (flag == "--grad-accum-dtype") policy.gradient_accumulator = dtype;
+    if (flag == "--master-dtype") policy.master = dtype;
+    if (flag == "--moment-dtype") policy.first_moment = policy.second_moment = dtype;
+    if (flag == "--compute-dtype") policy.compute = dtype;
+    if (flag == "--wire-dtype") policy.wire = dtype;
+  }
+  // A gradient that travels as itself goes on doing so.
+  if (flags.overrides.count("--grad-dtype") != 0 && flags.overrides.count("--wire-dtype") == 0) {
+    policy.wire = policy.gradient;
+  }
+  return policy;
+}
+
+void add_precision(CLI::App* app, PolicyFlags& flags) {
+  std::vector<std::string> names;
+  for (const Policy& policy : all_policies()) names.push_back(policy.name);
+  app->add_option("--precision", flags.precision, fmt::format("{} (bf16-mixed)", fmt::join(names, ", ")))
+      ->type_name("NAME")
+      ->group("Precision and optimizer");
+  for (const auto& [flag, help] : std::map<std::string, std::string>{
+           {"--param-dtype", "parameters"},
+           {"--grad-dtype", "gradients (and what travels, unless --wire-dtype is given)"},
+           {"--grad-accum-dtype", "the accumulator of micro-batches"},
+           {"--master-dtype", "the optimizer's copy of the parameters"},
+           {"--moment-dtype", "both moments of the optimizer"},
+           {"--compute-dtype", "the client's computation"},
+           {"--wire-dtype", "contributions to a reduction"}}) {
+    app->add_option_function<std::string>(
+           flag, [&flags, flag = flag](const std::string& text) { flags.overrides[flag] = text; }, help)
+        ->type_name("DTYPE")
+        ->group("Precision and optimizer");
+  }
+}
+
+void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy) {
+  Setup& setup = options.setup;
+  app->add_option("MODEL", options.model, kModelHelp)->type_name("");
+  app->add_option("--params", options.parameters, "a number of parameters instead of MODEL: 7e9, 7B, 350M (model states only)")
+      ->type_name("COUNT");
+  app->add_option("--freeze", options.freeze, "freeze the tensors whose names match (* and ?); may be repeated")
+      ->type_name("GLOB")
+      ->allow_extra_args(false);
+
+  add_count(app, "--gpus", setup.world_size, "world size (1)");
+  add_count(app, "--gpus-per-node", options.gpus_per_node, "GPUs in a node (8)");
+  app->add_option("--gpu", options.gpu, "a GPU's name (memcalc gpus lists them) or its memory, as 80GiB")
+      ->type_name("NAME|SIZE");
+  app->add_option("--gpu-file", options.gpu_files, "a table of more GPUs (docs/gpus.md); may be repeated")
+      ->type_name("FILE")
+      ->allow_extra_args(false);
+  app->add_option("--zero", setup.stage, "ZeRO stage: 0 nothing is sharded, 1 optimizer states, 2 and gradients, 3 and parameters (0)")
+      ->type_name("0..3");
+  add_word<Engine>(app, "--engine", options.engine, "whose runtime: shardplan, or paper (the textbook formula) (shardplan)",
+                   [](const std::string& text) { return engine_named(text); });
+  add_count(app, "--replicate", setup.replicate, "hybrid sharding: this many groups, sharded inside, replicated across (1)");
+  add_count(app, "--prefetch", setup.prefetch, "units gathered ahead at stage 3; 0 hides nothing and needs least (1)");
+  add_count(app, "--grad-accum", setup.accumulation, "micro-batches per step (1)");
+  add_word<std::optional<Cadence>>(
+      app, "--cadence", setup.cadence, "when gradients are reduced: micro_batch or step (step at stages 0, 1)",
+      [read = word_of<Cadence>("--cadence", {{"micro_batch", Cadence::micro_batch}, {"step", Cadence::step}})](
+          const std::string& text) { return std::optional<Cadence>(read(text)); });
+  add_word<Reduction>(app, "--reduction", setup.reduction, "order of sums: canonical (same bits everywhere) or fast (canonical)",
+                      word_of<Reduction>("--reduction", {{"canonical", Reduction::canonical}, {"fast", Reduction::fast}}));
+  app->add_option("--reduction-group", setup.reduction_group, "ranks that are summed first (the shard group)")->type_name("N");
+  add_word<Transport>(app, "--transport", setup.transport, "direct (ranks read each other's memory) or staged (direct)",
+                      word_of<Transport>("--transport", {{"direct", Transport::direct}, {"staged", Transport::staged}}));
+  add_word<Recompute>(app, "--recompute", setup.recompute, "none or full (none)",
+                      word_of<Recompute>("--recompute", {{"none", Recompute::none}, {"full", Recompute::full}}));
+  app->add_option("--seq", options.sequence, "tokens per sequence")->type_name("N");
+  add_count(app, "--micro-batch", options.micro_batch, "sequences per micro-batch (1)");
+  add_precision(app, policy);
+  std::vector<std::string_view> optimizers;
+  for (const OptimizerStates& optimizer : all_optimizers()) optimizers.push_back(optimizer.name);
+  add_word<OptimizerKind>(app, "--optimizer", setup.optimizer, fmt::format("{} (adamw)", fmt::join(optimizers, ", ")),
+                          [](const std::string& text) { return optimizer_named(text).kind; });
+  app->add_flag("--ema", setup.ema, "keep an fp32 moving average of the parameters");
+  app->add_flag("--json", options.json, "one JSON object on stdout and nothing else");
+  app->add_flag("--verbose", options.verbose, "also the units, their layout and the programs");
+}
+
+// Completes commands, flags, and the names of models and GPUs. Made from the parser itself, so that it is never behind.
+std::string completion_script(const CLI::App& app) {
+  std::string commands;
+  std::string cases;
+  for (const CLI::App* command : app.get_subcommands({})) {
+    commands += command->get_name() + " ";
+    std::string flags;
+    for (const CLI::Option* option : command->get_options()) {
+      for (const std::string& flag : option->get_lnames()) flags += "--" + flag + " ";
+    }
+    cases += fmt::format("    {}) words=\"{}\" ;;\n", command->get_name(), flags);
+  }
+  return fmt::format(R"(_memcalc() {{
+  local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words=
+  case $before in
+    --gpu) COMPREPLY=($(compgen -W "$(memcalc gpus --names 2>/dev/null)" -- "$word")); return ;;
+    --*-file) COMPREPLY=($(compgen -f -- "$word")); return ;;
+  esac
+  case ${{COMP_WORDS[1]}} in
+{}    *) words="{}--help --version" ;;
+  esac
+  COMPREPLY=($(compgen -W "$words" -- "$word"))
+  if [[ $COMP_CWORD -ge 2 && $word != -* ]]; then
+    COMPREPLY+=($(compgen -W "$(memcalc models --names 2>/dev/null)" -- "$word") $(compgen -f -- "$word"))
+  fi
+}}
+complete -o filenames -F _memcalc memcalc
+)",
+                     cases, commands);
+}
+
+void finish(PlanOptions& options, const PolicyFlags& policy) {
+  if (options.model.empty() == !options.parameters) {
+    throw ConfigError("MODEL", "", options.parameters ? "a model and --params exclude each other"
+                                                      : "expected a model (a preset, a file, a folder) or --params");
+  }
+  if (options.gpus_per_node == 0) throw ConfigError("--gpus-per-node", "", "expected 1 or more");
+  if (options.micro_batch == 0) throw ConfigError("--micro-batch", "", "expected 1 or more");
+  if (options.sequence && *options.sequence == 0) throw ConfigError("--seq", "", "expected 1 or more");
+  options.setup.policy = resolve(policy);
+  validate(options.setup);
+}
+
+}  // namespace
+
+ParseResult parse_command_line(int argc, char** argv) {
+  ParseResult result;
+  CommandLine& line = result.command_line;
+  PolicyFlags policy;
+  CLI::App app{"memcalc sizes a training run: what each GPU holds, where, and why.", "memcalc"};
+  app.set_version_flag("--version", std::string("memcalc ") + kVersion);
+  app.require_subcommand(1);
+  app.footer(kFooter);
+  app.get_formatter()->column_width(34);
+
+  CLI::App* plan = app.add_subcommand("plan", "What one GPU of each kind holds: a table, or --json");
+  CLI::App* explain = app.add_subcommand("explain", "The same numbers, each with its formula, inputs and source");
+  CLI::App* models = app.add_subcommand("models", "The presets");
+  CLI::App* gpus = app.add_subcommand("gpus", "The GPUs that are known by name");
+  CLI::App* completion = app.add_subcommand("completion", "Bash completion: eval \"$(memcalc completion)\"");
+  for (CLI::App* command : {plan, explain}) {
+    add_plan_flags(command, line.plan, policy);
+    command->footer(kFooter);
+  }
+  for (CLI::App* command : {models, gpus}) {
+    command->add_flag("--json", line.list.json, "one JSON object on stdout and nothing else");
+    command->add_flag("--names", line.list.names, "the names, one a line");
+  }
+  gpus->add_option("--gpu-file", line.list.gpu_files, "a table of more GPUs; may be repeated")->type_name("FILE")->allow_extra_args(false);
+
+  try {
+    app.parse(argc, argv);
+    if (*completion) {
+      fmt::print("{}", completion_script(app));
+      result.exit_status = 0;
+      return result;
+    }
+    line.command = *explain ? Command::explain : *models ? Command::models : *gpus ? Command::gpus : Command::plan;
+    if (*plan || *explain) finish(line.plan, policy);
+  } catch (const CLI::Success& success) {
+    app.exit(success);
+    result.exit_status = 0;
+  } catch (const CLI::ParseError& error) {
+    std::cerr << "memcalc: " << error.what() << "\n";
+    result.exit_status = 2;
+  } catch (const ConfigError& error) {
+    std::cerr << "memcalc: " << error.what() << "\n";
+    result.exit_status = 2;
+  }
+  return result;
+}
+
+}  // namespace shardplan::memcalc

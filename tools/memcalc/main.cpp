@@ -1,0 +1,56 @@
+// memcalc: sizes a training run. See `memcalc --help`.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <exception>
+#include <string>
+
+#include "base/error.h"
+#include "tools/memcalc/options.h"
+#include "tools/memcalc/output.h"
+#include "tools/memcalc/planning.h"
+
+namespace {
+
+using namespace shardplan;
+using namespace shardplan::memcalc;
+
+constexpr int kDone = 0;
+constexpr int kDoesNotFit = 1;
+constexpr int kBadInput = 3;
+
+// Throws IoError where stdout cannot take it (a full disk, a closed pipe): an answer is never cut short in silence.
+void print(const std::string& text) {
+  const std::size_t written = std::fwrite(text.data(), 1, text.size(), stdout);
+  if (written != text.size() || std::fflush(stdout) != 0) throw IoError("stdout", written, errno, "cannot write");
+}
+
+int run(const CommandLine& line) {
+  switch (line.command) {
+    case Command::models: print(models_text(line.list)); return kDone;
+    case Command::gpus: print(gpus_text(line.list)); return kDone;
+    case Command::plan:
+    case Command::explain: break;
+  }
+  const Planned planned = make_planned(line.plan);
+  if (line.command == Command::explain) {
+    print(line.plan.json ? explain_json(line.plan, planned) : explain_text(line.plan, planned));
+    return kDone;
+  }
+  print(line.plan.json ? plan_json(line.plan, planned) : plan_text(line.plan, planned, isatty(STDOUT_FILENO) != 0));
+  return planned.fits.value_or(true) ? kDone : kDoesNotFit;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const ParseResult parsed = parse_command_line(argc, argv);
+  if (parsed.exit_status) return *parsed.exit_status;
+  try {
+    return run(parsed.command_line);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "memcalc: {}\n", error.what());
+    return kBadInput;
+  }
+}

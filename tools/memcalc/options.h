@@ -1,0 +1,53 @@
+// What the user asked memcalc for: the command line, read and checked, before any file is opened.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "planner/report.h"
+#include "planner/setup.h"
+
+namespace shardplan::memcalc {
+
+// MODEL and what is asked about it: the flags of plan and explain.
+struct PlanOptions {
+  std::string model;                     // a preset, a file or a folder; empty with --params
+  std::optional<std::string> parameters; // --params
+  std::vector<std::string> freeze;       // globs
+  Engine engine = Engine::shardplan;
+  Setup setup;
+  std::uint64_t gpus_per_node = 8;
+  std::optional<std::string> gpu;        // a name or a size
+  std::vector<std::string> gpu_files;    // tables of the user's own
+  // Recorded in the set-up; they decide activations, which are not counted yet.
+  std::optional<std::uint64_t> sequence;
+  std::uint64_t micro_batch = 1;
+  bool json = false;
+  bool verbose = false;
+};
+
+struct ListOptions {
+  bool json = false;
+  bool names = false;  // one a line, and nothing else
+  std::vector<std::string> gpu_files;
+};
+
+enum class Command { plan, explain, models, gpus };
+
+struct CommandLine {
+  Command command = Command::plan;
+  PlanOptions plan;  // plan and explain
+  ListOptions list;  // models and gpus
+};
+
+// Reads the command line. Returns the exit status instead where there is nothing left to do: 0 after --help, --version
+// or completion, 2 after a message on stderr about a command line that is wrong.
+struct ParseResult {
+  CommandLine command_line;
+  std::optional<int> exit_status;
+};
+ParseResult parse_command_line(int argc, char** argv);
+
+}  // namespace shardplan::memcalc

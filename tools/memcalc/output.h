@@ -1,0 +1,21 @@
+// What memcalc prints: JSON (docs/memcalc-json.md lists the fields) and text.
+#pragma once
+
+#include <string>
+
+#include "tools/memcalc/options.h"
+#include "tools/memcalc/planning.h"
+
+namespace shardplan::memcalc {
+
+// `colour`: whether stdout is a terminal.
+std::string plan_text(const PlanOptions& options, const Planned& planned, bool colour);
+std::string plan_json(const PlanOptions& options, const Planned& planned);
+
+std::string explain_text(const PlanOptions& options, const Planned& planned);
+std::string explain_json(const PlanOptions& options, const Planned& planned);
+
+std::string models_text(const ListOptions& options);
+std::string gpus_text(const ListOptions& options);
+
+}  // namespace shardplan::memcalc

@@ -1,0 +1,168 @@
+#include <boost/json.hpp>
+
+#include "planner/explain.h"
+#include "tools/memcalc/output.h"
+
+namespace shardplan::memcalc {
+namespace {
+
+namespace json = boost::json;
+
+json::value value_of(const std::optional<Bytes>& bytes) { return bytes ? json::value(bytes->count()) : json::value(); }
+
+template <typename T>
+json::value value_of(const std::optional<T>& value) {
+  return value ? json::value(*value) : json::value();
+}
+
+json::string word(std::string_view text) { return json::string(text.data(), text.size()); }
+
+json::object model_json(const Catalog& catalog) {
+  const std::uint64_t parameters = parameter_elements(catalog);
+  return {{"name", catalog.name},
+          {"family", catalog.family},
+          {"parameters", parameters},
+          {"trainable_parameters", trainable_elements(catalog)},
+          {"active_parameters", catalog.active_parameters.value_or(parameters)},
+          {"tensors", catalog.count_only ? json::value() : json::value(tensor_count(catalog))},
+          {"units", catalog.count_only ? json::value() : json::value(unit_count(catalog))}};
+}
+
+json::object setup_json(const PlanOptions& options, const Planned& planned) {
+  const Setup& setup = options.setup;
+  const Policy& policy = setup.policy;
+  const auto dtype = [](DType type) { return word(name(type)); };
+  return {{"world_size", setup.world_size},
+          {"gpus_per_node", options.gpus_per_node},
+          {"data_parallel", setup.world_size},
+          {"tensor_parallel", 1},
+          {"pipeline_parallel", 1},
+          {"context_parallel", 1},
+          {"expert_parallel", 1},
+          {"replicate", setup.replicate},
+          {"shard", shard_count(setup)},
+          {"zero_stage", setup.stage},
+          {"engine", word(name(options.engine))},
+          {"precision", policy.name},
+          {"compute_dtype", dtype(policy.compute)},
+          {"param_dtype", dtype(policy.parameter)},
+          {"grad_dtype", dtype(policy.gradient)},
+          {"grad_accum_dtype", dtype(policy.gradient_accumulator)},
+          {"master_dtype", policy.master ? json::value(dtype(*policy.master)) : json::value()},
+          {"moment_dtype", dtype(policy.first_moment)},
+          {"wire_dtype", dtype(policy.wire)},
+          {"optimizer", word(states_of(setup.optimizer).name)},
+          {"ema", setup.ema},
+          {"micro_batch", options.micro_batch},
+          {"sequence", value_of(options.sequence)},
+          {"grad_accum", setup.accumulation},
+          {"cadence", word(name(resolved_cadence(setup)))},
+          {"reduction", word(name(setup.reduction))},
+          {"reduction_group", resolved_reduction_group(setup)},
+          {"transport", word(name(setup.transport))},
+          {"prefetch", setup.prefetch},
+          {"recompute", word(name(setup.recompute))},
+          {"freeze", json::array(options.freeze.begin(), options.freeze.end())},
+          {"plan_hash", planned.plan ? json::value(planned.plan->hash) : json::value()}};
+}
+
+json::object rank_json(const RankReport& rank) {
+  const DeviceMemory& device = rank.device;
+  const PeakMemory& peak = device.at_peak;
+  const json::value peak_at = device.peak_at.empty() ? json::value() : json::value(device.peak_at);
+  return {{"role", rank.role},
+          {"count", rank.count},
+          {"device",
+           {{"parameters", device.parameters.count()},
+            {"gradients", device.gradients.count()},
+            {"optimizer_states", device.optimizer_states.count()},
+            {"model_states", device.model_states().count()},
+            {"allocated_after_step", value_of(device.allocated_after_step)},
+            {"peak_allocated", value_of(device.peak_allocated)},
+            {"peak_reserved", value_of(device.peak_reserved)},
+            {"context", value_of(device.context)},
+            {"total", value_of(device.total)},
+            {"live_peak", value_of(device.live_peak)},
+            {"peak_at", peak_at},
+            {"at_peak",
+             {{"parameters", value_of(peak.parameters)},
+              {"gathered_parameters", value_of(peak.gathered_parameters)},
+              {"gradients", value_of(peak.gradients)},
+              {"optimizer_states", value_of(peak.optimizer_states)},
+              {"communication_buffers", value_of(peak.communication_buffers)},
+              {"activations", value_of(peak.activations)},
+              {"loss", value_of(peak.loss)},
+              {"workspace", value_of(peak.workspace)}}}}},
+          {"host",
+           {{"pinned", value_of(rank.host.pinned)},
+            {"pageable", value_of(rank.host.pageable)},
+            {"total", value_of(rank.host.total)},
+            {"initialization_peak", value_of(rank.host.initialization_peak)}}},
+          {"file", {{"total", value_of(rank.file)}}},
+          {"arenas", rank.arenas ? json::value{{"device", rank.arenas->device.count()},
+                                               {"pinned", rank.arenas->pinned.count()},
+                                               {"host", rank.arenas->host.count()},
+                                               {"file", rank.arenas->file.count()}}
+                                 : json::value()}};
+}
+
+json::object traffic_json(const Traffic& traffic) {
+  return {{"bytes_sent_per_step", traffic.total().count()},
+          {"by_operation",
+           {{"gather_parameters", traffic.gather_parameters.count()},
+            {"gather_gradients", traffic.gather_gradients.count()},
+            {"reduce_gradients", traffic.reduce_gradients.count()},
+            {"reduce_among_replicas", traffic.reduce_among_replicas.count()}}},
+          {"control_bytes_sent_per_step", traffic.control.count()},
+          {"textbook_bytes_sent_per_step", traffic.textbook.count()}};
+}
+
+json::array explanation_json(const std::vector<Explanation>& lines) {
+  json::array array;
+  for (const Explanation& line : lines) {
+    array.push_back({{"name", line.name},
+                     {"bytes", line.bytes.count()},
+                     {"formula", line.formula},
+                     {"inputs", line.inputs},
+                     {"source", line.source}});
+  }
+  return array;
+}
+
+std::string line_of(const json::object& object) { return json::serialize(object) + "\n"; }
+
+}  // namespace
+
+std::string plan_json(const PlanOptions& options, const Planned& planned) {
+  json::array ranks;
+  for (const RankReport& rank : planned.report.ranks) ranks.push_back(rank_json(rank));
+  json::value gpu;
+  json::value headroom;
+  if (planned.gpu) {
+    gpu = {{"name", planned.gpu->name}, {"capacity_bytes", planned.gpu->bytes.count()}};
+    // What is left is only known once everything is counted; what is missing already is.
+    if (planned.fits) headroom = signed_difference(planned.gpu->bytes, least_device_bytes(planned.worst()));
+  }
+  return line_of({{"schema", "memcalc.plan/1"},
+                  {"model", model_json(planned.catalog)},
+                  {"setup", setup_json(options, planned)},
+                  {"ranks", std::move(ranks)},
+                  {"worst", rank_json(planned.worst())},
+                  {"communication", traffic_json(planned.report.traffic)},
+                  {"gpu", std::move(gpu)},
+                  {"fits", value_of(planned.fits)},
+                  {"headroom_bytes", std::move(headroom)},
+                  {"notes", json::array(planned.report.notes.begin(), planned.report.notes.end())}});
+}
+
+std::string explain_json(const PlanOptions& options, const Planned& planned) {
+  const std::vector<Explanation> device = planned.plan ? explain_shardplan(planned.catalog, *planned.plan)
+                                                       : explain_paper(planned.catalog, options.setup);
+  return line_of({{"schema", "memcalc.explain/1"},
+                  {"model", model_json(planned.catalog)},
+                  {"setup", setup_json(options, planned)},
+                  {"device", explanation_json(device)},
+                  {"communication", explanation_json(explain_traffic(planned.catalog, options.setup, planned.report))}});
+}
+
+}  // namespace shardplan::memcalc

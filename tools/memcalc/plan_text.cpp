@@ -1,0 +1,239 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/text.h"
+#include "planner/explain.h"
+#include "tools/memcalc/output.h"
+
+namespace shardplan::memcalc {
+namespace {
+
+// Escape codes, or nothing where stdout is no terminal.
+struct Style {
+  const char* bold = "";
+  const char* dim = "";
+  const char* good = "";
+  const char* bad = "";
+  const char* off = "";
+};
+
+Style style_for(bool colour) { return colour ? Style{"\033[1m", "\033[2m", "\033[32m", "\033[31m", "\033[0m"} : Style{}; }
+
+std::string both(Bytes bytes) { return fmt::format("{} ({})", in_gb(bytes), in_gib(bytes)); }
+
+std::string plural(std::uint64_t count, const char* word) {
+  return fmt::format("{} {}{}", with_commas(count), word, count == 1 ? "" : "s");
+}
+
+std::string heading(const PlanOptions& options, const Planned& planned, const Style& style) {
+  const Catalog& catalog = planned.catalog;
+  const Setup& setup = options.setup;
+  const std::uint64_t parameters = parameter_elements(catalog);
+  const std::uint64_t trainable = trainable_elements(catalog);
+  std::string text = fmt::format("{}{}{}  {} parameters", style.bold, catalog.name, style.off, with_commas(parameters));
+  if (trainable != parameters) text += fmt::format(", {} trainable", with_commas(trainable));
+  if (!catalog.count_only) {
+    text += fmt::format(", {} in {}", plural(tensor_count(catalog), "tensor"), plural(unit_count(catalog), "unit"));
+  }
+  text += fmt::format("\n{}, ZeRO stage {}", plural(setup.world_size, "GPU"), setup.stage);
+  if (setup.replicate > 1) {
+    text += fmt::format(" in {} replicas of {} shards", setup.replicate, shard_count(setup));
+  }
+  text += fmt::format(", {}, {}, engine {}", setup.policy.name, states_of(setup.optimizer).name, name(options.engine));
+  if (setup.accumulation > 1) {
+    text += fmt::format(", {} micro-batches (cadence {})", setup.accumulation, name(resolved_cadence(setup)));
+  }
+  return text + "\n";
+}
+
+struct Line {
+  const char* name;
+  std::optional<Bytes> resident;
+  std::optional<Bytes> at_peak;
+  std::string what;
+};
+
+std::string held(bool sharded, std::uint64_t shards) { return sharded ? fmt::format("1/{} of each unit", shards) : "whole"; }
+
+std::string dtypes_of_states(const Setup& setup) {
+  const OptimizerStates& optimizer = states_of(setup.optimizer);
+  std::string text;
+  const auto add = [&](bool kept, const char* what, DType dtype) {
+    if (kept) text += fmt::format("{}{} {}", text.empty() ? "" : " + ", name(dtype), what);
+  };
+  add(setup.policy.master.has_value(), "master", setup.policy.master.value_or(DType::f32));
+  add(optimizer.first_moment, optimizer.second_moment ? "first moment" : "momentum", setup.policy.first_moment);
+  add(optimizer.second_moment, "second moment", setup.policy.second_moment);
+  add(setup.ema, "moving average", DType::f32);
+  return text.empty() ? "no state" : text;
+}
+
+std::vector<Line> device_lines(const PlanOptions& options, const Planned& planned) {
+  const Setup& setup = options.setup;
+  const DeviceMemory& device = planned.worst().device;
+  const PeakMemory& peak = device.at_peak;
+  const std::uint64_t shards = shard_count(setup);
+  const Placements placements = placements_of_stage(setup.stage);
+  const auto sharded = [&](Placement placement) { return held(placement == Placement::sharded && shards > 1, shards); };
+  std::vector<Line> lines{
+      {"parameters", device.parameters, peak.parameters,
+       fmt::format("{}, {}", name(setup.policy.parameter), sharded(placements.parameter))},
+      {"gradients", device.gradients, peak.gradients,
+       fmt::format("{}, {}", name(setup.policy.gradient), sharded(placements.gradient))},
+      {"optimizer states", device.optimizer_states, peak.optimizer_states,
+       fmt::format("{}, {}", dtypes_of_states(setup), sharded(placements.optimizer_state))}};
+  if (peak.gathered_parameters.value_or(Bytes{}) > Bytes{}) {
+    lines.push_back({"gathered parameters", Bytes{}, peak.gathered_parameters, "whole units, while they compute"});
+  }
+  if (peak.communication_buffers) {
+    lines.push_back({"communication buffers", std::nullopt, peak.communication_buffers,
+                     setup.transport == Transport::staged ? "staging, control" : "control"});
+  }
+  return lines;
+}
+
+std::string cell(std::optional<Bytes> bytes) {
+  if (!bytes) return "";
+  return *bytes == Bytes{} ? "-" : in_gb(*bytes);
+}
+
+std::string table(const PlanOptions& options, const Planned& planned, const Style& style) {
+  const RankReport& rank = planned.worst();
+  const DeviceMemory& device = rank.device;
+  const bool walked = device.live_peak.has_value();
+  std::string text = fmt::format("{}{:<24}{:>12}{}{}\n", style.dim,
+                                 rank.count == 1 ? "the GPU" : fmt::format("each of {} GPUs", with_commas(rank.count)),
+                                 "resident", walked ? fmt::format("{:>12}", "at peak") : "", style.off);
+  for (const Line& line : device_lines(options, planned)) {
+    text += fmt::format("  {:<22}{:>12}{}   {}{}{}\n", line.name, cell(line.resident),
+                        walked ? fmt::format("{:>12}", cell(line.at_peak)) : "", style.dim, line.what, style.off);
+  }
+  text += fmt::format("  {:<22}{:>12}{}\n", "", "------------", walked ? "------------" : "");
+  text += fmt::format("  {}{:<22}{:>12}{}{}", style.bold, "model states", in_gb(device.model_states()),
+                      walked ? fmt::format("{:>12}", in_gb(*device.live_peak)) : "", style.off);
+  text += walked ? fmt::format("   {}the peak is at: {}{}\n", style.dim, device.peak_at, style.off) : "\n";
+  if (rank.arenas) {
+    text += fmt::format("  {:<22}{:>24}   {}{}, one allocation at the start{}\n", "device arena",
+                        in_gb(rank.arenas->device), style.dim, in_gib(rank.arenas->device), style.off);
+    text += fmt::format("  {:<22}{:>24}   {}nothing is offloaded{}\n", "host, file",
+                        fmt::format("{}, {}", in_gb(rank.arenas->pinned + rank.arenas->host), in_gb(rank.arenas->file)),
+                        style.dim, style.off);
+  }
+  text += fmt::format("  {:<22}{:>{}}\n", "activations, loss", "not yet counted", walked ? 24 : 12);
+  return text;
+}
+
+std::string bar(const Planned& planned, const Style& style) {
+  constexpr std::uint64_t kWidth = 50;
+  const Bytes needed = least_device_bytes(planned.worst());
+  const double share = static_cast<double>(needed.count()) / static_cast<double>(planned.gpu->bytes.count());
+  const auto filled = static_cast<std::uint64_t>(std::min(share, 1.0) * static_cast<double>(kWidth) + 0.5);
+  return fmt::format("{}[{}{}]{} {:.0f} % of {} ({})\n", share > 1 ? style.bad : style.good, std::string(filled, '#'),
+                     std::string(kWidth - filled, '.'), style.off, share * 100, planned.gpu->name,
+                     both(planned.gpu->bytes));
+}
+
+std::string verdict(const Planned& planned, const Style& style) {
+  const RankReport& rank = planned.worst();
+  const Bytes needed = least_device_bytes(rank);
+  const char* what = rank.arenas ? "arena" : "model states";
+  const DeviceMemory& device = rank.device;
+  std::pair<const char*, Bytes> largest{"parameters", device.parameters};
+  for (const auto& [part, bytes] : {std::pair{"gradients", device.gradients}, {"optimizer states", device.optimizer_states},
+                                    {"gathered parameters", device.at_peak.gathered_parameters.value_or(Bytes{})}}) {
+    if (bytes > largest.second) largest = {part, bytes};
+  }
+  std::string text;
+  if (planned.gpu && planned.fits == false) {
+    text = fmt::format("{}It does not fit:{} the {} alone is {} more than the GPU has", style.bad, style.off, what,
+                       in_gb(needed - planned.gpu->bytes));
+  } else if (planned.gpu) {
+    text = fmt::format("{}The {} fits{} and leaves {} for activations, which are not yet counted", style.good, what,
+                       style.off, in_gb(planned.gpu->bytes - needed));
+  } else {
+    text = fmt::format("Each GPU needs {} and its activations", both(needed));
+  }
+  if (largest.second > Bytes{}) text += fmt::format("; the largest part is the {} ({})", largest.first, in_gb(largest.second));
+  return text + ".\n";
+}
+
+std::string traffic(const PlanOptions& options, const Planned& planned, const Style& style) {
+  const Traffic& sent = planned.report.traffic;
+  if (sent.total() == Bytes{}) return {};
+  std::string parts;
+  for (const auto& [part, bytes] :
+       {std::pair{"gather parameters", sent.gather_parameters}, {"gather gradients", sent.gather_gradients},
+        {"reduce gradients", sent.reduce_gradients}, {"between replicas", sent.reduce_among_replicas}}) {
+    if (bytes > Bytes{}) parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", part, in_gb(bytes));
+  }
+  std::string text = fmt::format("{:<24}{:>12}   {}{}{}\n", "sent per GPU and step", in_gb(sent.total()), style.dim, parts,
+                                 style.off);
+  if (options.engine != Engine::paper && !planned.catalog.count_only) {
+    text += fmt::format("{:<24}{:>12}   {}{} psi (N-1)/N, without padding{}\n", "  ZeRO's own figure",
+                        in_gb(sent.textbook), style.dim, options.setup.stage == 3 ? 3 : 2, style.off);
+  }
+  return text;
+}
+
+std::string units(const Planned& planned) {
+  std::string text = "\nunits\n";
+  for (std::size_t r = 0; r < planned.plan->layout.runs.size(); ++r) {
+    const UnitRun& run = planned.catalog.runs[r];
+    const LayoutRun& layout = planned.plan->layout.runs[r];
+    text += fmt::format("  {:<32}{:>6} x\n", run.numbered ? run.name + ".*" : run.name, run.count);
+    for (const BufferLayout& buffer : layout.unit.buffers) {
+      text += fmt::format("    {} elements in {}{}, padded to {} (granule {}), shard {}\n",
+                          with_commas(buffer.tensor_elements), plural(buffer.tensors.size(), "tensor"),
+                          buffer.trainable ? "" : ", frozen", with_commas(buffer.padded_elements), buffer.granule,
+                          with_commas(buffer.shard_elements));
+    }
+  }
+  for (const ProgramKind kind : {ProgramKind::train_micro_batch, ProgramKind::last_micro_batch, ProgramKind::evaluate,
+                                 ProgramKind::update}) {
+    const Program& program = planned.plan->programs[static_cast<std::size_t>(kind)];
+    text += fmt::format("program {}: {} operations\n", name(kind), with_commas(operation_count(program)));
+    for (const Segment& segment : program.segments) {
+      text += fmt::format("  {:>5} x", segment.count);
+      for (const Operation& operation : segment.operations) {
+        const std::string_view pass = name(operation.pass);
+        text += fmt::format(" {}{}{} {}", name(operation.kind), pass.empty() ? "" : " ", pass, operation.unit);
+        text += &operation == &segment.operations.back() ? "" : ";";
+      }
+      text += "\n";
+    }
+  }
+  return text + fmt::format("plan {}\n", planned.plan->hash);
+}
+
+}  // namespace
+
+std::string plan_text(const PlanOptions& options, const Planned& planned, bool colour) {
+  const Style style = style_for(colour);
+  std::string text = heading(options, planned, style) + "\n" + table(options, planned, style) + "\n";
+  if (planned.gpu) text += bar(planned, style);
+  text += verdict(planned, style);
+  const std::string sent = traffic(options, planned, style);
+  if (!sent.empty()) text += "\n" + sent;
+  for (const std::string& note : planned.report.notes) text += fmt::format("{}note: {}{}\n", style.dim, note, style.off);
+  if (options.verbose && planned.plan) text += units(planned);
+  return text;
+}
+
+std::string explain_text(const PlanOptions& options, const Planned& planned) {
+  std::string text = heading(options, planned, {});
+  const auto add = [&](const char* title, const std::vector<Explanation>& lines) {
+    text += fmt::format("\n{}\n", title);
+    for (const Explanation& line : lines) {
+      text += fmt::format("\n  {:<40}{:>24} B   {}\n      = {}\n        {}\n        source: {}\n", line.name,
+                          with_commas(line.bytes.count()), both(line.bytes), line.formula, line.inputs, line.source);
+    }
+  };
+  add("Each GPU holds, at the peak", planned.plan ? explain_shardplan(planned.catalog, *planned.plan)
+                                                  : explain_paper(planned.catalog, options.setup));
+  add("Each GPU sends, in one step", explain_traffic(planned.catalog, options.setup, planned.report));
+  for (const std::string& note : planned.report.notes) text += fmt::format("\nnote: {}\n", note);
+  return text;
+}
+
+}  // namespace shardplan::memcalc
