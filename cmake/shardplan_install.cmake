@@ -1,7 +1,6 @@
 # `cmake --install`: headers, libraries, programs, the CMake package and the pkg-config file. tests/install uses all.
 include(CMakePackageConfigHelpers)
 
-get_property(libraries GLOBAL PROPERTY SHARDPLAN_LIBRARIES)
 get_property(programs GLOBAL PROPERTY SHARDPLAN_PROGRAMS)
 
 install(TARGETS ${libraries} EXPORT shardplan

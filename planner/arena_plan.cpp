@@ -10,6 +10,7 @@
 namespace shardplan {
 namespace {
 
+constexpr std::uint64_t kPhases = 4;
 constexpr std::uint64_t kControlRecordBytes = 64;
 // Staged reductions work on pieces of a shard, so that one staging buffer of about this size serves every unit.
 constexpr Bytes kStagingLimit = 64_MiB;
@@ -87,25 +88,27 @@ Bytes slot_part(const StepPlan& plan, BufferRole role, const BufferLayout& layou
   }
 }
 
+// Whether the next unit computes while a reduction still reads the slot.
+bool overlaps_next_step(const StepPlan& plan, BufferRole role) {
+  return plan.setup.prefetch > 0 && (role == BufferRole::partial || reduction_reads_slot(plan));
+}
+
 class ArenaBuilder {
  public:
-  ArenaBuilder(StepPlan& plan, const Schedule& schedule)
-      : plan_(plan), schedule_(schedule), overlapped_(plan.setup.prefetch > 0) {}
+  ArenaBuilder(StepPlan& plan, const Schedule& schedule) : plan_(plan), schedule_(schedule) {}
 
   void build() {
     place_arrays();
     for (std::size_t run = 0; run < plan_.layout.runs.size(); ++run) {
       if (parameters_sharded(plan_)) add_gathered(run);
-      add_gradient_slots(run, BufferRole::contribution, reduction_reads_slot(plan_));
-      add_gradient_slots(run, BufferRole::partial, true);
+      add_gradient_slots(run, BufferRole::contribution);
+      add_gradient_slots(run, BufferRole::partial);
     }
     if (parameters_sharded(plan_)) add_tied_uses();
     place_slots();
   }
 
  private:
-  static constexpr std::uint64_t kPhases = 4;
-
   void place_array(Array array, std::uint64_t kind, bool first_of_kind) {
     array.bytes = bytes_for(array.dtype, array.elements);
     array.stride = aligned(array.bytes);
@@ -117,7 +120,7 @@ class ArenaBuilder {
       end_ += Bytes{at <= wanted ? wanted - at : turn - at + wanted};
     }
     array.offset = round_up(end_, alignment_of(array.bytes));
-    end_ = array.offset + array.count * array.stride;
+    if (array.count > 0) end_ = array.offset + (array.count - 1) * array.stride + array.bytes;
     plan_.device.resident += array.count * array.bytes;
     plan_.device.arrays.push_back(array);
   }
@@ -193,15 +196,11 @@ class ArenaBuilder {
 
   // Gradients in flight: one slot, or two where the next unit computes while a reduction reads the last one's. A tied
   // owner's lives from the first unit that writes into it until its own reduction.
-  void add_gradient_slots(std::size_t run, BufferRole role, bool reduction_reads) {
+  void add_gradient_slots(std::size_t run, BufferRole role) {
     const LayoutRun& layout_run = plan_.layout.runs[run];
     const std::uint64_t last_unit = layout_run.first_unit + layout_run.count - 1;
-    const bool second = overlapped_ && reduction_reads;
     const std::uint64_t phase = role == BufferRole::partial ? 3 : 1;
-    const std::uint64_t end_of_program = kPhases * schedule_.steps();
-    const auto set_end = [&](Slot& slot) {
-      slot.end = std::min(kPhases * (last_step(slot) + (second ? 2 : 1)), end_of_program);
-    };
+    const auto set_end = [&](Slot& slot) { slot.end = gradient_slot_end(plan_, role, last_step(slot)); };
 
     std::uint64_t owners = 0;
     for (const std::uint64_t unit : schedule_.owners()) {
@@ -214,7 +213,7 @@ class ArenaBuilder {
       add_slot(slot);
     }
     if (owners == layout_run.count) return;
-    const std::uint64_t ring = std::min<std::uint64_t>(second ? 2 : 1, layout_run.count);
+    const std::uint64_t ring = std::min<std::uint64_t>(overlaps_next_step(plan_, role) ? 2 : 1, layout_run.count);
     for (std::uint64_t place = 0; place < ring; ++place) {
       Slot slot = ring_slot(role, run, schedule_.backward_of(last_unit), place, ring);
       slot.begin = kPhases * slot.first_step + phase;
@@ -243,15 +242,16 @@ class ArenaBuilder {
     const Peak peak = live_peak(intervals);
     const Bytes base = round_up(end_, 4_KiB);
     const Bytes top = pack(intervals, base);
+    // Exactly the furthest end that will be handed out: a recording device measures the same number.
+    const Bytes furthest = intervals.empty() ? end_ : base + top;
     for (std::size_t i = 0; i < intervals.size(); ++i) plan_.device.slots[i].offset = base + intervals[i].offset;
     plan_.device.live_peak = plan_.device.resident + peak.bytes;
     plan_.device.peak_moment = peak.moment;
-    plan_.device.bytes = kArenaBaseShift + round_up(base + top, 4_KiB);
+    plan_.device.bytes = kArenaBaseShift + furthest;
   }
 
   StepPlan& plan_;
   const Schedule& schedule_;
-  bool overlapped_;
   Bytes end_;
 };
 
@@ -276,6 +276,11 @@ bool reduction_reads_slot(const StepPlan& plan) {
     }
   }
   return false;
+}
+
+std::uint64_t gradient_slot_end(const StepPlan& plan, BufferRole role, std::uint64_t step) {
+  const std::uint64_t end_of_program = 2 * plan.layout.units;
+  return kPhases * std::min(step + (overlaps_next_step(plan, role) ? 2 : 1), end_of_program);
 }
 
 ByteRange buffer_in_slot(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer) {

@@ -1,4 +1,4 @@
-// The device arena of a step plan: arrays (resident), slots (for a part of the step), their offsets and the peak.
+// The device arena of a step plan, and what the runtime needs to know of it beyond offsets: arrays (resident), slots (for a part of the step), their offsets and the peak.
 #pragma once
 
 #include "planner/schedule.h"
@@ -12,6 +12,9 @@ Bytes slot_bytes(const StepPlan& plan, BufferRole role, std::size_t run);
 // Whether a rank's reduction of a run's units reads the contribution slot (it reads the resident gradient where
 // micro-batches were added up there).
 bool reduction_reads_slot(const StepPlan& plan);
+
+// The moment at which a gradient slot (contribution, partial) of the unit whose backward is `step` is free again.
+std::uint64_t gradient_slot_end(const StepPlan& plan, BufferRole role, std::uint64_t step);
 
 // Fills plan.device from everything else in the plan.
 void plan_arena(StepPlan& plan, const Schedule& schedule);

@@ -30,11 +30,11 @@ struct Tensor {
   std::string name;
   Shape shape;
   // Set where the model fixes the type (a quantised base, an fp32 router); empty where the precision policy decides.
-  std::optional<DType> dtype;
+  std::optional<DType> dtype{};
   // A frozen tensor has no gradient and no optimizer state.
   bool trainable = true;
   // The whole name of the tensor whose elements this one uses: a tied head. A tied tensor owns no elements.
-  std::string tied_to;
+  std::string tied_to{};
 
   bool operator==(const Tensor&) const = default;
 };

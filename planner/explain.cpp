@@ -26,8 +26,10 @@ RoleSum sum_of(const StepPlan& plan, BufferRole role) {
     if (array.role != role) continue;
     sum.elements += array.count * array.elements;
     sum.bytes += array.count * array.bytes;
-    const std::string dtype(name(array.dtype));
-    if (sum.dtypes.find(dtype) == std::string::npos) sum.dtypes += (sum.dtypes.empty() ? "" : ", ") + dtype;
+    const std::string_view dtype = name(array.dtype);
+    if (sum.dtypes.find(dtype) != std::string::npos) continue;
+    if (!sum.dtypes.empty()) sum.dtypes += ", ";
+    sum.dtypes += dtype;
   }
   return sum;
 }

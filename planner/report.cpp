@@ -144,8 +144,6 @@ Report report_shardplan(const Catalog& catalog, const StepPlan& plan) {
   if (catalog.count_only) {
     // One flat buffer stands for the whole model: its states are right, but nobody gathers a whole model at once.
     device.allocated_after_step = device.model_states();
-    report.notes.emplace_back("only a number of parameters is known: gathered units, buffers and traffic need the "
-                              "model's tensors (a preset, a config.json or safetensors)");
     report.traffic = textbook_traffic(catalog, plan.setup);
     report.ranks.push_back(rank);
     return report;

@@ -31,7 +31,7 @@ inline constexpr std::uint64_t kLeaseAlignment = 8;  // bytes; what AddressSanit
 
 struct ArenaOptions {
   MemoryTier tier = MemoryTier::device;
-  Bytes bytes;               // all of it, kArenaShiftRoom included
+  Bytes bytes = {};          // all of it, kArenaShiftRoom included
   int rank = 0;              // decides the shift
   std::size_t leases = 256;  // how many may be out at once without an allocation here; 16 bytes each
 };

@@ -60,28 +60,28 @@ struct ReductionOutput {
   DType dtype = DType::f32;  // f32, bf16 or f16
   // This rank's `mine.count` elements. They may lie on exactly this rank's own elements of the input, if the
   // widths are equal; any other overlap is an error.
-  ArenaPlace place;
+  ArenaPlace place = {};
 };
 
 // Each rank sums its own piece of a buffer over all ranks.
 struct ReduceScatter {
   DType wire = DType::f32;     // of the contributions: f32, bf16 or f16
-  ArenaPlace input;            // the buffer's first element; the same place on every rank
+  ArenaPlace input = {};       // the buffer's first element; the same place on every rank
   std::uint64_t elements = 0;  // of the whole buffer
-  Piece mine;
+  Piece mine = {};
   int group_size = kWholeGroup;  // of the reduction tree
   float scale = 1.0F;
-  ReductionOutput output;
+  ReductionOutput output = {};
 };
 
 // Every rank gets the whole buffer, from the ranks' pieces.
 struct AllGather {
   DType dtype = DType::f32;    // any whole number of bytes
-  ArenaPlace input;            // this rank's first element of its piece
-  ArenaPlace output;           // the buffer's first element; the same place on every rank. If input lies on exactly
+  ArenaPlace input = {};       // this rank's first element of its piece
+  ArenaPlace output = {};      // the buffer's first element; the same place on every rank. If input lies on exactly
                                // this rank's piece of it, the gather is in place; any other overlap is an error
   std::uint64_t elements = 0;  // of the whole buffer
-  Piece mine;
+  Piece mine = {};
 };
 
 class Communicator {
@@ -99,10 +99,9 @@ class Communicator {
   // hashes, agreement and the like.
   virtual void all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
 
-  // Collective: an arena of `bytes` in `tier` on every rank. If a rank has not enough memory it throws
-  // OutOfMemory, and the others CommunicationError. `leases` as in ArenaOptions.
-  virtual std::unique_ptr<SymmetricArena> make_arena(Device& device, MemoryTier tier, Bytes bytes,
-                                                     std::size_t leases = 256) = 0;
+  // Collective: an arena on every rank, equal in tier and bytes. Options.rank is set here, to world_rank(). If a rank
+  // has not enough memory it throws OutOfMemory, and the others CommunicationError.
+  virtual std::unique_ptr<SymmetricArena> make_arena(Device& device, const ArenaOptions& options) = 0;
 
   // The ranges named must lie within leases of this rank's arenas. A stream is required: on the CPU the work
   // is done when the call returns; elsewhere when the stream has come to it.

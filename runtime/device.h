@@ -26,9 +26,9 @@ std::string_view name(MemoryTier tier);
 // of equal size and different shifts have equal offsets. shift <= shift_room <= bytes.
 struct MemoryRequest {
   MemoryTier tier = MemoryTier::device;
-  Bytes bytes;
-  Bytes shift;
-  Bytes shift_room;
+  Bytes bytes = {};
+  Bytes shift = {};
+  Bytes shift_room = {};
 };
 
 // One allocation, freed by the destructor. Its owner (an Arena) reports which ranges are in use: checked

@@ -12,10 +12,9 @@ void InterposedCommunicator::all_gather_bytes(std::span<const std::byte> mine, s
   inner_->all_gather_bytes(mine, all);
 }
 
-std::unique_ptr<SymmetricArena> InterposedCommunicator::make_arena(Device& device, MemoryTier tier, Bytes bytes,
-                                                                   std::size_t leases) {
+std::unique_ptr<SymmetricArena> InterposedCommunicator::make_arena(Device& device, const ArenaOptions& options) {
   before("make_arena");
-  return inner_->make_arena(device, tier, bytes, leases);
+  return inner_->make_arena(device, options);
 }
 
 void InterposedCommunicator::reduce_scatter(const ReduceScatter& call, Stream& stream) {

@@ -88,7 +88,7 @@ class LocalCommunicator final : public Communicator {
 
   void barrier() override;
   void all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) override;
-  std::unique_ptr<SymmetricArena> make_arena(Device& device, MemoryTier tier, Bytes bytes, std::size_t leases) override;
+  std::unique_ptr<SymmetricArena> make_arena(Device& device, const ArenaOptions& options) override;
   void reduce_scatter(const ReduceScatter& call, Stream& stream) override;
   void all_gather(const AllGather& call, Stream& stream) override;
   std::unique_ptr<Communicator> split(int color, int key) override;
@@ -124,15 +124,16 @@ void LocalCommunicator::all_gather_bytes(std::span<const std::byte> mine, std::s
   });
 }
 
-std::unique_ptr<SymmetricArena> LocalCommunicator::make_arena(Device& device, MemoryTier tier, Bytes bytes,
-                                                              std::size_t leases) {
+std::unique_ptr<SymmetricArena> LocalCommunicator::make_arena(Device& device, const ArenaOptions& options) {
   group_->keep_going();
   LocalCall call{.operation = "make_arena",
-                 .same = {{{"tier", static_cast<std::uint64_t>(tier), name(tier)}, {"bytes", bytes.count()}}}};
+                 .same = {{{"tier", static_cast<std::uint64_t>(options.tier), name(options.tier)},
+                           {"bytes", options.bytes.count()}}}};
   std::unique_ptr<Arena> arena;
   try {
-    arena = std::make_unique<Arena>(device,
-                                    ArenaOptions{.tier = tier, .bytes = bytes, .rank = world_rank(), .leases = leases});
+    ArenaOptions own = options;
+    own.rank = world_rank();
+    arena = std::make_unique<Arena>(device, own);
   } catch (const std::exception& error) {
     group_->world()->poison(world_rank(), call.operation, error.what());
     throw;

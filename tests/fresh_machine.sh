@@ -33,6 +33,7 @@ if [[ ! -e $machine/etc/os-release ]]; then
       # Debian's debootstrap may not know the release's name; all of Ubuntu's are made by one script.
       debootstrap --variant=minbase --components=main,universe ${UBUNTU_KEYRING:+--keyring="$UBUNTU_KEYRING"} \
         noble "$machine" http://archive.ubuntu.com/ubuntu gutsy
+      echo "deb http://archive.ubuntu.com/ubuntu noble-updates main universe" >>"$machine/etc/apt/sources.list"
       ;;
   esac >"$machine.log" 2>&1 || { tail "$machine.log"; exit 1; }
   rm "$machine.log"

@@ -112,9 +112,9 @@ TEST(CollectiveKernels, InPlaceGivesTheSameBits) {
 
 TEST(CollectiveKernels, KeepInfinitiesNansAndDenormals) {
   const float infinity = std::numeric_limits<float>::infinity();
-  const std::vector<float> first{infinity, -infinity, std::numeric_limits<float>::quiet_NaN(),
-                                 1e-45F,   0x1p-126F, -0.0F};
-  const std::vector<float> second{infinity, infinity, 1.0F, 1e-45F, -0x1p-127F, -0.0F};
+  const std::vector<float> first{infinity,  -infinity, std::numeric_limits<float>::quiet_NaN(),
+                                 0x1p-149F, 0x1p-126F, -0.0F};
+  const std::vector<float> second{infinity, infinity, 1.0F, 0x1p-149F, -0x1p-127F, -0.0F};
   const std::byte* inputs[] = {reinterpret_cast<const std::byte*>(first.data()),
                                reinterpret_cast<const std::byte*>(second.data())};
   for (const CollectiveKernels& kernels : collective_kernels()) {
@@ -126,7 +126,7 @@ TEST(CollectiveKernels, KeepInfinitiesNansAndDenormals) {
                     .elements = sum.size()});
     EXPECT_EQ(sum[0], infinity) << kernels.level;
     EXPECT_TRUE(std::isnan(sum[1]) && std::isnan(sum[2])) << kernels.level;
-    EXPECT_EQ(sum[3], 2e-45F) << kernels.level;
+    EXPECT_EQ(sum[3], 0x1p-148F) << kernels.level;
     EXPECT_EQ(sum[4], 0x1p-127F) << kernels.level;
     EXPECT_TRUE(sum[5] == 0.0F && std::signbit(sum[5])) << kernels.level;
   }

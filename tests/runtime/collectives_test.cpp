@@ -1,8 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
-#include <mutex>
-#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -43,7 +43,7 @@ struct Room {
   Room(Communicator& communicator, Device& device, std::uint64_t bytes) {
     part = round_up(full + bytes, 64) + 4096;
     const Bytes all = Bytes{part} + Bytes{bytes} + kArenaShiftRoom;
-    arena = communicator.make_arena(device, MemoryTier::device, all);
+    arena = communicator.make_arena(device, {.tier = MemoryTier::device, .bytes = all});
     full_lease = arena->take(full, Bytes{bytes});
     part_lease = arena->take(part, Bytes{bytes});
   }
@@ -106,14 +106,14 @@ TEST_P(Collectives, ReduceScatterEqualsTheReference) {
                        .place = {room.arena.get(), room.part}}};
         communicator.reduce_scatter(call, *stream);
         const auto expected = reduced(call, ranks());
-        EXPECT_EQ(std::memcmp(room.part_lease.data(), expected.data(), expected.size()), 0)
+        EXPECT_TRUE(std::equal(expected.begin(), expected.end(), room.part_lease.data()))
             << name(wire) << " group " << group_size << " rank " << communicator.rank();
 
         // In place, rounded to the wire dtype, into this rank's own piece.
         call.output = {.dtype = wire, .place = {room.arena.get(), room.full + call.mine.first * width(wire)}};
         communicator.reduce_scatter(call, *stream);
         const auto rounded = reduced(call, ranks());
-        EXPECT_EQ(std::memcmp(room.arena->data() + call.output.place.offset, rounded.data(), rounded.size()), 0);
+        EXPECT_TRUE(std::equal(rounded.begin(), rounded.end(), room.arena->data() + call.output.place.offset));
       });
     }
   }
@@ -139,7 +139,8 @@ TEST_P(Collectives, AllGatherFillsEveryRanksBuffer) {
                                  .mine = mine},
                                 *stream);
         std::uint64_t wrong = 0;
-        for (std::uint64_t i = 0; i < elements() * wide; ++i) wrong += room.full_lease.data()[i] == byte_at(i) ? 0 : 1;
+        for (std::uint64_t i = 0; i < elements() * wide; ++i)
+          wrong += room.full_lease.data()[i] == byte_at(i) ? 0U : 1U;
         EXPECT_EQ(wrong, 0U) << name(dtype) << (in_place ? " in place" : "") << " rank " << communicator.rank();
       });
     }
@@ -178,10 +179,10 @@ TEST(Barrier, HoldsEveryRankBack) {
 }
 
 // Random collectives one after another over the same bytes, with random delays: what is read is never what is next.
-TEST(Collectives, StayInOrderUnderRandomDelays) {
+TEST(CollectivesInOrder, HoldUnderRandomDelays) {
   constexpr int kRanks = 4;
   constexpr std::uint64_t kElements = 1500;
-  auto communicators = test::outcomes_of_ranks(kRanks, [&](std::unique_ptr<Communicator> inner) {
+  const auto outcomes = test::outcomes_of_ranks(kRanks, [&](std::unique_ptr<Communicator> inner) {
     CpuDevice cpu;
     RandomDelay delay(static_cast<std::uint64_t>(inner->rank()) + 1, std::chrono::microseconds{300});
     DelayingDevice device(cpu, delay);
@@ -213,10 +214,10 @@ TEST(Collectives, StayInOrderUnderRandomDelays) {
       ASSERT_EQ(std::memcmp(full, expected.data(), kElements * 4), 0) << "round " << round;
     }
   });
-  for (const auto& outcome : communicators) EXPECT_EQ(test::message_of(outcome), "");
+  for (const auto& outcome : outcomes) EXPECT_EQ(test::message_of(outcome), "");
 }
 
-TEST(Collectives, RefuseWhatTheContractForbids) {
+TEST(CollectiveCalls, RefuseWhatTheContractForbids) {
   CpuDevice device;
   test::run_ranks(1, [&](Communicator& communicator) {
     Room room(communicator, device, 4096);
@@ -256,7 +257,7 @@ TEST(SymmetricArena, OutlivesTheRanksThatLeft) {
   CpuDevice device;
   std::atomic<int> left{0};
   test::run_ranks(3, [&](Communicator& communicator) {
-    auto arena = communicator.make_arena(device, MemoryTier::device, 1_MiB);
+    auto arena = communicator.make_arena(device, {.tier = MemoryTier::device, .bytes = 1_MiB});
     Lease lease = arena->take(0, 64_B);
     lease.as<int>()[5] = communicator.rank() + 100;
     communicator.barrier();

@@ -58,7 +58,7 @@ TEST_P(Hybrid, EqualsOneTreeBitForBit) {
     const std::uint64_t partial = round_up(elements * 2, 64);
     const std::uint64_t result = round_up(partial + kShardElements * 4, 64);
     const Bytes used = Bytes{result} + Bytes{kShardElements * 2};
-    auto arena = world.make_arena(device, MemoryTier::device, used + kArenaShiftRoom);
+    auto arena = world.make_arena(device, {.tier = MemoryTier::device, .bytes = used + kArenaShiftRoom});
     const Lease lease = arena->take(0, used);
     for (std::uint64_t i = 0; i < elements; ++i) {
       test::store(DType::bf16, test::contribution(world.rank(), i), lease.data() + i * 2);
@@ -104,7 +104,7 @@ TEST(Split, ArenasOfAPartKnowOnlyItsRanks) {
   CpuDevice device;
   test::run_ranks(4, [&](Communicator& world) {
     const auto part = world.split(world.rank() % 2, 0);
-    const auto arena = part->make_arena(device, MemoryTier::host, 1_MiB);
+    const auto arena = part->make_arena(device, {.tier = MemoryTier::host, .bytes = 1_MiB});
     const int other = (world.rank() + 2) % 4;
     EXPECT_EQ(arena->peer(world.rank()), arena->data());
     EXPECT_NE(arena->peer(other), arena->data());

@@ -85,7 +85,8 @@ struct Ranks {
     for (std::size_t rank = 0; rank < arenas.size(); ++rank) {
       threads.emplace_back([this, rank] {
         const Bytes used{sums_at + shard * sizeof(float)};
-        arenas[rank] = communicators[rank]->make_arena(device, MemoryTier::device, used + kArenaShiftRoom);
+        arenas[rank] =
+            communicators[rank]->make_arena(device, {.tier = MemoryTier::device, .bytes = used + kArenaShiftRoom});
         leases[rank] = arenas[rank]->take(0, used);
         streams[rank] = device.make_stream();
         std::fill_n(vector_of(rank), elements, 1.0F / static_cast<float>(rank + 1));
@@ -111,8 +112,8 @@ struct Ranks {
           *streams[index]);
     }
     if (what != Collective::reduce_scatter) {
-      communicators[index]->all_gather(
-          {.input = piece, .output = {arena, 0}, .elements = elements, .mine = mine}, *streams[index]);
+      communicators[index]->all_gather({.input = piece, .output = {arena, 0}, .elements = elements, .mine = mine},
+                                       *streams[index]);
     }
   }
 };
@@ -140,9 +141,7 @@ class Limit {
   }
 
  private:
-  std::size_t begin(int thread) const {
-    return ranks_.shard * static_cast<std::size_t>(thread) / kLimitThreads;
-  }
+  std::size_t begin(int thread) const { return ranks_.shard * static_cast<std::size_t>(thread) / kLimitThreads; }
 
   void reduce(Collective what, int thread) {
     const std::size_t first = begin(thread);
@@ -150,10 +149,8 @@ class Limit {
     for (std::size_t owner = 0; owner < ranks_.arenas.size(); ++owner) {
       const std::size_t at = ranks_.shard * owner + first;
       std::vector<const float*> from;
-      for (std::size_t rank = 0; rank < ranks_.arenas.size(); ++rank)
-        from.push_back(ranks_.vector_of(rank) + at);
-      float* to =
-          what == Collective::all_reduce ? ranks_.vector_of(owner) + at : ranks_.sums_of(owner) + first;
+      for (std::size_t rank = 0; rank < ranks_.arenas.size(); ++rank) from.push_back(ranks_.vector_of(rank) + at);
+      float* to = what == Collective::all_reduce ? ranks_.vector_of(owner) + at : ranks_.sums_of(owner) + first;
       switch (from.size()) {
         case 2:
           sum_loop<2>(from, count, to);

@@ -170,7 +170,7 @@ std::string completion_script(const CLI::App& app) {
     }
     cases += fmt::format("    {}) words=\"{}\" ;;\n", command->get_name(), flags);
   }
-  return fmt::format(R"(_memcalc() {{
+  return fmt::format(R"sh(_memcalc() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words=
   case $before in
     --gpu) COMPREPLY=($(compgen -W "$(memcalc gpus --names 2>/dev/null)" -- "$word")); return ;;
@@ -185,7 +185,7 @@ std::string completion_script(const CLI::App& app) {
   fi
 }}
 complete -o filenames -F _memcalc memcalc
-)",
+)sh",
                      cases, commands);
 }
 

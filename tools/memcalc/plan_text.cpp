@@ -59,8 +59,13 @@ std::string held(bool sharded, std::uint64_t shards) { return sharded ? fmt::for
 std::string dtypes_of_states(const Setup& setup) {
   const OptimizerStates& optimizer = states_of(setup.optimizer);
   std::string text;
+  std::optional<DType> last;
   const auto add = [&](bool kept, const char* what, DType dtype) {
-    if (kept) text += fmt::format("{}{} {}", text.empty() ? "" : " + ", name(dtype), what);
+    if (!kept) return;
+    if (!text.empty()) text += ", ";
+    if (last != dtype) text += fmt::format("{} ", name(dtype));
+    text += what;
+    last = dtype;
   };
   add(setup.policy.master.has_value(), "master", setup.policy.master.value_or(DType::f32));
   add(optimizer.first_moment, optimizer.second_moment ? "first moment" : "momentum", setup.policy.first_moment);
@@ -110,7 +115,7 @@ std::string table(const PlanOptions& options, const Planned& planned, const Styl
                         walked ? fmt::format("{:>12}", cell(line.at_peak)) : "", style.dim, line.what, style.off);
   }
   text += fmt::format("  {:<22}{:>12}{}\n", "", "------------", walked ? "------------" : "");
-  text += fmt::format("  {}{:<22}{:>12}{}{}", style.bold, "model states", in_gb(device.model_states()),
+  text += fmt::format("  {}{:<22}{:>12}{}{}", style.bold, walked ? "model states, peak" : "model states", in_gb(device.model_states()),
                       walked ? fmt::format("{:>12}", in_gb(*device.live_peak)) : "", style.off);
   text += walked ? fmt::format("   {}the peak is at: {}{}\n", style.dim, device.peak_at, style.off) : "\n";
   if (rank.arenas) {
@@ -129,9 +134,9 @@ std::string bar(const Planned& planned, const Style& style) {
   const Bytes needed = least_device_bytes(planned.worst());
   const double share = static_cast<double>(needed.count()) / static_cast<double>(planned.gpu->bytes.count());
   const auto filled = static_cast<std::uint64_t>(std::min(share, 1.0) * static_cast<double>(kWidth) + 0.5);
-  return fmt::format("{}[{}{}]{} {:.0f} % of {} ({})\n", share > 1 ? style.bad : style.good, std::string(filled, '#'),
+  return fmt::format("{}[{}{}]{} {:.0f} % of {} ({}, {})\n", share > 1 ? style.bad : style.good, std::string(filled, '#'),
                      std::string(kWidth - filled, '.'), style.off, share * 100, planned.gpu->name,
-                     both(planned.gpu->bytes));
+                     in_gb(planned.gpu->bytes), in_gib(planned.gpu->bytes));
 }
 
 std::string verdict(const Planned& planned, const Style& style) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "planner/report.h"
 #include "tools/memcalc/options.h"
@@ -14,6 +15,9 @@ struct Capacity {
   std::string name;
   Bytes bytes;
 };
+
+// A GPU's name from the table, or a size such as 80GiB. Throws ConfigError.
+Capacity find_capacity(const std::string& text, const std::vector<std::string>& gpu_files);
 
 struct Planned {
   Catalog catalog;

@@ -1,0 +1,51 @@
+// Families: the model types that can be built from a config.json. A family is a row of data and one function; families
+// that are near to each other share a file, and that file's table is all that has to change to add one.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "planner/families/model.h"
+
+namespace shardplan {
+
+class ModelConfig;
+
+// Another name of an attribute, which the class of this family reads as `attribute` (transformers' attribute_map).
+struct Alias {
+  std::string_view attribute;
+  std::string_view key;
+};
+
+// How many features a head puts out.
+enum class HeadOutput : std::uint8_t { none, vocabulary, labels, span };
+
+// What an architecture puts behind the base model: LlamaForCausalLM is "Llama", "ForCausalLM".
+struct Head {
+  std::string_view suffix;
+  std::string_view base;    // where the base model lies in it: "model", or "" for the base model itself
+  std::string_view module;  // the head's name
+  HeadOutput output = HeadOutput::none;
+  bool bias = false;
+};
+
+struct Family {
+  std::string_view model_type;
+  std::string_view class_stem;  // "Llama"
+  std::span<const Head> heads;  // the first is taken where the file's architecture is not listed
+  std::span<const Alias> aliases;
+  Model (*build)(ModelConfig&);
+};
+
+// One function for each file of families.
+std::span<const Family> gpt2_families();
+std::span<const Family> llama_families();
+
+// Null if there is none.
+const Family* find_family(std::string_view model_type);
+std::vector<std::string> family_names();
+
+}  // namespace shardplan

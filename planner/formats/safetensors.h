@@ -1,0 +1,55 @@
+// safetensors files: their headers alone, never the data.
+//
+// A file is the header's length (8 bytes, little-endian), the header (JSON), the data. Everything that the format says
+// about a header is checked, as its reference reader does, against the size of the file; what is wrong is a ConfigError
+// that names the file and the tensor. (huggingface/safetensors, safetensors/src/tensor.rs.)
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/dtype.h"
+#include "planner/catalog.h"
+#include "planner/families/model.h"
+
+namespace shardplan {
+
+struct SafetensorsTensor {
+  std::string name;
+  DType dtype = DType::f32;
+  Shape shape;
+  // Bytes of the file's data, from data_begin.
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+  bool operator==(const SafetensorsTensor&) const = default;
+};
+
+struct SafetensorsHeader {
+  std::uint64_t data_begin = 0;            // in the file
+  std::vector<SafetensorsTensor> tensors;  // in the order of their data
+  bool operator==(const SafetensorsHeader&) const = default;
+};
+
+inline constexpr std::uint64_t kLargestSafetensorsHeader = 100'000'000;  // bytes
+
+// `beginning` is at least the length and the header, or the whole file where that is shorter. Throws ConfigError.
+SafetensorsHeader parse_safetensors_header(std::string_view beginning, std::uint64_t file_bytes,
+                                           const std::string& source);
+// Reads the header alone. Throws ConfigError and IoError.
+SafetensorsHeader read_safetensors_header(const std::string& path);
+
+// The spelling of the format: "BF16". Nothing for what the format does not have.
+std::optional<DType> parse_safetensors_dtype(std::string_view text);
+
+// The model in a .safetensors file, in the files that an index (*.safetensors.index.json) names, or in those of a
+// folder: the index's if it has one, else all.
+//
+// Units come from the names (planner/formats/tensor_units.h); in a unit, tensors are in order of name. Floating-point
+// tensors are trainable and leave their dtype to the policy; others (quantised, integer) keep it and are frozen.
+// Buffers that older versions of transformers saved beside the parameters (rotary_emb.inv_freq, GPT-2's causal masks)
+// are left out. Notes say so, and that a tied head is not in such files. Throws ConfigError and IoError.
+Model model_from_safetensors(const std::string& path);
+
+}  // namespace shardplan

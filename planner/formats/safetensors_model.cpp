@@ -1,0 +1,137 @@
+// The model in one or many safetensors files.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <utility>
+
+#include "base/error.h"
+#include "planner/formats/file.h"
+#include "planner/formats/json.h"
+#include "planner/formats/safetensors.h"
+#include "planner/formats/tensor_units.h"
+
+namespace shardplan {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr std::string_view kIndexEnding = ".safetensors.index.json";
+constexpr std::string_view kFileEnding = ".safetensors";
+
+struct Found {
+  std::vector<SafetensorsTensor> tensors;
+  std::vector<std::string> notes;
+};
+
+void take(Found& found, const std::string& path) {
+  SafetensorsHeader header = read_safetensors_header(path);
+  std::move(header.tensors.begin(), header.tensors.end(), std::back_inserter(found.tensors));
+}
+
+// Every file that the index names, each tensor where it says, and no others.
+Found read_index(const std::string& path) {
+  const JsonDocument document(read_text(path), path);
+  const JsonView weight_map = document.root()["weight_map"];
+  std::map<std::string_view, std::vector<JsonView>> files;
+  for (const JsonView entry : weight_map.members()) {
+    const std::string_view file = entry.as_string();
+    if (file.empty() || fs::path(file).has_parent_path()) entry.fail_expected("the name of a file beside the index");
+    files[file].push_back(entry);
+  }
+  if (files.empty()) weight_map.fail("names no tensor");
+
+  Found found;
+  std::uint64_t bytes = 0;
+  for (const auto& [file, entries] : files) {
+    const std::string shard = (fs::path(path).parent_path() / file).string();
+    if (!exists(shard)) entries.front().fail(fmt::format("is said to be in '{}', which does not exist", file));
+    const std::size_t first = found.tensors.size();
+    take(found, shard);
+    std::map<std::string_view, bool> named;  // and whether the index has it in this file
+    for (std::size_t i = first; i < found.tensors.size(); ++i) {
+      named.emplace(found.tensors[i].name, false);
+      bytes = checked_add(bytes, found.tensors[i].end - found.tensors[i].begin);
+    }
+    for (const JsonView entry : entries) {
+      const auto tensor = named.find(entry.key());
+      if (tensor == named.end())
+        entry.fail(fmt::format("is said to be in '{}', which has no tensor of this name", file));
+      tensor->second = true;
+    }
+    for (const auto& [name, indexed] : named) {
+      if (!indexed)
+        throw ConfigError(shard, std::string(name), fmt::format("is not in this file according to {}", path));
+    }
+  }
+  const JsonView total = document.root()["metadata"];
+  if (total.is_object() && total["total_size"].exists() && total["total_size"].as_count() != bytes) {
+    found.notes.push_back(
+        fmt::format("the index says {} bytes, its files hold {}", total["total_size"].shown(), bytes));
+  }
+  return found;
+}
+
+Found read_folder(const std::string& folder) {
+  const std::vector<std::string> indices = paths_ending_in(folder, kIndexEnding);
+  if (indices.size() > 1) {
+    throw ConfigError(folder, "",
+                      fmt::format("has more than one index, '{}' and '{}': name the one that is meant",
+                                  last_part(indices[0]), last_part(indices[1])));
+  }
+  if (indices.size() == 1) return read_index(indices[0]);
+  const std::vector<std::string> files = paths_ending_in(folder, kFileEnding);
+  if (files.empty()) throw ConfigError(folder, "", "has neither a config.json nor safetensors files");
+  Found found;
+  for (const std::string& file : files) take(found, file);
+  return found;
+}
+
+Found read_any(const std::string& path) {
+  if (is_folder(path)) return read_folder(path);
+  if (path.ends_with(kIndexEnding)) return read_index(path);
+  Found found;
+  take(found, path);
+  return found;
+}
+
+// What older versions of transformers saved beside the parameters: rotary frequencies, position numbers, and GPT-2's
+// causal masks, of which attn.bias is one by its shape [1, 1, positions, positions].
+bool is_saved_buffer(const SafetensorsTensor& tensor) {
+  const std::string& name = tensor.name;
+  return name.ends_with("rotary_emb.inv_freq") || name.ends_with("position_ids") ||
+         name.ends_with("attn.masked_bias") ||
+         (name.ends_with("attn.bias") && tensor.shape.size() == 4 && tensor.shape[0] == 1 && tensor.shape[1] == 1);
+}
+
+Tensor parameter(const SafetensorsTensor& stored) {
+  Tensor tensor{.name = stored.name, .shape = stored.shape, .dtype = {}, .tied_to = {}};
+  tensor.trainable = is_trainable_dtype(stored.dtype);
+  if (!tensor.trainable) tensor.dtype = stored.dtype;
+  return tensor;
+}
+
+}  // namespace
+
+Model model_from_safetensors(const std::string& path) {
+  Found found = read_any(path);
+  std::sort(found.tensors.begin(), found.tensors.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  const auto buffers = std::stable_partition(found.tensors.begin(), found.tensors.end(),
+                                             [](const auto& tensor) { return !is_saved_buffer(tensor); });
+  std::vector<Tensor> tensors;
+  tensors.reserve(found.tensors.size());
+  std::transform(found.tensors.begin(), buffers, std::back_inserter(tensors), parameter);
+
+  Model model;
+  if (tensors.empty()) throw ConfigError(path, "", "has no parameters");
+  model.catalog = catalog_from_tensors(path, std::move(tensors));
+  model.catalog.notes = std::move(found.notes);
+  if (buffers != found.tensors.end()) {
+    model.catalog.notes.push_back(fmt::format("{} buffers that are no parameters are left out, '{}' first",
+                                              found.tensors.end() - buffers, buffers->name));
+  }
+  model.catalog.notes.emplace_back("units are taken from the names of the tensors; a tied head is not in such files");
+  return model;
+}
+
+}  // namespace shardplan

@@ -1,0 +1,27 @@
+#include <vector>
+
+#include "shard/kernels/optimizer_kernels.h"
+
+namespace shardplan {
+
+namespace kernels_x86_64_v2 {
+extern const OptimizerKernels optimizer_kernels;
+}
+namespace kernels_x86_64_v3 {
+extern const OptimizerKernels optimizer_kernels;
+}
+namespace kernels_x86_64_v4 {
+extern const OptimizerKernels optimizer_kernels;
+}
+
+std::span<const OptimizerKernels> optimizer_kernels() {
+  static const std::vector<OptimizerKernels> runnable = [] {
+    std::vector<OptimizerKernels> list{kernels_x86_64_v2::optimizer_kernels};
+    if (__builtin_cpu_supports("x86-64-v3")) list.push_back(kernels_x86_64_v3::optimizer_kernels);
+    if (__builtin_cpu_supports("x86-64-v4")) list.push_back(kernels_x86_64_v4::optimizer_kernels);
+    return list;
+  }();
+  return runnable;
+}
+
+}  // namespace shardplan

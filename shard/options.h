@@ -1,0 +1,58 @@
+// What the optimizer is told besides the plan.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/communicator.h"
+#include "shard/loss_scaler.h"
+
+namespace shardplan {
+
+struct StepReport;
+
+// Hyperparameters of one parameter group. A tensor belongs to the first group whose glob matches its whole name.
+struct ParameterGroup {
+  std::string match = "*";
+  double learning_rate = 1e-3;
+  double beta1 = 0.9;  // momentum, for sgd_momentum
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0.01;
+};
+
+enum class ClipNorm : std::uint8_t { global, per_group };
+
+// Where a range of a tensor's initial values is asked for.
+struct TensorRange {
+  std::string_view name;    // the tensor's whole name
+  std::uint64_t tensor = 0; // its place in the catalog's order, tied ones counted
+  std::uint64_t first = 0;  // element
+};
+
+struct ZeroOptions {
+  std::vector<ParameterGroup> groups{ParameterGroup{}};
+  // Gradients are scaled down to this norm (of all, or of each group); 0 switches clipping off.
+  double clip_norm = 0;
+  ClipNorm clip = ClipNorm::global;
+  LossScaling loss_scaling;
+  double ema_decay = 0.999;  // with Setup::ema
+  // Initial values in fp32, asked for in ranges, so that no rank ever holds the whole model. They must be the same
+  // function of (tensor, element) on every rank. Called in the constructor.
+  std::function<void(const TensorRange&, std::span<float>)> initial_values;
+  // Called at the end of each step, on the rank's own thread. Must not call the optimizer.
+  std::function<void(const StepReport&)> on_step;
+};
+
+// The groups of ranks. Without hybrid sharding there is one: `shard_group` is the world and `replicas` is null.
+// All are of one family (split from one), and ranks of `world` are ranks of the plan.
+struct Communicators {
+  Communicator* world = nullptr;
+  Communicator* shard_group = nullptr;
+  Communicator* replicas = nullptr;
+};
+
+}  // namespace shardplan

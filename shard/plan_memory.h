@@ -1,0 +1,48 @@
+// A rank's device arena, as the step plan lays it out: resident arrays are handed out once, slots when the plan's
+// operations say so. Decides nothing: every offset is asked of the plan.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "planner/step_plan.h"
+#include "runtime/communicator.h"
+
+namespace shardplan {
+
+class PlanMemory {
+ public:
+  // Collective over `world`: makes the arena and hands out every array. Throws OutOfMemory.
+  PlanMemory(const StepPlan& plan, Device& device, Communicator& world);
+
+  // Where a buffer's first element is. A buffer that the plan does not have, or a slot that is not handed out, is a
+  // CheckFailure.
+  ArenaPlace resident(BufferRole role, std::uint64_t unit, std::size_t buffer) const;
+  ArenaPlace slot(BufferRole role, std::uint64_t unit, std::size_t buffer) const;
+  ArenaPlace control() const;
+  std::byte* data(const ArenaPlace& place) const { return place.arena->data() + place.offset; }
+
+  // Hands out the slot for `unit`'s buffers at `step`; it is given back by release, or by release_ended once `end` has
+  // come. Returns its bytes.
+  std::span<std::byte> acquire(BufferRole role, std::uint64_t step, std::uint64_t unit, std::uint64_t end);
+  bool holds(BufferRole role, std::uint64_t unit) const;
+  void release(BufferRole role, std::uint64_t unit);
+  void release_ended(std::uint64_t moment);
+  void release_all();
+
+ private:
+  struct Held {
+    BufferRole role;
+    std::uint64_t unit;
+    std::uint64_t end;
+    Lease lease;
+  };
+
+  const StepPlan& plan_;
+  std::unique_ptr<SymmetricArena> arena_;
+  std::vector<Lease> arrays_;
+  std::vector<Held> held_;
+};
+
+}  // namespace shardplan
