@@ -284,8 +284,8 @@ std::uint64_t gradient_slot_end(const StepPlan& plan, BufferRole role, std::uint
 }
 
 ByteRange buffer_in_slot(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer) {
-  const LayoutRun& layout_run = run_of_unit(plan.layout, unit);
-  const auto run = static_cast<std::size_t>(&layout_run - plan.layout.runs.data());
+  const std::size_t run = run_index_of_unit(plan.layout, unit);
+  const LayoutRun& layout_run = plan.layout.runs[run];
   SHARDPLAN_CHECK(buffer < layout_run.unit.buffers.size(), "a unit has no such flat buffer");
   ByteRange range;
   for (std::size_t i = 0; i <= buffer; ++i) {

@@ -7,33 +7,10 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/glob.h"
 
 namespace shardplan {
 namespace {
-
-// Iterative match of * and ?, linear in practice: on a mismatch, the last * swallows one more character.
-bool matches(std::string_view glob, std::string_view text) {
-  std::size_t g = 0;
-  std::size_t t = 0;
-  std::size_t star = std::string_view::npos;
-  std::size_t resume = 0;
-  while (t < text.size()) {
-    if (g < glob.size() && (glob[g] == '?' || (glob[g] == text[t] && glob[g] != '*'))) {
-      ++g;
-      ++t;
-    } else if (g < glob.size() && glob[g] == '*') {
-      star = g++;
-      resume = t;
-    } else if (star != std::string_view::npos) {
-      g = star + 1;
-      t = ++resume;
-    } else {
-      return false;
-    }
-  }
-  while (g < glob.size() && glob[g] == '*') ++g;
-  return g == glob.size();
-}
 
 bool continues(const UnitRun& run, const UnitRun& unit) {
   return run.numbered && unit.numbered && run.name == unit.name &&
@@ -189,7 +166,7 @@ std::uint64_t freeze(Catalog& catalog, std::string_view glob) {
       unit.first_number = run.first_number + i;
       unit.count = 1;
       for (Tensor& tensor : unit.tensors) {
-        if (!matches(glob, tensor_name(unit, 0, tensor))) continue;
+        if (!glob_matches(glob, tensor_name(unit, 0, tensor))) continue;
         tensor.trainable = false;
         ++matched;
       }

@@ -95,11 +95,15 @@ RankPlace place_of_rank(const Layout& layout, std::uint64_t rank) {
   return {rank / layout.shards, rank % layout.shards};
 }
 
-const LayoutRun& run_of_unit(const Layout& layout, std::uint64_t unit) {
+std::size_t run_index_of_unit(const Layout& layout, std::uint64_t unit) {
   const auto after = std::upper_bound(layout.runs.begin(), layout.runs.end(), unit,
                                       [](std::uint64_t u, const LayoutRun& run) { return u < run.first_unit; });
   SHARDPLAN_CHECK(after != layout.runs.begin() && unit < layout.units, "a unit beyond the end of the layout");
-  return *(after - 1);
+  return static_cast<std::size_t>(after - layout.runs.begin()) - 1;
+}
+
+const LayoutRun& run_of_unit(const Layout& layout, std::uint64_t unit) {
+  return layout.runs[run_index_of_unit(layout, unit)];
 }
 
 }  // namespace shardplan

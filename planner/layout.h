@@ -97,5 +97,6 @@ RankPlace place_of_rank(const Layout& layout, std::uint64_t rank);
 
 // The run that holds `unit` (binary search).
 const LayoutRun& run_of_unit(const Layout& layout, std::uint64_t unit);
+std::size_t run_index_of_unit(const Layout& layout, std::uint64_t unit);
 
 }  // namespace shardplan

@@ -90,10 +90,6 @@ class PlanDigest {
   std::vector<std::uint64_t> words_;
 };
 
-std::size_t run_index(const StepPlan& plan, std::uint64_t unit) {
-  return static_cast<std::size_t>(&run_of_unit(plan.layout, unit) - plan.layout.runs.data());
-}
-
 }  // namespace
 
 std::string_view name(BufferRole role) {
@@ -177,7 +173,7 @@ std::uint64_t unit_of_step(const StepPlan& plan, std::uint64_t step) {
 }
 
 std::optional<ByteRange> resident_range(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer) {
-  const auto run = run_index(plan, unit);
+  const auto run = run_index_of_unit(plan.layout, unit);
   for (const Array& array : plan.device.arrays) {
     if (array.role != role || array.run != run || array.buffer != buffer) continue;
     return ByteRange{array.offset + (unit - plan.layout.runs[run].first_unit) * array.stride, array.bytes};

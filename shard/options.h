@@ -9,19 +9,22 @@
 
 #include "runtime/communicator.h"
 #include "shard/loss_scaler.h"
+#include "shard/step_report.h"
 
 namespace shardplan {
 
-struct StepReport;
-
-// Hyperparameters of one parameter group. A tensor belongs to the first group whose glob matches its whole name.
-struct ParameterGroup {
-  std::string match = "*";
+struct Hyperparameters {
   double learning_rate = 1e-3;
   double beta1 = 0.9;  // momentum, for sgd_momentum
   double beta2 = 0.999;
   double eps = 1e-8;
   double weight_decay = 0.01;
+};
+
+// A tensor belongs to the first group whose glob matches its whole name.
+struct ParameterGroup {
+  std::string match = "*";
+  Hyperparameters values{};
 };
 
 enum class ClipNorm : std::uint8_t { global, per_group };

@@ -1,6 +1,7 @@
 #include "planner/formats/near_names.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 namespace shardplan {
@@ -27,15 +28,16 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 std::vector<std::string> near_names(std::string_view word, std::vector<std::string> candidates, std::size_t count) {
   constexpr std::size_t longest = 64;  // a longer word is no misspelling
   word = word.substr(0, longest);
-  std::vector<std::pair<std::size_t, std::string>> ranked;
+  std::vector<std::tuple<bool, std::size_t, std::string>> ranked;
   for (std::string& candidate : candidates) {
     const bool begins = !word.empty() && candidate.starts_with(word);
-    ranked.emplace_back(begins ? 0 : edit_distance(word, candidate), std::move(candidate));
+    const std::size_t distance = edit_distance(word, candidate);
+    ranked.emplace_back(!begins, distance, std::move(candidate));
   }
   std::sort(ranked.begin(), ranked.end());
   if (ranked.size() > count) ranked.resize(count);
   std::vector<std::string> names;
-  for (auto& [distance, name] : ranked) names.push_back(std::move(name));
+  for (auto& [other, distance, name] : ranked) names.push_back(std::move(name));
   return names;
 }
 

@@ -22,16 +22,17 @@ CASES = [
     ("adamw", "AdamW", dict(lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)),
     ("adamw", "AdamW", dict(lr=3e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)),
     ("adamw", "AdamW", dict(lr=1e-2, betas=(0.3, 0.6), eps=1e-3, weight_decay=0.5)),
-    ("adamw", "AdamW", dict(lr=1e-4, betas=(0.0, 0.999), eps=0.0, weight_decay=0.01)),
+    ("adamw", "AdamW", dict(lr=1e-4, betas=(0.0, 0.999), eps=1e-15, weight_decay=0.01)),
     ("adam", "Adam", dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)),
     ("sgd", "SGD", dict(lr=1e-1, weight_decay=1e-2)),
     ("sgd_momentum", "SGD", dict(lr=1e-1, momentum=0.9, weight_decay=1e-2)),
 ]
 EMA_DECAY = 0.99
+STATES = {"exp_avg": "first_moment", "exp_avg_sq": "second_moment", "momentum_buffer": "first_moment"}
 
 
 def bits(tensor):
-    return tensor.detach().numpy().astype("<f4").view("<u4").tobytes().hex()
+    return tensor.detach().numpy().view("u4").astype(">u4").tobytes().hex()
 
 
 def gradients(torch, generator):
@@ -57,7 +58,8 @@ def run(case):
     average.n_averaged += 1  # the average starts at the initial parameters instead of skipping the first update
     optimizer = getattr(torch.optim, name)(model.parameters(), foreach=False, fused=False, **options)
     grads = gradients(torch, generator)
-    result = dict(kind=kind, options=options, ema_decay=EMA_DECAY, initial=bits(model.weight), gradients=[], parameters=[])
+    result = dict(kind=kind, options=options, ema_decay=EMA_DECAY, initial=bits(model.weight))
+    result.update(gradients=[], parameters=[])
     for grad in grads:
         model.weight.grad = grad.clone()
         optimizer.step()
@@ -65,7 +67,7 @@ def run(case):
         result["gradients"].append(bits(grad))
         result["parameters"].append(bits(model.weight))
     state = optimizer.state[model.weight]
-    for ours, theirs in (("first_moment", "exp_avg"), ("second_moment", "exp_avg_sq"), ("first_moment", "momentum_buffer")):
+    for theirs, ours in STATES.items():
         if state.get(theirs) is not None:
             result[ours] = bits(state[theirs])
     result["ema"] = bits(average.module.weight)

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "runtime/cpu_device.h"
 #include "runtime/delaying.h"
+#include "tests/support/allocation_count.h"
 #include "tests/support/reference_reduction.h"
 #include "tests/support/run_ranks.h"
 
@@ -215,6 +216,41 @@ TEST(CollectivesInOrder, HoldUnderRandomDelays) {
     }
   });
   for (const auto& outcome : outcomes) EXPECT_EQ(test::message_of(outcome), "");
+}
+
+TEST(CollectiveCalls, AllocateNothing) {
+  constexpr std::uint64_t kElements = 10'000;
+  CpuDevice device;
+  for (const unsigned hardware_threads : {0U, 64U}) {
+    test::run_ranks(
+        3,
+        [&](Communicator& communicator) {
+          Room room(communicator, device, kElements * 4);
+          const auto stream = device.make_stream();
+          const Piece mine = piece_of(kElements, communicator.rank(), 3);
+          const ArenaPlace own{room.arena.get(), room.full + mine.first * 4};
+          std::vector<std::byte> records(3 * 16);
+          const std::uint64_t before = test::allocations_of_this_thread();
+          for (int round = 0; round < 5; ++round) {
+            communicator.reduce_scatter({.input = {room.arena.get(), room.full},
+                                         .elements = kElements,
+                                         .mine = mine,
+                                         .group_size = 2,
+                                         .output = {.place = own}},
+                                        *stream);
+            communicator.all_gather(
+                {.input = own, .output = {room.arena.get(), room.full}, .elements = kElements, .mine = mine}, *stream);
+            communicator.all_gather_bytes(std::span(records).first(16), records);
+            communicator.barrier();
+            room.part_lease.give_back();
+            room.part_lease = room.arena->take(room.part, Bytes{64});
+          }
+          EXPECT_EQ(test::allocations_of_this_thread(), before);
+          EXPECT_NE(std::vector<int>(1).data(), nullptr);
+          EXPECT_GT(test::allocations_of_this_thread(), before);  // it does count
+        },
+        {.hardware_threads = hardware_threads});
+  }
 }
 
 TEST(CollectiveCalls, RefuseWhatTheContractForbids) {

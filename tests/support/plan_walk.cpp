@@ -234,7 +234,7 @@ class ProgramWalker {
     Lease lease{.role = BufferRole::partial,
                 .unit = unit,
                 .step = step,
-                .begin = 4 * step + 3,
+                .begin = 4 * step + 1,
                 .end = end_after(step, true),
                 .accesses = {}};
     for (const std::size_t index : gradient_operations_[unit]) {

@@ -77,8 +77,4 @@ void causal_softmax_backward(ConstMatrix probabilities, Matrix d);
 double cross_entropy(Matrix logits, std::span<const std::uint8_t> targets);
 void cross_entropy_backward(Matrix probabilities, std::span<const std::uint8_t> targets, float scale);
 
-// e^x with a relative error below 2^-22; a NaN stays one, and beyond [-87, 88] the result is that of the bound. Not
-// libm's, so that the compiler vectorises loops over it.
-float fast_exp(float x);
-
 }  // namespace shardplan

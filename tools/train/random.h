@@ -25,7 +25,9 @@ constexpr std::uint64_t random_bits(Words... key) {
 }
 
 // Uniform in (0, 1): never an end, and exact in double.
-constexpr double uniform(std::uint64_t bits) { return (static_cast<double>(bits >> 12) + 0.5) * 0x1p-52; }
+constexpr double uniform(std::uint64_t bits) {
+  return (static_cast<double>(bits >> 12) + 0.5) * 0x1p-52;
+}
 
 // Element `index` of a sequence of normal numbers, mean 0 and deviation 1. Box and Muller's transform makes two of two
 // uniform ones: an even index takes the cosine, the odd one after it the sine.

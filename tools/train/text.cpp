@@ -27,8 +27,9 @@ Text::Text(std::vector<std::uint8_t> bytes, std::size_t context, const std::stri
     : bytes_(std::move(bytes)), training_bytes_(bytes_.size() - bytes_.size() / 10), window_bytes_(context + 1) {
   SHARDPLAN_CHECK(context > 0, "a window needs a byte to see and one to predict");
   if (held_out().size() < window_bytes_) {
-    throw ConfigError(source, "", fmt::format("holds {} bytes; a context of {} needs {}, so that the held-out tenth has a window",
-                                              bytes_.size(), context, 10 * window_bytes_));
+    throw ConfigError(source, "",
+                      fmt::format("holds {} bytes; a context of {} needs {}, so that the held-out tenth has a window",
+                                  bytes_.size(), context, 10 * window_bytes_));
   }
 }
 

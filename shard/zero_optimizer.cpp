@@ -1,0 +1,331 @@
+#include "shard/zero_optimizer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "base/error.h"
+#include "planner/arena_plan.h"
+#include "shard/kernels/arrays.h"
+
+namespace shardplan {
+namespace {
+
+constexpr std::size_t kInitialChunk = 1 << 16;  // elements asked of the client at once
+
+// Ranks of one plan, and the same one: before anything is allocated.
+const Communicators& checked(const Communicators& communicators, const StepPlan& plan) {
+  const auto size = [](const Communicator* communicator) {
+    return communicator == nullptr ? 0 : static_cast<std::uint64_t>(communicator->size());
+  };
+  if (size(communicators.world) != plan.setup.world_size || size(communicators.shard_group) != plan.layout.shards ||
+      size(communicators.replicas) != (plan.layout.replicas > 1 ? plan.layout.replicas : 0)) {
+    throw ConfigError("communicators", "",
+                      fmt::format("the plan is for {} ranks, {} shards and {} replicas", plan.setup.world_size,
+                                  plan.layout.shards, plan.layout.replicas));
+  }
+  std::vector<char> all(plan.hash.size() * plan.setup.world_size);
+  communicators.world->all_gather_bytes(std::as_bytes(std::span(plan.hash)), std::as_writable_bytes(std::span(all)));
+  for (std::uint64_t rank = 0; rank < plan.setup.world_size; ++rank) {
+    const std::string_view other(all.data() + rank * plan.hash.size(), plan.hash.size());
+    if (other == plan.hash) continue;
+    throw ConfigError("plan", "", fmt::format("rank {} has plan {}, rank {} has plan {}: expected the same model and set-up",
+                                              communicators.world->rank(), plan.hash, rank, other));
+  }
+  return communicators;
+}
+
+ZeroOptions checked(ZeroOptions options) {
+  if (!options.initial_values) throw ConfigError("options", "initial_values", "expected a function");
+  if (options.groups.empty()) throw ConfigError("options", "groups", "expected one group or more");
+  if (options.groups.size() > kMostGroups) {
+    throw ConfigError("options", "groups", fmt::format("{} are more than {}", options.groups.size(), kMostGroups));
+  }
+  return options;
+}
+
+std::string describe(const Operation& operation) {
+  return fmt::format("{} {}", name(operation.pass), operation.unit);
+}
+
+}  // namespace
+
+ZeroOptimizer::ZeroOptimizer(const Catalog& catalog, const StepPlan& plan, Device& device,
+                             const Communicators& communicators, ZeroOptions options)
+    : catalog_(catalog),
+      plan_(plan),
+      communicators_(checked(communicators, plan)),
+      options_(checked(std::move(options))),
+      place_(place_of_rank(plan.layout, static_cast<std::uint64_t>(communicators.world->rank()))),
+      stream_(device.make_stream()),
+      memory_(plan, device, *communicators.world),
+      index_(catalog, plan, options_.groups),
+      reducer_(plan, memory_, communicators_, *stream_, place_.shard),
+      scaler_(options_.loss_scaling),
+      prepared_(plan.layout.units, false),
+      parameter_views_(index_.most_tensors()),
+      gradient_views_(index_.most_tensors()) {
+  fill_initial_values();
+}
+
+void ZeroOptimizer::fill_initial_values() {
+  std::vector<float> chunk(kInitialChunk);
+  std::uint64_t unit = 0;
+  for (const UnitRun& run : catalog_.runs) {
+    for (std::uint64_t i = 0; i < run.count; ++i, ++unit) {
+      const LayoutRun& layout = run_of_unit(plan_.layout, unit);
+      for (std::size_t t = 0; t < run.tensors.size(); ++t) {
+        const TensorPlace& place = index_.tensors(unit)[t];
+        if (place.tied) continue;
+        const BufferLayout& buffer = layout.unit.buffers[place.buffer];
+        // What this rank holds of it: its shard of the parameter or the master, or all of it.
+        const Range held = parameters_sharded(plan_) ? intersect(place.range, shard_range(buffer, own_shard())) : place.range;
+        const std::string whole_name = tensor_name(run, i, run.tensors[t]);
+        for (std::uint64_t first = held.begin; first < held.end; first += kInitialChunk) {
+          const std::span<float> values(chunk.data(), std::min<std::uint64_t>(kInitialChunk, held.end - first));
+          options_.initial_values({whole_name, place.ordinal, first - place.range.begin}, values);
+          store_initial(unit, place.buffer, first, values);
+        }
+      }
+    }
+  }
+}
+
+// `first` is an element of the flat buffer.
+void ZeroOptimizer::store_initial(std::uint64_t unit, std::size_t buffer, std::uint64_t first,
+                                  std::span<const float> values) {
+  const BufferLayout& layout = run_of_unit(plan_.layout, unit).unit.buffers[buffer];
+  const Range own = shard_range(layout, own_shard());
+  for (const BufferRole role : {BufferRole::parameter, BufferRole::master, BufferRole::ema}) {
+    const auto array = resident_range(plan_, role, unit, buffer);
+    if (!array) continue;
+    const bool sharded = role == BufferRole::parameter ? parameters_sharded(plan_) : optimizer_states_sharded(plan_);
+    const Range held = intersect({first, first + values.size()}, sharded ? own : Range{0, layout.padded_elements});
+    if (held.empty()) continue;
+    const Policy& policy = plan_.buffers[run_index_of_unit(plan_.layout, unit)][buffer].policy;
+    const DType dtype = role == BufferRole::parameter ? policy.parameter : DType::f32;
+    std::byte* base = memory_.data(memory_.resident(role, unit, buffer));
+    const std::uint64_t offset = held.begin - (sharded ? own.begin : 0);
+    cast({dtype, base + bytes_for(dtype, offset).count(), held.size()},
+         ConstElements(values.subspan(held.begin - first, held.size())));
+  }
+}
+
+void ZeroOptimizer::begin(ProgramKind kind) {
+  if (commit_) roll_forward();
+  SHARDPLAN_CHECK(!program_, fmt::format("begin({}) inside of program {}", name(kind), name(*program_)));
+  SHARDPLAN_CHECK(kind != ProgramKind::update, "begin(update): the update is step()'s");
+  const Program& program = plan_.programs[static_cast<std::size_t>(kind)];
+  SHARDPLAN_CHECK(!program.segments.empty(), fmt::format("the plan has no program {}: it has one micro-batch per step", name(kind)));
+  if (kind != ProgramKind::evaluate) {
+    SHARDPLAN_CHECK(!last_done_, fmt::format("begin({}) after the last micro-batch: expected step()", name(kind)));
+    SHARDPLAN_CHECK(micro_batches_ < plan_.setup.accumulation,
+                    fmt::format("begin({}): the plan has {} micro-batches per step", name(kind), plan_.setup.accumulation));
+    ++micro_batches_;
+  }
+  program_ = kind;
+  cursor_ = ProgramCursor(program);
+  std::fill(prepared_.begin(), prepared_.end(), false);
+}
+
+UnitViews ZeroOptimizer::enter(std::uint64_t unit, Pass pass) {
+  SHARDPLAN_CHECK(program_.has_value(), fmt::format("enter({} {}) outside of a program: expected begin()", name(pass), unit));
+  SHARDPLAN_CHECK(!entered_, fmt::format("enter({} {}) inside of {}: expected leave()", name(pass), unit, describe(*entered_)));
+  try {
+    if (!cursor_.done()) memory_.release_ended(4 * step_of_next_compute());
+    while (!cursor_.done() && cursor_.operation().kind != OperationKind::compute) {
+      execute(cursor_.operation());
+      cursor_.advance();
+    }
+    SHARDPLAN_CHECK(!cursor_.done(), fmt::format("enter({} {}) at the end of program {}", name(pass), unit, name(*program_)));
+    const Operation expected = cursor_.operation();
+    SHARDPLAN_CHECK(expected.unit == unit && expected.pass == pass,
+                    fmt::format("enter({} {}): the plan's next operation is {}", name(pass), unit, describe(expected)));
+    const bool with_gradients = pass == Pass::backward;
+    if (with_gradients) prepare_gradients(unit);
+    entered_ = expected;
+    cursor_.advance();
+    return make_views(unit, with_gradients);
+  } catch (...) {
+    forget_step();
+    throw;
+  }
+}
+
+std::uint64_t ZeroOptimizer::step_of_next_compute() const {
+  ProgramCursor ahead = cursor_;
+  while (!ahead.done() && ahead.operation().kind != OperationKind::compute) ahead.advance();
+  return ahead.done() ? 2 * plan_.layout.units : ahead.operation().step;
+}
+
+void ZeroOptimizer::leave(std::uint64_t unit) {
+  SHARDPLAN_CHECK(entered_ && entered_->unit == unit,
+                  fmt::format("leave({}): {}", unit, entered_ ? "inside of " + describe(*entered_) : "no unit is entered"));
+  entered_.reset();
+  try {
+    // What belongs to the step that ends: all up to the next step's gathers.
+    while (!cursor_.done()) {
+      const Operation operation = cursor_.operation();
+      const bool next_step = operation.kind == OperationKind::compute ||
+                             (operation.kind == OperationKind::gather && operation.subject == Subject::parameter);
+      if (next_step) break;
+      execute(operation);
+      cursor_.advance();
+    }
+  } catch (...) {
+    forget_step();
+    throw;
+  }
+  if (!cursor_.done()) return;
+  memory_.release_all();
+  last_done_ = last_done_ || program_ == ProgramKind::last_micro_batch;
+  program_.reset();
+}
+
+// Back to before the step's first micro-batch. Gradients and accumulators are overwritten by the next one.
+void ZeroOptimizer::forget_step() {
+  memory_.release_all();
+  program_.reset();
+  entered_.reset();
+  micro_batches_ = 0;
+  last_done_ = false;
+}
+
+void ZeroOptimizer::execute(const Operation& operation) {
+  const auto timer = meter_.communication();
+  const GradientReducer::MicroBatch micro_batch{.first = micro_batches_ == 1,
+                                                .last = program_ == ProgramKind::last_micro_batch};
+  switch (operation.kind) {
+    case OperationKind::gather: gather(operation); break;
+    case OperationKind::release: memory_.release(BufferRole::gathered_parameter, operation.unit); break;
+    case OperationKind::accumulate: reducer_.accumulate(operation.unit, micro_batch); break;
+    case OperationKind::reduce: reducer_.reduce(operation, micro_batch); break;
+    default:
+      SHARDPLAN_CHECK(false, fmt::format("operation {} has no place in program {}", name(operation.kind), name(*program_)));
+  }
+  meter_.add_sent(operation.sent);
+}
+
+// Into a slot (stage 3), into the resident parameters (after an update), or of the reduced gradient (stage 0).
+void ZeroOptimizer::gather(const Operation& operation) {
+  const std::uint64_t unit = operation.unit;
+  const std::size_t run = run_index_of_unit(plan_.layout, unit);
+  const bool of_gradient = operation.subject == Subject::gradient;
+  const bool into_slot = !of_gradient && parameters_sharded(plan_);
+  if (into_slot) memory_.acquire(BufferRole::gathered_parameter, operation.step, unit, UINT64_MAX);
+  for (std::size_t i = 0; i < plan_.layout.runs[run].unit.buffers.size(); ++i) {
+    const BufferLayout& layout = plan_.layout.runs[run].unit.buffers[i];
+    const BufferPlan& buffer = plan_.buffers[run][i];
+    if (!into_slot && !buffer.trainable) continue;
+    const DType dtype = of_gradient ? buffer.policy.gradient : buffer.policy.parameter;
+    const ArenaPlace resident = memory_.resident(of_gradient ? BufferRole::gradient : BufferRole::parameter, unit, i);
+    if (into_slot) {
+      gather_buffer(resident, memory_.slot(BufferRole::gathered_parameter, unit, i), dtype, layout);
+    } else {
+      ArenaPlace own = resident;
+      own.offset += bytes_for(dtype, shard_range(layout, own_shard()).begin).count();
+      gather_buffer(own, resident, dtype, layout);
+    }
+  }
+}
+
+void ZeroOptimizer::gather_buffer(const ArenaPlace& input, const ArenaPlace& output, DType dtype,
+                                  const BufferLayout& buffer) {
+  const Range own = shard_range(buffer, own_shard());
+  communicators_.shard_group->all_gather({.dtype = dtype,
+                                          .input = input,
+                                          .output = output,
+                                          .elements = buffer.padded_elements,
+                                          .mine = {own.begin, own.size()}},
+                                         *stream_);
+}
+
+// A unit's own contribution, and those of the owners of its tied tensors: zero until somebody adds.
+void ZeroOptimizer::prepare_gradients(std::uint64_t unit) {
+  const auto prepare = [&](std::uint64_t owner) {
+    if (prepared_[owner]) return;
+    reducer_.prepare(owner);
+    prepared_[owner] = true;
+  };
+  for (const TensorPlace& tensor : index_.tensors(unit)) {
+    if (tensor.tied) prepare(tensor.unit);
+  }
+  prepare(unit);
+}
+
+UnitViews ZeroOptimizer::make_views(std::uint64_t unit, bool with_gradients) {
+  const std::span<const TensorPlace> tensors = index_.tensors(unit);
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    const TensorPlace& tensor = tensors[t];
+    const BufferPlan& buffer = plan_.buffers[run_index_of_unit(plan_.layout, tensor.unit)][tensor.buffer];
+    const auto view = [&](const ArenaPlace& place, DType dtype) {
+      return TensorView{memory_.data(place) + bytes_for(dtype, tensor.range.begin).count(), dtype, tensor.range.size()};
+    };
+    const ArenaPlace parameter = parameters_sharded(plan_)
+                                     ? memory_.slot(BufferRole::gathered_parameter, tensor.unit, tensor.buffer)
+                                     : memory_.resident(BufferRole::parameter, tensor.unit, tensor.buffer);
+    parameter_views_[t] = view(parameter, buffer.policy.parameter);
+    gradient_views_[t] = with_gradients && buffer.trainable
+                             ? view(reducer_.contribution(tensor.unit, tensor.buffer), buffer.policy.wire)
+                             : TensorView{};
+  }
+  return {std::span(parameter_views_).first(tensors.size()),
+          with_gradients ? std::span<const TensorView>(gradient_views_).first(tensors.size())
+                         : std::span<const TensorView>{}};
+}
+
+void ZeroOptimizer::set_learning_rate(std::size_t group, double learning_rate) {
+  SHARDPLAN_CHECK(group < options_.groups.size(), "no such parameter group");
+  options_.groups[group].values.learning_rate = learning_rate;
+}
+
+void ZeroOptimizer::visit_parameters(const std::function<void(const TensorRange&, std::span<const float>)>& visit) {
+  SHARDPLAN_CHECK(!program_ && !commit_, "visit_parameters inside of a program or an unfinished step");
+  constexpr std::size_t kChunk = 1 << 14;
+  std::vector<float> whole;
+  std::vector<float> mine(kChunk);
+  std::vector<float> all(kChunk * plan_.layout.shards);
+  std::uint64_t unit = 0;
+  for (const UnitRun& run : catalog_.runs) {
+    for (std::uint64_t i = 0; i < run.count; ++i, ++unit) {
+      const std::vector<BufferLayout>& buffers = run_of_unit(plan_.layout, unit).unit.buffers;
+      std::vector<std::vector<float>> values(buffers.size());
+      for (std::size_t b = 0; b < buffers.size(); ++b) {
+        const Policy& policy = plan_.buffers[run_index_of_unit(plan_.layout, unit)][b].policy;
+        const bool has_master = resident_range(plan_, BufferRole::master, unit, b).has_value();
+        const BufferRole role = has_master ? BufferRole::master : BufferRole::parameter;
+        const DType dtype = has_master ? *policy.master : policy.parameter;
+        const bool sharded = has_master ? optimizer_states_sharded(plan_) : parameters_sharded(plan_);
+        const std::byte* base = memory_.data(memory_.resident(role, unit, b));
+        values[b].resize(buffers[b].padded_elements);
+        if (!sharded) {
+          cast(Elements(std::span(values[b])), ConstElements(dtype, base, values[b].size()));
+          continue;
+        }
+        const std::uint64_t shard = buffers[b].shard_elements;
+        for (std::uint64_t first = 0; first < shard; first += kChunk) {
+          const std::uint64_t count = std::min<std::uint64_t>(kChunk, shard - first);
+          const std::span<float> part = std::span(mine).first(count);
+          cast(Elements(part), ConstElements(dtype, base + bytes_for(dtype, first).count(), count));
+          const std::span<float> gathered = std::span(all).first(count * plan_.layout.shards);
+          communicators_.shard_group->all_gather_bytes(std::as_bytes(part), std::as_writable_bytes(gathered));
+          for (std::uint64_t s = 0; s < plan_.layout.shards; ++s) {
+            std::copy_n(gathered.data() + s * count, count, values[b].data() + s * shard + first);
+          }
+        }
+      }
+      for (std::size_t t = 0; t < run.tensors.size(); ++t) {
+        const TensorPlace& place = index_.tensors(unit)[t];
+        if (place.tied) continue;
+        const std::string whole_name = tensor_name(run, i, run.tensors[t]);
+        visit({whole_name, place.ordinal, 0},
+              std::span<const float>(values[place.buffer]).subspan(place.range.begin, place.range.size()));
+      }
+    }
+  }
+}
+
+}  // namespace shardplan

@@ -1,0 +1,137 @@
+// ZeroOptimizer: carries out a step plan on one rank.
+//
+//   StepPlan plan = make_step_plan(catalog, setup);                    // the same on every rank
+//   ZeroOptimizer optimizer(catalog, plan, device, communicators, options);
+//   for (each step) {
+//     for (each micro-batch) {
+//       optimizer.begin(last ? ProgramKind::last_micro_batch : ProgramKind::train_micro_batch);
+//       for (unit = 0 ... n-1)  { optimizer.enter(unit, Pass::forward);  compute;  optimizer.leave(unit); }
+//       for (unit = n-1 ... 0)  { optimizer.enter(unit, Pass::backward); compute;  optimizer.leave(unit); }
+//     }
+//     StepReport report = optimizer.step();
+//   }
+//
+// Losses are means over a rank's micro-batch, multiplied by loss_scale(); gradients are averaged over ranks and the plan's
+// A micro-batches (a step with fewer micro-batches still divides by A). The backward of a unit adds to its gradient views;
+// a unit that is left without adding contributes zeros.
+//
+// Invariants:
+//   1. Every byte is where the plan says: one arena, allocated by the constructor. A step that does not fail allocates
+//      nothing here.
+//   2. A call that does not match the plan is a CheckFailure that names the expected and the actual operation.
+//   3. A step has one commit point: the agreement of all ranks inside step(). A failure before it (a kernel, a
+//      collective, a client that gives up) leaves parameters, moments, masters, loss scale and step number as they were:
+//      the step is forgotten, and the next begin() starts it anew. After it the step only rolls forward: scale, clip and
+//      step number are fixed, and whatever interrupted it, the next call of begin() or step() finishes it first, with the
+//      bits of an undisturbed step.
+//   4. A gradient that is not finite, on any rank, in any precision, skips the step on every rank.
+//
+// Errors: ConfigError (plan and options contradict each other, ranks with different plans), OutOfMemory from the
+// constructor, CommunicationError, CheckFailure. After a CommunicationError the communicators are poisoned.
+// Threads: one rank's thread. Several optimizers may live in a process. The plan must outlive the optimizer.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "planner/step_plan.h"
+#include "runtime/device.h"
+#include "shard/gradient_reducer.h"
+#include "shard/options.h"
+#include "shard/parameter_index.h"
+#include "shard/plan_memory.h"
+#include "shard/program_cursor.h"
+#include "shard/step_report.h"
+#include "shard/traffic_meter.h"
+#include "shard/views.h"
+
+namespace shardplan {
+
+class ZeroOptimizer {
+ public:
+  // Collective: allocates the arena, compares plans, fills in initial values.
+  ZeroOptimizer(const Catalog& catalog, const StepPlan& plan, Device& device, const Communicators& communicators,
+                ZeroOptions options);
+
+  void begin(ProgramKind kind);
+  // The unit's parameters, and in its backward its gradients, until leave(). Valid for that time only.
+  UnitViews enter(std::uint64_t unit, Pass pass);
+  void leave(std::uint64_t unit);
+  // Ends a step after its last micro-batch.
+  StepReport step();
+
+  double loss_scale() const { return scaler_.scale(); }
+  std::uint64_t steps_applied() const { return steps_applied_; }
+  // True between a failure after the commit point and the call that finishes the step.
+  bool step_interrupted() const { return commit_.has_value(); }
+  // For schedules: takes effect with the next step.
+  void set_learning_rate(std::size_t group, double learning_rate);
+
+  // Collective: the parameters in full precision, tensor by tensor in catalog order, padding and tied tensors left out,
+  // whatever the stage. Each call of `visit` gets one whole tensor. Holds one unit's flat buffer in fp32 at a time,
+  // beyond the arena. Not inside a program.
+  void visit_parameters(const std::function<void(const TensorRange&, std::span<const float>)>& visit);
+
+ private:
+  // Sums of squares, or norms: of all gradients, then of each parameter group.
+  using NormSums = std::array<double, kMostGroups + 1>;
+
+  // What is fixed at the commit point, and how far the step has come.
+  struct Commit {
+    StepReport report;
+    std::array<Hyperparameters, kMostGroups> groups{};
+    std::array<float, kMostGroups> gradient_factors{};  // clip factor over loss scale
+    ProgramCursor next;                                 // operation of the update program
+    std::size_t done_in_unit = 0;                       // tensors of that operation's unit that have been updated
+  };
+
+  void fill_initial_values();
+  void store_initial(std::uint64_t unit, std::size_t buffer, std::uint64_t first, std::span<const float> values);
+
+  void execute(const Operation& operation);
+  void gather(const Operation& operation);
+  void gather_buffer(const ArenaPlace& input, const ArenaPlace& output, DType dtype, const BufferLayout& buffer);
+  void prepare_gradients(std::uint64_t unit);
+  UnitViews make_views(std::uint64_t unit, bool with_gradients);
+  std::uint64_t step_of_next_compute() const;
+  void forget_step();
+
+  void sum_norms();
+  void agree();
+  void commit(const NormSums& norms, bool finite);
+  StepReport roll_forward();
+  void update(std::uint64_t unit);
+
+  std::uint64_t own_shard() const { return place_.shard; }
+
+  const Catalog& catalog_;
+  const StepPlan& plan_;
+  Communicators communicators_;
+  ZeroOptions options_;
+  RankPlace place_;
+  std::unique_ptr<Stream> stream_;
+  PlanMemory memory_;
+  ParameterIndex index_;
+  GradientReducer reducer_;
+  TrafficMeter meter_;
+  LossScaler scaler_;
+
+  ProgramCursor cursor_;
+  std::optional<ProgramKind> program_;       // that is running
+  std::vector<bool> prepared_;               // units whose contributions are zeroed, in this micro-batch
+  std::optional<Operation> entered_;         // the compute operation that the client is inside of
+  std::uint64_t micro_batches_ = 0;          // of this step, begun
+  bool last_done_ = false;
+  NormSums partials_{};                      // of this shard
+  std::uint64_t steps_applied_ = 0;
+  std::optional<Commit> commit_;
+  std::vector<TensorView> parameter_views_;
+  std::vector<TensorView> gradient_views_;
+};
+
+}  // namespace shardplan
