@@ -1,5 +1,8 @@
 #include "base/text.h"
 
+#include <algorithm>
+#include <cctype>
+
 namespace shardplan {
 
 std::string with_commas(std::uint64_t number) {
@@ -9,6 +12,11 @@ std::string with_commas(std::uint64_t number) {
     digits.insert(place, 1, ',');
   }
   return digits;
+}
+
+bool equal_in_any_case(std::string_view a, std::string_view b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](unsigned char x, unsigned char y) { return std::tolower(x) == std::tolower(y); });
 }
 
 }  // namespace shardplan

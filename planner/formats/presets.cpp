@@ -3,10 +3,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <algorithm>
-#include <cctype>
-
 #include "base/error.h"
+#include "base/text.h"
 #include "planner/formats/hf_config.h"
 #include "planner/formats/json.h"
 #include "planner/formats/near_names.h"
@@ -15,14 +13,6 @@ namespace shardplan {
 namespace data {
 extern const std::string_view kModels;
 }
-namespace {
-
-bool equal_in_any_case(std::string_view a, std::string_view b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
-                    [](unsigned char x, unsigned char y) { return std::tolower(x) == std::tolower(y); });
-}
-
-}  // namespace
 
 std::vector<Preset> presets() {
   const JsonDocument document(data::kModels, "models.json");

@@ -29,6 +29,26 @@ void take(Found& found, const std::string& path) {
   std::move(header.tensors.begin(), header.tensors.end(), std::back_inserter(found.tensors));
 }
 
+// One file of an index: `entries` are what the weight_map says is in it.
+void take_shard(Found& found, const std::string& index, std::string_view file, const std::vector<JsonView>& entries) {
+  const std::string path = (fs::path(index).parent_path() / file).string();
+  if (!exists(path)) entries.front().fail(fmt::format("is said to be in '{}', which does not exist", file));
+  const std::size_t first = found.tensors.size();
+  take(found, path);
+  std::map<std::string_view, bool> stored;  // and whether the index has it here
+  for (std::size_t i = first; i < found.tensors.size(); ++i) stored.emplace(found.tensors[i].name, false);
+  for (const JsonView entry : entries) {
+    const auto tensor = stored.find(entry.key());
+    if (tensor == stored.end()) {
+      entry.fail(fmt::format("is said to be in '{}', which has no tensor of this name", file));
+    }
+    tensor->second = true;
+  }
+  for (const auto& [name, indexed] : stored) {
+    if (!indexed) throw ConfigError(path, std::string(name), fmt::format("is not in this file according to {}", index));
+  }
+}
+
 // Every file that the index names, each tensor where it says, and no others.
 Found read_index(const std::string& path) {
   const JsonDocument document(read_text(path), path);
@@ -42,32 +62,16 @@ Found read_index(const std::string& path) {
   if (files.empty()) weight_map.fail("names no tensor");
 
   Found found;
-  std::uint64_t bytes = 0;
-  for (const auto& [file, entries] : files) {
-    const std::string shard = (fs::path(path).parent_path() / file).string();
-    if (!exists(shard)) entries.front().fail(fmt::format("is said to be in '{}', which does not exist", file));
-    const std::size_t first = found.tensors.size();
-    take(found, shard);
-    std::map<std::string_view, bool> named;  // and whether the index has it in this file
-    for (std::size_t i = first; i < found.tensors.size(); ++i) {
-      named.emplace(found.tensors[i].name, false);
-      bytes = checked_add(bytes, found.tensors[i].end - found.tensors[i].begin);
+  for (const auto& [file, entries] : files) take_shard(found, path, file, entries);
+
+  const JsonView metadata = document.root()["metadata"];
+  if (metadata.is_object() && metadata["total_size"].exists()) {
+    std::uint64_t bytes = 0;
+    for (const SafetensorsTensor& tensor : found.tensors) bytes = checked_add(bytes, tensor.end - tensor.begin);
+    const JsonView total = metadata["total_size"];
+    if (total.as_count() != bytes) {
+      found.notes.push_back(fmt::format("the index says {} bytes, its files hold {}", total.shown(), bytes));
     }
-    for (const JsonView entry : entries) {
-      const auto tensor = named.find(entry.key());
-      if (tensor == named.end())
-        entry.fail(fmt::format("is said to be in '{}', which has no tensor of this name", file));
-      tensor->second = true;
-    }
-    for (const auto& [name, indexed] : named) {
-      if (!indexed)
-        throw ConfigError(shard, std::string(name), fmt::format("is not in this file according to {}", path));
-    }
-  }
-  const JsonView total = document.root()["metadata"];
-  if (total.is_object() && total["total_size"].exists() && total["total_size"].as_count() != bytes) {
-    found.notes.push_back(
-        fmt::format("the index says {} bytes, its files hold {}", total["total_size"].shown(), bytes));
   }
   return found;
 }

@@ -88,7 +88,11 @@ Catalog catalog_in_units(const std::string& source, std::vector<Listed> listed) 
         listed.begin() + static_cast<std::ptrdiff_t>(first), listed.begin() + static_cast<std::ptrdiff_t>(last),
         [&](const Listed& l) { return l.tensor.name.starts_with(below) && l.tensor.name != below; });
     const auto block = inside ? block_name(unit) : std::nullopt;
-    block ? builder.begin_unit(block->prefix, block->number) : builder.begin_unit(unit);
+    if (block) {
+      builder.begin_unit(block->prefix, block->number);
+    } else {
+      builder.begin_unit(unit);
+    }
     for (std::size_t i = first; i < last; ++i) {
       if (block) listed[i].tensor.name.erase(0, below.size());
       builder.add(std::move(listed[i].tensor));

@@ -19,8 +19,8 @@
 //   lerp(a, b, w) = a + w (b - a) if w < 1/2, else b + (w - 1) (b - a).   sign(0) = 0; sign(NaN) = NaN.
 //
 // Sources: torch.optim.AdamW, Adam and SGD (2.15, foreach=False, fused=False), operation by operation: the same bits as
-// PyTorch's CPU kernels give without AVX (ATEN_CPU_CAPABILITY=default); with AVX2 those use fused multiply-adds, which
-// moves last bits. Lion: Chen et al., arXiv 2302.06675, algorithm 2, in the order of the authors' PyTorch code.
+// PyTorch's where it rounds each operation once. Its stock CPU kernels do not (fused multiply-adds with AVX2, MKL's square
+// root), which moves last bits. Lion: Chen et al., arXiv 2302.06675, algorithm 2, in the order of the authors' PyTorch code.
 // EMA: torch.optim.swa_utils.get_ema_multi_avg_fn. Infinities and NaNs travel as IEEE 754 says.
 //
 // The result for an element depends on that element alone: the same bits at any position, alignment and length, for
@@ -58,12 +58,12 @@ struct UpdateOptions {
 // Moments of 16 bits are computed in fp32 and rounded to nearest even, once.
 struct UpdateArrays {
   Elements parameter;
-  std::span<float> master;
-  std::span<std::uint16_t> master_rest;
+  std::span<float> master{};
+  std::span<std::uint16_t> master_rest{};
   ConstElements gradient;
   Elements first_moment;
   Elements second_moment;
-  std::span<float> ema;
+  std::span<float> ema{};
 };
 
 // A CHECK fails for arrays that contradict the options or each other, and for step 0; nothing is written then.

@@ -161,10 +161,10 @@ std::string step_pattern(const Schedule& schedule, const ScheduleCase& drawn, st
   std::string pattern = backward ? "backward" : "forward";
   // A folded segment moves every unit by the same stride as the step's own.
   const auto add = [&](const Use& use) {
-    pattern += fmt::format(" {}{:+}:{:+}@{}", use.tied ? "tied" : "own",
-                           static_cast<std::int64_t>(use.unit) - static_cast<std::int64_t>(unit),
-                           static_cast<std::int64_t>(use.step) - static_cast<std::int64_t>(step),
-                           schedule.run_of(use.unit));
+    pattern +=
+        fmt::format(" {}{:+}:{:+}@{}", use.tied ? "tied" : "own",
+                    static_cast<std::int64_t>(use.unit) - static_cast<std::int64_t>(unit),
+                    static_cast<std::int64_t>(use.step) - static_cast<std::int64_t>(step), schedule.run_of(use.unit));
   };
   for (const Use& use : schedule.uses_at(step)) add(use);
   pattern += " issues";
@@ -172,8 +172,8 @@ std::string step_pattern(const Schedule& schedule, const ScheduleCase& drawn, st
   // Reductions of the two steps before, which the step may wait for.
   for (std::uint64_t back = 1; back <= 2 && back <= step; ++back) {
     const std::uint64_t before = schedule.unit_of(step - back);
-    pattern += fmt::format(" after {}@{}", step - back >= schedule.units() ? "backward" : "forward",
-                           schedule.run_of(before));
+    pattern +=
+        fmt::format(" after {}@{}", step - back >= schedule.units() ? "backward" : "forward", schedule.run_of(before));
   }
   const bool owner = std::find(schedule.owners().begin(), schedule.owners().end(), unit) != schedule.owners().end();
   return pattern + (owner ? " owner" : "") + fmt::format(" prefetch {}", drawn.prefetch);

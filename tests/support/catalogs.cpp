@@ -24,13 +24,12 @@ void showValue(const Catalog& catalog, std::ostream& out) {
 }
 
 void showValue(const Setup& setup, std::ostream& out) {
-  out << fmt::format("stage {} world {} replicate {} prefetch {} A {} cadence {} {} wire {} gradient {} accumulator {} "
-                     "optimizer {} ema {} recompute {} {} {}",
-                     setup.stage, setup.world_size, setup.replicate, setup.prefetch, setup.accumulation,
-                     name(resolved_cadence(setup)), setup.policy.name, name(setup.policy.wire),
-                     name(setup.policy.gradient), name(setup.policy.gradient_accumulator),
-                     states_of(setup.optimizer).name, setup.ema, name(setup.recompute), name(setup.transport),
-                     name(setup.reduction));
+  out << fmt::format(
+      "stage {} world {} replicate {} prefetch {} A {} cadence {} {} wire {} gradient {} accumulator {} "
+      "optimizer {} ema {} recompute {} {} {}",
+      setup.stage, setup.world_size, setup.replicate, setup.prefetch, setup.accumulation, name(resolved_cadence(setup)),
+      setup.policy.name, name(setup.policy.wire), name(setup.policy.gradient), name(setup.policy.gradient_accumulator),
+      states_of(setup.optimizer).name, setup.ema, name(setup.recompute), name(setup.transport), name(setup.reduction));
 }
 
 namespace test_support {
@@ -67,10 +66,18 @@ struct Kind {
 };
 
 const std::vector<Kind>& kinds() {
-  static const std::vector<Kind> kAll{{{}, true},          {{}, true},          {{}, true},
-                                      {{}, false},         {DType::f32, true},  {DType::bf16, true},
-                                      {DType::f16, true},  {DType::f64, true},  {DType::f32, false},
-                                      {DType::i8, false},  {DType::nf4, false}, {DType::f8_e4m3, false},
+  static const std::vector<Kind> kAll{{{}, true},
+                                      {{}, true},
+                                      {{}, true},
+                                      {{}, false},
+                                      {DType::f32, true},
+                                      {DType::bf16, true},
+                                      {DType::f16, true},
+                                      {DType::f64, true},
+                                      {DType::f32, false},
+                                      {DType::i8, false},
+                                      {DType::nf4, false},
+                                      {DType::f8_e4m3, false},
                                       {DType::f6_e2m3, false}};
   return kAll;
 }
@@ -104,8 +111,8 @@ Catalog catalog_of(const std::vector<RunChoice>& choices, const std::vector<TieC
     for (const TensorChoice& tensor : choice.tensors) {
       const Kind& kind = kinds()[tensor.kind];
       const std::string prefix = run.numbered ? "" : run.name + ".";
-      Tensor& added = run.tensors.emplace_back(
-          tensor_of(fmt::format("{}t{}", prefix, run.tensors.size()), {tensor.elements}));
+      Tensor& added =
+          run.tensors.emplace_back(tensor_of(fmt::format("{}t{}", prefix, run.tensors.size()), {tensor.elements}));
       added.dtype = kind.dtype;
       added.trainable = kind.trainable;
     }
@@ -133,13 +140,12 @@ rc::Gen<std::vector<T>> up_to(int most, rc::Gen<T> element) {
 }
 
 rc::Gen<RunChoice> any_run(Sizes sizes) {
-  const auto tensor = rc::gen::map(
-      rc::gen::tuple(element_count(sizes), rc::gen::inRange<std::size_t>(0, kinds().size())),
-      [](const auto& drawn) { return TensorChoice{std::get<0>(drawn), std::get<1>(drawn)}; });
+  const auto tensor =
+      rc::gen::map(rc::gen::tuple(element_count(sizes), rc::gen::inRange<std::size_t>(0, kinds().size())),
+                   [](const auto& drawn) { return TensorChoice{std::get<0>(drawn), std::get<1>(drawn)}; });
   const auto count = rc::gen::element<std::uint64_t>(0, 0, 1, 2, 3, 4, 6, 9);
-  return rc::gen::map(rc::gen::tuple(count, up_to(4, tensor)), [](auto drawn) {
-    return RunChoice{std::get<0>(drawn), std::move(std::get<1>(drawn))};
-  });
+  return rc::gen::map(rc::gen::tuple(count, up_to(4, tensor)),
+                      [](auto drawn) { return RunChoice{std::get<0>(drawn), std::move(std::get<1>(drawn))}; });
 }
 
 rc::Gen<TieChoice> any_tie() {
@@ -168,15 +174,16 @@ Catalog llama_catalog(const LlamaShape& shape) {
   const std::uint64_t hidden = shape.hidden;
   builder.begin_unit("model.embed_tokens");
   builder.add(tensor_of("model.embed_tokens.weight", {shape.vocabulary, hidden}));
-  builder.add_run("model.layers", 0, shape.layers,
-                  {tensor_of("self_attn.q_proj.weight", {hidden, hidden}),
-                   tensor_of("self_attn.k_proj.weight", {shape.key_value, hidden}),
-                   tensor_of("self_attn.v_proj.weight", {shape.key_value, hidden}),
-                   tensor_of("self_attn.o_proj.weight", {hidden, hidden}),
-                   tensor_of("mlp.gate_proj.weight", {shape.intermediate, hidden}),
-                   tensor_of("mlp.up_proj.weight", {shape.intermediate, hidden}),
-                   tensor_of("mlp.down_proj.weight", {hidden, shape.intermediate}),
-                   tensor_of("input_layernorm.weight", {hidden}), tensor_of("post_attention_layernorm.weight", {hidden})});
+  builder.add_run(
+      "model.layers", 0, shape.layers,
+      {tensor_of("self_attn.q_proj.weight", {hidden, hidden}),
+       tensor_of("self_attn.k_proj.weight", {shape.key_value, hidden}),
+       tensor_of("self_attn.v_proj.weight", {shape.key_value, hidden}),
+       tensor_of("self_attn.o_proj.weight", {hidden, hidden}),
+       tensor_of("mlp.gate_proj.weight", {shape.intermediate, hidden}),
+       tensor_of("mlp.up_proj.weight", {shape.intermediate, hidden}),
+       tensor_of("mlp.down_proj.weight", {hidden, shape.intermediate}), tensor_of("input_layernorm.weight", {hidden}),
+       tensor_of("post_attention_layernorm.weight", {hidden})});
   builder.begin_unit("lm_head");
   builder.add(tensor_of("model.norm.weight", {hidden}));
   Tensor head = tensor_of("lm_head.weight", {shape.vocabulary, hidden});
@@ -191,12 +198,13 @@ Catalog gpt2_catalog(const Gpt2Shape& shape) {
   builder.begin_unit("transformer.embeddings");
   builder.add(tensor_of("transformer.wte.weight", {50257, h}));
   builder.add(tensor_of("transformer.wpe.weight", {1024, h}));
-  builder.add_run("transformer.h", 0, shape.layers,
-                  {tensor_of("ln_1.weight", {h}), tensor_of("ln_1.bias", {h}), tensor_of("attn.c_attn.weight", {h, 3 * h}),
-                   tensor_of("attn.c_attn.bias", {3 * h}), tensor_of("attn.c_proj.weight", {h, h}),
-                   tensor_of("attn.c_proj.bias", {h}), tensor_of("ln_2.weight", {h}), tensor_of("ln_2.bias", {h}),
-                   tensor_of("mlp.c_fc.weight", {h, 4 * h}), tensor_of("mlp.c_fc.bias", {4 * h}),
-                   tensor_of("mlp.c_proj.weight", {4 * h, h}), tensor_of("mlp.c_proj.bias", {h})});
+  builder.add_run(
+      "transformer.h", 0, shape.layers,
+      {tensor_of("ln_1.weight", {h}), tensor_of("ln_1.bias", {h}), tensor_of("attn.c_attn.weight", {h, 3 * h}),
+       tensor_of("attn.c_attn.bias", {3 * h}), tensor_of("attn.c_proj.weight", {h, h}),
+       tensor_of("attn.c_proj.bias", {h}), tensor_of("ln_2.weight", {h}), tensor_of("ln_2.bias", {h}),
+       tensor_of("mlp.c_fc.weight", {h, 4 * h}), tensor_of("mlp.c_fc.bias", {4 * h}),
+       tensor_of("mlp.c_proj.weight", {4 * h, h}), tensor_of("mlp.c_proj.bias", {h})});
   builder.begin_unit("head");
   builder.add(tensor_of("transformer.ln_f.weight", {h}));
   builder.add(tensor_of("transformer.ln_f.bias", {h}));
@@ -208,16 +216,16 @@ Catalog gpt2_catalog(const Gpt2Shape& shape) {
 
 std::vector<Catalog> known_catalogs() {
   std::vector<Catalog> catalogs;
-  for (const LlamaShape& shape : std::initializer_list<LlamaShape>{
-           {"tinyllama", 32000, 2048, 22, 5632, 256, false},
-           {"llama-2-7b", 32000, 4096, 32, 11008, 4096, false},
-           {"llama-2-13b", 32000, 5120, 40, 13824, 5120, false},
-           {"llama-2-70b", 32000, 8192, 80, 28672, 1024, false},
-           {"llama-3.1-8b", 128256, 4096, 32, 14336, 1024, false},
-           {"llama-3.1-70b", 128256, 8192, 80, 28672, 1024, false},
-           {"llama-3.1-405b", 128256, 16384, 126, 53248, 1024, false},
-           {"llama-3.2-3b", 128256, 3072, 28, 8192, 1024, true},
-           {"smollm-360m", 49152, 960, 32, 2560, 320, true}}) {
+  for (const LlamaShape& shape :
+       std::initializer_list<LlamaShape>{{"tinyllama", 32000, 2048, 22, 5632, 256, false},
+                                         {"llama-2-7b", 32000, 4096, 32, 11008, 4096, false},
+                                         {"llama-2-13b", 32000, 5120, 40, 13824, 5120, false},
+                                         {"llama-2-70b", 32000, 8192, 80, 28672, 1024, false},
+                                         {"llama-3.1-8b", 128256, 4096, 32, 14336, 1024, false},
+                                         {"llama-3.1-70b", 128256, 8192, 80, 28672, 1024, false},
+                                         {"llama-3.1-405b", 128256, 16384, 126, 53248, 1024, false},
+                                         {"llama-3.2-3b", 128256, 3072, 28, 8192, 1024, true},
+                                         {"smollm-360m", 49152, 960, 32, 2560, 320, true}}) {
     catalogs.push_back(llama_catalog(shape));
   }
   for (const Gpt2Shape& shape : std::initializer_list<Gpt2Shape>{
@@ -247,9 +255,8 @@ Catalog unfolded(const Catalog& catalog) {
 }
 
 rc::Gen<Catalog> any_catalog(Sizes sizes) {
-  return rc::gen::map(rc::gen::tuple(up_to(6, any_run(sizes)), up_to(4, any_tie())), [](const auto& drawn) {
-    return catalog_of(std::get<0>(drawn), std::get<1>(drawn));
-  });
+  return rc::gen::map(rc::gen::tuple(up_to(6, any_run(sizes)), up_to(4, any_tie())),
+                      [](const auto& drawn) { return catalog_of(std::get<0>(drawn), std::get<1>(drawn)); });
 }
 
 rc::Gen<Setup> any_setup() {

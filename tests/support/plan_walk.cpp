@@ -18,22 +18,6 @@ std::string text(const Operation& operation) {
                      operation.step);
 }
 
-BufferFacts buffer_facts(const ModelFacts& model, const BufferLayout& layout) {
-  BufferFacts buffer{.padded = layout.padded_elements,
-                     .shard = layout.shard_elements,
-                     .granule = layout.granule,
-                     .trainable = layout.trainable,
-                     .policy = policy_for(model.setup.policy, layout.dtype)};
-  const Policy& policy = buffer.policy;
-  const bool gradient_is_accumulator = policy.gradient == policy.gradient_accumulator;
-  const bool whole_gradient = model.setup.stage <= 1 || model.shards == 1;
-  const bool written_in_place = whole_gradient && policy.wire == policy.gradient &&
-                                !(model.setup.accumulation > 1 && gradient_is_accumulator);
-  buffer.has_contribution_slot = buffer.trainable && !written_in_place;
-  buffer.sum_is_in_gradient = model.adds_locally && gradient_is_accumulator && policy.wire == policy.gradient;
-  return buffer;
-}
-
 // Walks one program and keeps what a rank keeps: the step it is at, what is gathered, what has been done for each unit.
 class ProgramWalker {
  public:
@@ -78,11 +62,15 @@ class ProgramWalker {
     switch (operation.kind) {
       case OperationKind::gather:
         return operation.subject == Subject::parameter ? gather(index) : gradient_operation(index);
-      case OperationKind::release: return release(index);
-      case OperationKind::compute: return compute(index);
+      case OperationKind::release:
+        return release(index);
+      case OperationKind::compute:
+        return compute(index);
       case OperationKind::reduce:
-      case OperationKind::accumulate: return gradient_operation(index);
-      default: fail(fmt::format("{} does not belong here", text(operation)));
+      case OperationKind::accumulate:
+        return gradient_operation(index);
+      default:
+        fail(fmt::format("{} does not belong here", text(operation)));
     }
   }
 
@@ -92,7 +80,8 @@ class ProgramWalker {
     if (computed_) next_step();
     require(sharded_parameters_, gather, "parameters are not sharded");
     require(gather.scope == Scope::shard_group, gather, "parameters are gathered in the shard group");
-    require(gather.step >= step_ && gather.step <= step_ + facts_.setup.prefetch, gather, "is issued too early or late");
+    require(gather.step >= step_ && gather.step <= step_ + facts_.setup.prefetch, gather,
+            "is issued too early or late");
     require(gather.step < steps_ && needed_at(gather.step).contains(gather.unit), gather, "nothing uses it");
     require(gather.step >= last_gather_step_, gather, "is out of order");
     require(!gathered_.contains(gather.unit), gather, "is gathered already");
@@ -125,8 +114,10 @@ class ProgramWalker {
     const bool backward = step_ >= facts_.units.size();
     const bool recompute = backward && facts_.setup.recompute == Recompute::full && !recomputed_;
     require(step_ < steps_ && compute.step == step_ && compute.unit == unit_of(step_), compute, "is not next");
-    require(compute.pass == (recompute ? Pass::recompute : backward ? Pass::backward : Pass::forward), compute,
-            "is the wrong pass");
+    require(compute.pass == (recompute  ? Pass::recompute
+                             : backward ? Pass::backward
+                                        : Pass::forward),
+            compute, "is the wrong pass");
     if (!walk_.problem.empty()) return;
     for (const std::uint64_t unit : sharded_parameters_ ? needed_at(step_) : std::set<std::uint64_t>{}) {
       const auto held = gathered_.find(unit);
@@ -221,9 +212,9 @@ class ProgramWalker {
                 .accesses = contributions_[unit]};
     for (const std::size_t index : gradient_operations_[unit]) {
       const Operation& operation = walk_.operations[index];
-      const bool reads = operation.kind == OperationKind::accumulate ||
-                         (reduction_reads && operation.kind == OperationKind::reduce &&
-                          operation.scope == Scope::shard_group);
+      const bool reads =
+          operation.kind == OperationKind::accumulate ||
+          (reduction_reads && operation.kind == OperationKind::reduce && operation.scope == Scope::shard_group);
       if (reads) lease.accesses.push_back(index);
     }
     walk_.leases.push_back(std::move(lease));
@@ -254,110 +245,12 @@ class ProgramWalker {
   bool computed_ = false;
   bool recomputed_ = false;
   std::uint64_t last_gather_step_ = 0;
-  std::map<std::uint64_t, std::size_t> gathered_;                       // unit -> lease
-  std::map<std::uint64_t, std::vector<std::size_t>> contributions_;     // unit -> backward computes that write it
-  std::vector<std::vector<std::size_t>> gradient_operations_;           // of each unit
+  std::map<std::uint64_t, std::size_t> gathered_;                    // unit -> lease
+  std::map<std::uint64_t, std::vector<std::size_t>> contributions_;  // unit -> backward computes that write it
+  std::vector<std::vector<std::size_t>> gradient_operations_;        // of each unit
 };
 
-bool on_communication_stream(const Operation& operation) {
-  return operation.kind == OperationKind::gather || operation.kind == OperationKind::reduce ||
-         operation.kind == OperationKind::agree;
-}
-
-std::optional<std::size_t> index_of(const std::vector<Operation>& operations, std::size_t before,
-                                    const Dependency& dependency) {
-  for (std::size_t i = before; i-- > 0;) {
-    const Operation& operation = operations[i];
-    if (operation.kind == dependency.kind && operation.unit == dependency.unit && operation.pass == dependency.pass) {
-      return i;
-    }
-  }
-  return std::nullopt;
-}
-
-// For each operation and each of the two streams: how many operations (by index + 1) are known to have finished when it
-// runs. Its own stream's earlier ones have, and what it waits for, and what those waited for.
-using Clock = std::array<std::size_t, 2>;
-
-std::vector<Clock> clocks_of(const std::vector<Operation>& operations) {
-  std::vector<Clock> clocks;
-  Clock latest[2] = {};
-  for (std::size_t i = 0; i < operations.size(); ++i) {
-    const std::size_t stream = on_communication_stream(operations[i]) ? 1 : 0;
-    Clock clock = latest[stream];
-    for (const auto& dependency : operations[i].waits_for) {
-      if (!dependency) continue;
-      const auto other = index_of(operations, i, *dependency);
-      if (!other) continue;
-      for (std::size_t s = 0; s < 2; ++s) clock[s] = std::max(clock[s], clocks[*other][s]);
-    }
-    clock[stream] = i + 1;
-    latest[stream] = clock;
-    clocks.push_back(clock);
-  }
-  return clocks;
-}
-
-std::string text(const Lease& lease) {
-  return fmt::format("{} of unit {} for step {}, moments [{}, {})", name(lease.role), lease.unit, lease.step,
-                     lease.begin, lease.end);
-}
-
-// The bytes of all flat buffers in a lease's slot.
-Bytes content(const StepPlan& plan, const Lease& lease) {
-  Bytes total;
-  for (std::size_t i = 0; i < run_of_unit(plan.layout, lease.unit).unit.buffers.size(); ++i) {
-    total += buffer_in_slot(plan, lease.role, lease.unit, i).bytes;
-  }
-  return total;
-}
-
-bool meet(const ByteRange& a, const ByteRange& b) {
-  return a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
-}
-
-bool in_order(const Walk& walk, const std::vector<Clock>& clocks, const Lease& first, const Lease& second) {
-  for (const std::size_t a : first.accesses) {
-    const std::size_t stream = on_communication_stream(walk.operations[a]) ? 1 : 0;
-    for (const std::size_t b : second.accesses) {
-      if (clocks[b][stream] < a + 1) return false;
-    }
-  }
-  return true;
-}
-
 }  // namespace
-
-ModelFacts facts_of(const Catalog& catalog, const Setup& setup) {
-  ModelFacts model{.setup = setup,
-                   .shards = setup.world_size / setup.replicate,
-                   .replicas = setup.replicate,
-                   .adds_locally = false,
-                   .units = {}};
-  const bool by_step = setup.cadence ? *setup.cadence == Cadence::step : setup.stage < 2;
-  model.adds_locally = setup.accumulation > 1 && by_step;
-  const Layout layout = make_layout(catalog, model.shards, model.replicas);
-  std::map<std::string, std::uint64_t> unit_of_tensor;
-  for (std::size_t run = 0; run < catalog.runs.size(); ++run) {
-    for (std::uint64_t i = 0; i < catalog.runs[run].count; ++i) {
-      UnitFacts unit{.run = run, .owners = {}, .buffers = {}};
-      std::set<std::uint64_t> owners;
-      for (const Tensor& tensor : catalog.runs[run].tensors) {
-        const std::uint64_t self = model.units.size();
-        unit_of_tensor[tensor_name(catalog.runs[run], i, tensor)] = self;
-        if (!tensor.tied_to.empty()) owners.insert(unit_of_tensor.at(tensor.tied_to));
-        owners.erase(self);
-      }
-      unit.owners.assign(owners.begin(), owners.end());
-      for (const BufferLayout& buffer : layout.runs[run].unit.buffers) {
-        unit.buffers.push_back(buffer_facts(model, buffer));
-        unit.trainable |= buffer.trainable;
-      }
-      model.units.push_back(std::move(unit));
-    }
-  }
-  return model;
-}
 
 Walk walk_program(const StepPlan& plan, const ModelFacts& facts, ProgramKind kind) {
   return ProgramWalker(plan, facts, kind).run();
@@ -396,86 +289,27 @@ std::string update_problem(const StepPlan& plan, const ModelFacts& facts) {
   return problem.empty() ? dependency_problem(operations) : problem;
 }
 
+std::optional<std::size_t> index_of_dependency(const std::vector<Operation>& operations, std::size_t before,
+                                               const Dependency& dependency) {
+  for (std::size_t i = before; i-- > 0;) {
+    const Operation& operation = operations[i];
+    if (operation.kind == dependency.kind && operation.unit == dependency.unit && operation.pass == dependency.pass) {
+      return i;
+    }
+  }
+  return std::nullopt;
+}
+
 std::string dependency_problem(const std::vector<Operation>& operations) {
   for (std::size_t i = 0; i < operations.size(); ++i) {
     for (const auto& dependency : operations[i].waits_for) {
-      if (dependency && !index_of(operations, i, *dependency)) {
+      if (dependency && !index_of_dependency(operations, i, *dependency)) {
         return fmt::format("{} waits for {} {} of unit {}, which never comes before it", text(operations[i]),
                            name(dependency->kind), name(dependency->pass), dependency->unit);
       }
     }
   }
   return "";
-}
-
-std::string lease_problem(const StepPlan& plan, const Walk& walk) {
-  const std::vector<Clock> clocks = clocks_of(walk.operations);
-  std::vector<ByteRange> ranges;
-  const Bytes end_of_arrays = furthest_array(plan);
-  for (std::size_t i = 0; i < walk.leases.size(); ++i) {
-    const Lease& lease = walk.leases[i];
-    const auto range = slot_range(plan, lease.role, lease.step, lease.unit);
-    if (!range) {
-      if (content(plan, lease) > Bytes{}) return fmt::format("{} has no slot", text(lease));
-    }
-    ranges.push_back(range.value_or(ByteRange{}));
-    if (!range) continue;
-    if (range->offset < end_of_arrays || range->offset + range->bytes > plan.device.bytes - kArenaBaseShift) {
-      return fmt::format("{} is outside the arena's slots", text(lease));
-    }
-    for (std::size_t j = 0; j < i; ++j) {
-      const Lease& other = walk.leases[j];
-      if (!meet(*range, ranges[j])) continue;
-      if (lease.begin < other.end && other.begin < lease.end) {
-        return fmt::format("{} and {} overlap", text(other), text(lease));
-      }
-      const bool other_first = other.begin < lease.begin;
-      const Lease& first = other_first ? other : lease;
-      const Lease& second = other_first ? lease : other;
-      if (!in_order(walk, clocks, first, second)) {
-        return fmt::format("{} gets the bytes of {} with nothing to wait for", text(second), text(first));
-      }
-    }
-  }
-  return "";
-}
-
-LivePeak lease_peak(const StepPlan& plan, const Walk& walk) {
-  std::map<std::uint64_t, Bytes> taken;
-  std::map<std::uint64_t, Bytes> given_back;
-  for (const Lease& lease : walk.leases) {
-    const auto range = slot_range(plan, lease.role, lease.step, lease.unit);
-    if (!range) continue;
-    taken[lease.begin] += range->bytes;
-    given_back[lease.end] += range->bytes;
-    taken[lease.end] += Bytes{};
-  }
-  LivePeak peak{plan.device.resident, 0};
-  Bytes live = plan.device.resident;
-  for (const auto& [moment, bytes] : taken) {
-    live += bytes;
-    if (given_back.contains(moment)) live -= given_back[moment];
-    if (live > peak.bytes) peak = {live, moment};
-  }
-  return peak;
-}
-
-Bytes furthest_array(const StepPlan& plan) {
-  Bytes furthest;
-  for (const Array& array : plan.device.arrays) {
-    if (array.count == 0 || array.bytes == Bytes{}) continue;
-    furthest = std::max(furthest, array.offset + (array.count - 1) * array.stride + array.bytes);
-  }
-  return furthest;
-}
-
-Bytes furthest_lease(const StepPlan& plan, const Walk& walk) {
-  Bytes furthest;
-  for (const Lease& lease : walk.leases) {
-    const auto range = slot_range(plan, lease.role, lease.step, lease.unit);
-    if (range) furthest = std::max(furthest, range->offset + range->bytes);
-  }
-  return furthest;
 }
 
 Bytes sent_in_step(const StepPlan& plan) {
@@ -487,33 +321,6 @@ Bytes sent_in_step(const StepPlan& plan) {
   };
   return (plan.setup.accumulation - 1) * sent(ProgramKind::train_micro_batch) + sent(ProgramKind::last_micro_batch) +
          sent(ProgramKind::update);
-}
-
-Bytes expected_sent_in_step(const ModelFacts& facts) {
-  const std::uint64_t peers = facts.shards - 1;
-  const std::uint64_t micro_batches = facts.setup.accumulation;
-  const std::uint64_t reductions = facts.adds_locally ? 1 : micro_batches;
-  std::vector<std::uint64_t> uses(facts.units.size(), 2 * micro_batches);  // forward and backward
-  for (const UnitFacts& unit : facts.units) {
-    for (const std::uint64_t owner : unit.owners) uses[owner] += 2 * micro_batches;
-  }
-  Bytes total;
-  for (std::size_t unit = 0; unit < facts.units.size(); ++unit) {
-    for (const BufferFacts& buffer : facts.units[unit].buffers) {
-      const auto to_peers = [&](DType dtype) { return peers * bytes_for(dtype, buffer.shard); };
-      const Policy& policy = buffer.policy;
-      if (facts.setup.stage == 3) total += uses[unit] * to_peers(policy.parameter);
-      if (!buffer.trainable) continue;
-      total += reductions * to_peers(policy.wire);
-      if (facts.setup.stage == 0) total += to_peers(policy.gradient);
-      if (facts.setup.stage == 1 || facts.setup.stage == 2) total += to_peers(policy.parameter);
-      if (facts.replicas == 1) continue;
-      // The replica with the most granules of the shard: the others' elements go out, then its sums come back.
-      const std::uint64_t own = divide_up(buffer.shard / buffer.granule, facts.replicas) * buffer.granule;
-      total += reductions * bytes_for(DType::f32, buffer.shard - own + own * (facts.replicas - 1));
-    }
-  }
-  return total;
 }
 
 }  // namespace shardplan::test_support

@@ -1,9 +1,9 @@
-// Causal self-attention with several heads: each byte of a sequence gathers the values of the bytes up to itself, weighted
-// by softmax(q k^T / sqrt(size of a head)).
+// Causal self-attention with several heads: each byte of a sequence gathers the values of the bytes up to itself,
+// weighted by softmax(q k^T / sqrt(size of a head)).
 //
 // A row of qkv is one byte's queries, keys and values, each with the heads side by side; rows of a sequence follow one
-// another. `probabilities` holds a square matrix for each (sequence, head), so its columns are the context, and its rows
-// the number of heads times those of qkv.
+// another. `probabilities` holds a square matrix for each (sequence, head): its columns are the context, its rows the
+// number of heads times those of qkv.
 #pragma once
 
 #include "tools/train/math.h"

@@ -6,11 +6,11 @@
 
 namespace shardplan {
 
-// e^x to a relative error of 2^-22. A NaN stays one; below -87 and above 88 the result is that of the bound: never zero,
-// a denormal or infinite. Unlike libm's, the compiler can vectorise a loop over it.
+// e^x to a relative error of 2^-22. A NaN stays one; below -87 and above 88 the result is that of the bound: never
+// zero, a denormal or infinite. Unlike libm's, the compiler can vectorise a loop over it.
 //
-// x = n ln2 + r with |r| <= ln2 / 2: e^r by the polynomial of Cephes' expf, 2^n by writing its exponent. Adding 1.5 * 2^23
-// rounds to the nearest integer and leaves it in the lower bits.
+// x = n ln2 + r with |r| <= ln2 / 2: e^r by the polynomial of Cephes' expf, 2^n by writing its exponent. Adding
+// 1.5 * 2^23 rounds to the nearest integer and leaves it in the lower bits.
 inline float fast_exp(float x) {
   constexpr float kRound = 0x1.8p23F;
   constexpr float kLn2High = 0.693359375F;  // few enough bits that n * kLn2High is exact

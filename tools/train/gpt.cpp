@@ -170,8 +170,8 @@ void Gpt::block_forward(const Block& a, const Parameters& p, Matrix result) {
   add(a.middle, result);
 }
 
-// d_stream_ is the gradient of the block's result, then of `middle`, then of `in`: a residual branch leaves it as it is and
-// adds its own.
+// d_stream_ is the gradient of the block's result, then of `middle`, then of `in`: a residual branch leaves it as it is
+// and adds its own.
 void Gpt::block_backward(const Block& a, const Parameters& p, const UnitViews& views) {
   const auto gradients = [&](std::size_t weight) { return views.gradients.subspan(weight, 2); };  // and its bias's
   linear_backward(d_stream_, a.gelu, p[block::down_weight], gradients(block::down_weight), d_wide_);

@@ -6,8 +6,8 @@
 //
 // The model owns no parameter and no gradient: it computes on the views that the optimizer lends it between enter and
 // leave. What it owns are the activations of one micro-batch, allocated at construction; a step allocates nothing.
-// It computes in fp32: 16-bit parameters are widened first. A unit's gradients are added to those in its views, element by
-// element: the sum in fp32, rounded to their dtype.
+// It computes in fp32: 16-bit parameters are widened first. A unit's gradients are added to those in its views,
+// element by element: the sum in fp32, rounded to their dtype.
 #pragma once
 
 #include <array>
@@ -51,8 +51,8 @@ class Gpt {
   struct Block {
     Matrix in;  // the residual stream before the block
     Matrix statistics_1, norm_1, qkv, probabilities, attended;
-    Matrix middle;  // the residual stream after attention
-    Matrix statistics_2, norm_2, up, gelu;
+    Matrix middle;                          // the residual stream after attention
+    Matrix statistics_2, norm_2, up, gelu;  // `up` becomes GELU's slope
   };
   using Parameters = std::array<const float*, block::count>;
 

@@ -48,18 +48,6 @@ float softmax(float* x, std::size_t count) {
   return shift + std::log(total);
 }
 
-// The sigmoid of GELU's 2u at x.
-float gelu_gate(float x) {
-  constexpr float kTwice = 2 * std::numbers::sqrt2_v<float> * std::numbers::inv_sqrtpi_v<float>;
-  return 1 / (1 + fast_exp(-kTwice * (x + 0.044715F * x * x * x)));
-}
-
-float gelu_slope(float x) {
-  constexpr float kTwice = 2 * std::numbers::sqrt2_v<float> * std::numbers::inv_sqrtpi_v<float>;
-  const float gate = gelu_gate(x);
-  return gate + x * gate * (1 - gate) * kTwice * (1 + 3 * 0.044715F * x * x);
-}
-
 void product(CBLAS_TRANSPOSE turn_a, ConstMatrix a, CBLAS_TRANSPOSE turn_b, ConstMatrix b, Matrix c, float scale) {
   const std::size_t a_rows = turn_a == CblasTrans ? a.columns : a.rows;
   const std::size_t a_columns = turn_a == CblasTrans ? a.rows : a.columns;
@@ -149,19 +137,27 @@ void layer_norm_backward(ConstMatrix dy, ConstMatrix x, const float* weight, Con
   }
 }
 
-void gelu(ConstMatrix x, Matrix y) {
+void gelu(Matrix x, Matrix y) {
+  constexpr float kTwice = 2 * std::numbers::sqrt2_v<float> * std::numbers::inv_sqrtpi_v<float>;
+  constexpr float kCubic = 0.044715F;
   for (std::size_t i = 0; i < x.rows; ++i) {
-    const float* const in = x.row(i);
+    float* const in = x.row(i);
     float* const out = y.row(i);
-    for (std::size_t j = 0; j < x.columns; ++j) out[j] = in[j] * gelu_gate(in[j]);
+    for (std::size_t j = 0; j < x.columns; ++j) {
+      const float value = in[j];
+      const float square = value * value;
+      const float gate = 1 / (1 + fast_exp(-kTwice * value * (1 + kCubic * square)));
+      out[j] = value * gate;
+      in[j] = gate + out[j] * (1 - gate) * kTwice * (1 + 3 * kCubic * square);
+    }
   }
 }
 
-void gelu_backward(ConstMatrix x, Matrix d) {
-  for (std::size_t i = 0; i < x.rows; ++i) {
-    const float* const in = x.row(i);
-    float* const out = d.row(i);
-    for (std::size_t j = 0; j < x.columns; ++j) out[j] *= gelu_slope(in[j]);
+void gelu_backward(ConstMatrix slope, Matrix d) {
+  for (std::size_t i = 0; i < d.rows; ++i) {
+    const float* const factor = slope.row(i);
+    float* const row = d.row(i);
+    for (std::size_t j = 0; j < d.columns; ++j) row[j] *= factor[j];
   }
 }
 

@@ -38,8 +38,8 @@ struct Transposed {
   ConstMatrix matrix;
 };
 
-// Makes OpenBLAS use the calling thread alone, for the whole process. Before the first product; any thread, any number of
-// times.
+// Makes OpenBLAS use the calling thread alone, for the whole process. Before the first product; from any thread, any
+// number of times.
 void use_one_blas_thread();
 
 // c = scale * a b.
@@ -56,19 +56,19 @@ void add(ConstMatrix x, Matrix y);
 // sums[j] = the sum of column j, in order of rows.
 void column_sums(ConstMatrix x, float* sums);
 
-// y = (x - mean) / sqrt(variance + 1e-5) * weight + bias in each row. `statistics` keeps (mean, 1 / sqrt(...)) of each row
-// for the derivative, which adds to dx, and sets dweight and dbias.
+// y = (x - mean) / sqrt(variance + 1e-5) * weight + bias in each row. `statistics` keeps (mean, 1 / sqrt(...)) of each
+// row for the derivative, which adds to dx, and sets dweight and dbias.
 void layer_norm(ConstMatrix x, const float* weight, const float* bias, Matrix y, Matrix statistics);
 void layer_norm_backward(ConstMatrix dy, ConstMatrix x, const float* weight, ConstMatrix statistics, Matrix dx,
                          float* dweight, float* dbias);
 
-// GELU's tanh form, 0.5 x (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3); that is x sigmoid(2u). The derivative
-// turns d from that of the result into that of x.
-void gelu(ConstMatrix x, Matrix y);
-void gelu_backward(ConstMatrix x, Matrix d);
+// GELU's tanh form, 0.5 x (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3); that is x sigmoid(2u). Leaves in x the
+// slope at x, by which the derivative multiplies d, turning it from that of y into that of x.
+void gelu(Matrix x, Matrix y);
+void gelu_backward(ConstMatrix slope, Matrix d);
 
-// Row i of the square matrix becomes the softmax of its first i + 1 elements, followed by zeros: a byte attends to itself
-// and to what came before. The derivative turns d from that of the probabilities into that of the scores.
+// Row i of the square matrix becomes the softmax of its first i + 1 elements, followed by zeros: a byte attends to
+// itself and to what came before. The derivative turns d from that of the probabilities into that of the scores.
 void causal_softmax(Matrix scores);
 void causal_softmax_backward(ConstMatrix probabilities, Matrix d);
 

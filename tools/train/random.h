@@ -1,4 +1,4 @@
-// Random numbers without a state: each is a function of its key alone, so any rank can ask for any of them, in any order.
+// Random numbers without a state: each is a function of its key alone, so any rank can ask for any, in any order.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,7 @@
 
 namespace shardplan {
 
-// A bijection of 64 bits in which each bit of the result depends on every bit of the argument: the finaliser of SplitMix64
+// A bijection of 64 bits in which each bit of the result depends on every bit of the argument: SplitMix64's finaliser
 // (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014), with Stafford's constants "Mix13".
 constexpr std::uint64_t mix_bits(std::uint64_t value) {
   value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9U;

@@ -6,7 +6,7 @@
 #include <cerrno>
 #include <cmath>
 #include <fstream>
-#include <iterator>
+#include <system_error>
 #include <utility>
 
 #include "base/error.h"
@@ -15,11 +15,13 @@
 namespace shardplan {
 
 Text Text::read(const std::filesystem::path& path, std::size_t context) {
-  errno = 0;
+  std::error_code error;
+  const std::uintmax_t size = std::filesystem::file_size(path, error);
+  if (error) throw IoError(path.string(), 0, error.value(), "cannot read the text");
+  std::vector<std::uint8_t> bytes(size);
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw IoError(path.string(), 0, errno, "cannot open the text");
-  std::vector<std::uint8_t> bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (file.bad()) throw IoError(path.string(), bytes.size(), errno, "cannot read the text");
+  file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size));
+  if (!file) throw IoError(path.string(), 0, errno, "cannot read the text");
   return {std::move(bytes), context, path.string()};
 }
 

@@ -240,10 +240,10 @@ TEST(Llama, BadConfigsAreOneErrorWithFileAndKey) {
 
 TEST(Llama, ModelsBeyond64BitsAreErrorsNotWraps) {
   const char* largest = "2147483647";
-  // Each of these still counts, the whole no longer.
+  // A block still counts, all of them no longer.
   expect_config_error(
       [&] {
-        llama({{"hidden_size", largest},
+        llama({{"hidden_size", "1048576"},
                {"num_attention_heads", "1"},
                {"num_key_value_heads", "1"},
                {"num_hidden_layers", largest}});

@@ -102,8 +102,8 @@ TEST(SafetensorsModel, AnIndexMustTellTheTruth) {
   const Case cases[] = {
       {R"({"weight_map": {"a.w": "three.safetensors"}})", path, "weight_map.a.w",
        "is said to be in 'three.safetensors', which does not exist"},
-      {R"({"weight_map": {"a.w": "one.safetensors", "b.w": "two.safetensors", "c.w": "two.safetensors"}})", path,
-       "weight_map.b.w", "is said to be in 'two.safetensors', which has no tensor of this name"},
+      {R"({"weight_map": {"a.w": "one.safetensors", "b.w": "one.safetensors", "c.w": "one.safetensors"}})", path,
+       "weight_map.c.w", "is said to be in 'one.safetensors', which has no tensor of this name"},
       {R"({"weight_map": {"a.w": "one.safetensors", "c.w": "two.safetensors"}})", folder.path("one.safetensors"), "b.w",
        "is not in this file according to"},
       {R"({"weight_map": {"a.w": 1}})", path, "weight_map.a.w", "expected a string, found 1"},
@@ -200,8 +200,10 @@ TEST(SafetensorsModel, ReadsFiftyThousandTensors) {
   for (int layer = 0; layer < 60; ++layer) {
     for (int expert = 0; expert < 256; ++expert) {
       for (const char* part : {"gate_proj", "up_proj", "down_proj"}) {
-        tensors.push_back(
-            {fmt::format("model.layers.{}.mlp.experts.{}.{}.weight", layer, expert, part), DType::bf16, {16, 16}});
+        StoredTensor& tensor = tensors.emplace_back();
+        tensor.name = fmt::format("model.layers.{}.mlp.experts.{}.{}.weight", layer, expert, part);
+        tensor.dtype = DType::bf16;
+        tensor.shape = {16, 16};
       }
     }
   }

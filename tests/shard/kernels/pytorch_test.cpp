@@ -1,8 +1,8 @@
 // optimizer_update against PyTorch: tests/data/adamw_pytorch.json, written by tests/data/make_adamw_goldens.py.
 //
-// PyTorch's kernels without AVX round every operation on its own, in the order that optimizer_update states: the bits
-// must be equal after every step. With AVX2 PyTorch fuses some multiplications and additions: there the last parameter
-// is within a few roundings per step.
+// Where PyTorch rounds every operation once, the bits are equal after every step. Stock PyTorch does not: with AVX2 it fuses
+// multiplications with additions, and its square root is MKL's, which is not rounded correctly. There the last parameter is
+// within four roundings per step of the largest value that it had.
 #include <gtest/gtest.h>
 
 #include <boost/json.hpp>
@@ -70,6 +70,7 @@ void follow(const boost::json::object& golden, const OptimizerKernels& kernels) 
   State state = start_of(golden);
   const boost::json::array& gradients = golden.at("gradients").as_array();
   ASSERT_GE(gradients.size(), 10U);
+  std::vector<double> largest(state.p.size());
   for (std::size_t step = 0; step < gradients.size(); ++step) {
     const std::vector<float> gradient = floats(gradients[step]);
     options.step = step + 1;
@@ -80,17 +81,16 @@ void follow(const boost::json::object& golden, const OptimizerKernels& kernels) 
                       .second_moment = std::span(state.v),
                       .ema = state.ema},
                      kernels);
+    for (std::size_t i = 0; i < largest.size(); ++i) largest[i] = std::fmax(largest[i], std::fabs(state.p[i]));
     expect_bits(state.p, floats(golden.at("parameters").at(step)), "parameter, step " + std::to_string(step + 1));
   }
   if (golden.contains("first_moment")) expect_bits(state.m, floats(golden.at("first_moment")), "first moment");
   if (golden.contains("second_moment")) expect_bits(state.v, floats(golden.at("second_moment")), "second moment");
   expect_bits(state.ema, floats(golden.at("ema")), "ema");
 
-  const std::vector<float> fused = floats(golden.at("parameter_fma"));
-  for (std::size_t i = 0; i < state.p.size(); ++i) {
-    EXPECT_NEAR(state.p[i], fused[i],
-                static_cast<double>(gradients.size()) * 0x1p-23 * std::fmax(0.1, std::fabs(fused[i])));
-  }
+  const std::vector<float> stock = floats(golden.at("parameter_stock"));
+  const double roundings = 4 * static_cast<double>(gradients.size()) * 0x1p-23;
+  for (std::size_t i = 0; i < state.p.size(); ++i) EXPECT_NEAR(state.p[i], stock[i], roundings * largest[i]);
 }
 
 TEST(PyTorch, EveryStepHasTheSameBits) {

@@ -1,0 +1,35 @@
+// Any bytes as a config.json: a model that holds together, or an Error.
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "base/error.h"
+#include "planner/formats/hf_config.h"
+
+namespace {
+
+void check(const shardplan::Model& model) {
+  using namespace shardplan;
+  SHARDPLAN_CHECK(!model.catalog.runs.empty(), "a model without units");
+  SHARDPLAN_CHECK(parameter_elements(model.catalog) > 0, "a model without parameters");
+  SHARDPLAN_CHECK(trainable_elements(model.catalog) == parameter_elements(model.catalog), "a frozen parameter");
+  SHARDPLAN_CHECK(unit_count(model.catalog) >= model.architecture.layers, "fewer units than layers");
+  SHARDPLAN_CHECK(unit_ties(model.catalog).size() <= 1, "more than the head is tied");
+  SHARDPLAN_CHECK(model.architecture.heads % model.architecture.kv_heads == 0, "heads that do not divide");
+  for (const UnitRun& run : model.catalog.runs) {
+    SHARDPLAN_CHECK(run.count > 0 && !run.tensors.empty(), "an empty run");
+    for (const Tensor& tensor : run.tensors) {
+      SHARDPLAN_CHECK(!tensor.name.empty() && elements(tensor.shape) > 0, "an empty tensor");
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  try {
+    check(shardplan::model_from_hf_config({reinterpret_cast<const char*>(data), size}, "fuzz"));
+  } catch (const shardplan::Error&) {  // the answer to bad input
+  }
+  return 0;
+}

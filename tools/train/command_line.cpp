@@ -1,0 +1,124 @@
+#include "tools/train/command_line.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <iostream>
+#include <string>
+
+#include "base/error.h"
+
+namespace shardplan::train {
+namespace {
+
+LossScaling scaling_of(const std::string& text) {
+  if (text == "torch") return default_scaling(LossScaleRule::torch);
+  if (text == "deepspeed") return default_scaling(LossScaleRule::deepspeed);
+  if (text == "megatron") return default_scaling(LossScaleRule::megatron);
+  char* end = nullptr;
+  const double scale = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0' || !(scale > 0)) {
+    throw ConfigError("--loss-scale", "",
+                      fmt::format("'{}' is no loss scale: expected a positive number, torch, deepspeed "
+                                  "or megatron",
+                                  text));
+  }
+  return {.rule = LossScaleRule::constant, .initial = scale};
+}
+
+Cadence cadence_of(const std::string& text) {
+  if (text == "step") return Cadence::step;
+  if (text == "micro_batch") return Cadence::micro_batch;
+  throw ConfigError("--cadence", "", fmt::format("'{}' is not known: expected micro_batch or step", text));
+}
+
+struct Words {
+  std::string precision = "fp32";
+  std::string optimizer = "adamw";
+  std::optional<std::string> cadence;
+  std::optional<std::string> loss_scale;
+  std::string communicator = "local";
+  bool untied = false;
+};
+
+void finish(TrainingOptions& options, const Words& words) {
+  Setup& setup = options.setup;
+  setup.world_size = options.ranks;
+  setup.policy = policy_named(words.precision);
+  setup.optimizer = optimizer_named(words.optimizer).kind;
+  if (words.cadence) setup.cadence = cadence_of(*words.cadence);
+  options.model.tied = !words.untied;
+  if (setup.policy.compute != setup.policy.parameter) {
+    throw ConfigError("--precision", "",
+                      fmt::format("'{}' can be planned, not trained: expected fp32, fp16-mixed, bf16-mixed, "
+                                  "bf16-mixed-fp32grad, bf16 or bf16-fp32state",
+                                  words.precision));
+  }
+  if (words.loss_scale) {
+    options.loss_scaling = scaling_of(*words.loss_scale);
+  } else if (setup.policy.gradient == DType::f16) {
+    options.loss_scaling = default_scaling(LossScaleRule::torch);
+  }
+  if (words.communicator != "local") {
+    throw ConfigError("--comm", "", fmt::format("'{}' is not built: expected local", words.communicator));
+  }
+  if (options.ranks > 256) throw ConfigError("--ranks", "", "more than 256 threads");
+  if (options.steps == 0 || options.micro_batch == 0)
+    throw ConfigError("--steps, --micro-batch", "", "expected 1 or more");
+  validate(setup);
+}
+
+}  // namespace
+
+ParseResult parse_command_line(int argc, char** argv) {
+  ParseResult result;
+  TrainingOptions& options = result.options;
+  Words words;
+  CLI::App app{"shardplan-train trains a small byte-level GPT on a text file with N ranks at any ZeRO stage.",
+               "shardplan-train"};
+  app.get_formatter()->column_width(32);
+  app.add_option("--text", options.text, "the file to train on; its last tenth is held out")->required();
+  app.add_option("--ranks", options.ranks, "ranks, each a thread (1)");
+  app.add_option("--zero", options.setup.stage, "ZeRO stage (0)");
+  app.add_option("--replicate", options.setup.replicate, "groups that replicate each other: hybrid sharding (1)");
+  app.add_option("--precision", words.precision,
+                 "fp32, bf16-mixed, fp16-mixed, bf16-mixed-fp32grad, bf16, bf16-fp32state (fp32)");
+  app.add_option("--optimizer", words.optimizer, "adamw, adam, sgd, sgd-momentum, lion (adamw)");
+  app.add_option("--layers", options.model.layers, "blocks (2)");
+  app.add_option("--width", options.model.width, "features (128)");
+  app.add_option("--heads", options.model.heads, "attention heads (4)");
+  app.add_option("--context", options.model.context, "bytes seen at once (64)");
+  app.add_flag("--untied", words.untied, "give the head a matrix of its own");
+  app.add_option("--micro-batch", options.micro_batch, "sequences per rank and micro-batch (8)");
+  app.add_option("--grad-accum", options.setup.accumulation, "micro-batches per step (1)");
+  app.add_option("--steps", options.steps, "the number of the last step (300)");
+  app.add_option("--lr", options.hyperparameters.learning_rate, "learning rate (3e-3)");
+  app.add_option("--weight-decay", options.hyperparameters.weight_decay, "weight decay (0.1)");
+  app.add_option("--seed", options.model.seed, "of initial values and data order (0)");
+  app.add_option("--clip", options.clip_norm, "clip gradients to this norm; 0: off (1)");
+  app.add_option("--loss-scale", words.loss_scale,
+                 "a number, or the rule torch, deepspeed, megatron (torch for fp16-mixed, else 1)");
+  app.add_option("--cadence", words.cadence, "micro_batch or step (step at stages 0 and 1)");
+  app.add_option("--reduction-group", options.setup.reduction_group, "ranks that are summed first (the shard group)");
+  app.add_option("--prefetch", options.setup.prefetch, "units gathered ahead at stage 3 (1)");
+  app.add_flag("--ema", options.setup.ema, "keep a moving average of the parameters");
+  app.add_option("--comm", words.communicator, "local (local)");
+  app.add_flag("--json", options.json, "one JSON object on stdout at the end");
+  try {
+    app.parse(argc, argv);
+    finish(options, words);
+  } catch (const CLI::Success& success) {
+    app.exit(success);
+    result.exit_status = 0;
+  } catch (const CLI::ParseError& error) {
+    std::cerr << "shardplan-train: " << error.what() << "\n";
+    result.exit_status = 2;
+  } catch (const ConfigError& error) {
+    std::cerr << "shardplan-train: " << error.what() << "\n";
+    result.exit_status = 2;
+  }
+  return result;
+}
+
+}  // namespace shardplan::train

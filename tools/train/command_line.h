@@ -1,0 +1,17 @@
+// The command line of shardplan-train.
+#pragma once
+
+#include <optional>
+
+#include "tools/train/training.h"
+
+namespace shardplan::train {
+
+// The exit status instead where there is nothing left to do: 0 after --help, 2 after a message on stderr.
+struct ParseResult {
+  TrainingOptions options;
+  std::optional<int> exit_status;
+};
+ParseResult parse_command_line(int argc, char** argv);
+
+}  // namespace shardplan::train

@@ -1,0 +1,55 @@
+// The training loop of one rank: the optimizer's client.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "planner/step_plan.h"
+#include "runtime/communicator.h"
+#include "runtime/recording_device.h"
+#include "shard/options.h"
+#include "tools/train/gpt_tensors.h"
+#include "tools/train/text.h"
+
+namespace shardplan::train {
+
+struct TrainingOptions {
+  std::string text;  // a file
+  std::uint64_t ranks = 1;
+  GptConfig model{.layers = 2, .width = 128, .heads = 4, .context = 64, .tied = true, .seed = 0};
+  std::uint64_t micro_batch = 8;  // sequences
+  std::uint64_t steps = 300;
+  Setup setup;  // world size and micro-batches per step included
+  Hyperparameters hyperparameters{.learning_rate = 3e-3, .weight_decay = 0.1};
+  double clip_norm = 1;
+  LossScaling loss_scaling;
+  bool json = false;
+};
+
+// What the ranks have in common: read and planned once.
+struct Training {
+  TrainingOptions options;
+  Text text;
+  Catalog catalog;
+  StepPlan plan;
+};
+
+// What one rank saw. Losses and norms are the same on every rank.
+struct RankResult {
+  std::vector<double> losses;  // of each step: the mean over all ranks and micro-batches
+  std::vector<double> norms;
+  std::vector<double> scales;
+  std::uint64_t skipped_steps = 0;
+  double held_out_loss = 0;
+  std::string parameters_digest;
+  RecordingDevice::Report device;  // what the arena was seen to hold
+  std::int64_t resident_growth = 0;
+  double seconds_per_step = 0;
+  double communication_seconds = 0;
+  double optimizer_seconds = 0;
+};
+
+RankResult train_rank(const Training& training, Communicator& world, Device& cpu);
+
+}  // namespace shardplan::train
