@@ -149,8 +149,9 @@ SafetensorsHeader parse_safetensors_header(std::string_view beginning, std::uint
       header.tensors.push_back(parse_tensor(entry));
     }
   }
-  std::stable_sort(header.tensors.begin(), header.tensors.end(),
-                   [](const auto& a, const auto& b) { return std::tie(a.begin, a.end) < std::tie(b.begin, b.end); });
+  std::sort(header.tensors.begin(), header.tensors.end(), [](const auto& a, const auto& b) {
+    return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
+  });
   check_cover(header, file_bytes, source);
   return header;
 }

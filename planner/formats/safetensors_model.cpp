@@ -120,19 +120,24 @@ Tensor parameter(const SafetensorsTensor& stored) {
 Model model_from_safetensors(const std::string& path) {
   Found found = read_any(path);
   std::sort(found.tensors.begin(), found.tensors.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
-  const auto buffers = std::stable_partition(found.tensors.begin(), found.tensors.end(),
-                                             [](const auto& tensor) { return !is_saved_buffer(tensor); });
   std::vector<Tensor> tensors;
   tensors.reserve(found.tensors.size());
-  std::transform(found.tensors.begin(), buffers, std::back_inserter(tensors), parameter);
+  std::vector<std::string> buffers;
+  for (const SafetensorsTensor& stored : found.tensors) {
+    if (is_saved_buffer(stored)) {
+      buffers.push_back(stored.name);
+    } else {
+      tensors.push_back(parameter(stored));
+    }
+  }
+  if (tensors.empty()) throw ConfigError(path, "", "has no parameters");
 
   Model model;
-  if (tensors.empty()) throw ConfigError(path, "", "has no parameters");
   model.catalog = catalog_from_tensors(path, std::move(tensors));
   model.catalog.notes = std::move(found.notes);
-  if (buffers != found.tensors.end()) {
-    model.catalog.notes.push_back(fmt::format("{} buffers that are no parameters are left out, '{}' first",
-                                              found.tensors.end() - buffers, buffers->name));
+  if (!buffers.empty()) {
+    model.catalog.notes.push_back(
+        fmt::format("{} buffers that are no parameters are left out, '{}' first", buffers.size(), buffers.front()));
   }
   model.catalog.notes.emplace_back("units are taken from the names of the tensors; a tied head is not in such files");
   return model;

@@ -36,6 +36,7 @@ struct ConstElements {
   ConstElements() = default;
   ConstElements(const Elements& other) : dtype(other.dtype), data(other.data), elements(other.elements) {}
   ConstElements(DType type, const std::byte* first, std::size_t count) : dtype(type), data(first), elements(count) {}
+  ConstElements(std::span<float> values) : ConstElements(std::span<const float>(values)) {}
   ConstElements(std::span<const float> values)
       : ConstElements(DType::f32, reinterpret_cast<const std::byte*>(values.data()), values.size()) {}
   ConstElements(DType type, std::span<const std::uint16_t> values)

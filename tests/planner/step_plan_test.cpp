@@ -1,5 +1,6 @@
 #include "planner/step_plan.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <boost/multiprecision/cpp_int.hpp>
@@ -101,7 +102,7 @@ TEST(Hash, EveryChoiceOfTheSetupIsInIt) {
   base.stage = 3;
   base.accumulation = 2;
   std::map<std::string, std::string> seen{{make_step_plan(catalog, base).hash, "base"}};
-  const auto expect_new = [&](const char* what, const auto& change) {
+  const auto expect_new = [&](const std::string& what, const auto& change) {
     shardplan::Setup setup = base;
     change(setup);
     const auto [place, is_new] = seen.emplace(make_step_plan(catalog, setup).hash, what);
@@ -115,8 +116,16 @@ TEST(Hash, EveryChoiceOfTheSetupIsInIt) {
   expect_new("policy", [](shardplan::Setup& s) { s.policy = policy_named("fp16-mixed"); });
   expect_new("compute", [](shardplan::Setup& s) { s.policy.compute = DType::f32; });
   expect_new("wire", [](shardplan::Setup& s) { s.policy.wire = DType::f32; });
-  expect_new("first moment", [](shardplan::Setup& s) { s.policy.first_moment = DType::bf16; });
-  expect_new("second moment", [](shardplan::Setup& s) { s.policy.second_moment = DType::bf16; });
+  // Two types of one size move no offset: only the words differ.
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    const std::string with = fmt::format(" {}", name(dtype));
+    expect_new("first moment" + with, [&](shardplan::Setup& s) { s.policy.first_moment = dtype; });
+    expect_new("second moment" + with, [&](shardplan::Setup& s) { s.policy.second_moment = dtype; });
+    expect_new("accumulator" + with, [&](shardplan::Setup& s) { s.policy.gradient_accumulator = dtype; });
+    expect_new("master" + with, [&](shardplan::Setup& s) { s.policy.master = dtype; });
+  }
+  expect_new("gradient", [](shardplan::Setup& s) { s.policy.gradient = DType::f16; });
+  expect_new("wire fp16", [](shardplan::Setup& s) { s.policy.wire = DType::f16; });
   expect_new("master", [](shardplan::Setup& s) { s.policy.master.reset(); });
   expect_new("optimizer", [](shardplan::Setup& s) { s.optimizer = OptimizerKind::lion; });
   expect_new("adam", [](shardplan::Setup& s) { s.optimizer = OptimizerKind::adam; });

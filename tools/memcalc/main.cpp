@@ -18,6 +18,7 @@ using namespace shardplan::memcalc;
 
 constexpr int kDone = 0;
 constexpr int kDoesNotFit = 1;
+constexpr int kBadCommandLine = 2;  // a flag whose word only a table or a model can judge
 constexpr int kBadInput = 3;
 
 // Throws IoError where stdout cannot take it (a full disk, a closed pipe): an answer is never cut short in silence.
@@ -49,6 +50,9 @@ int main(int argc, char** argv) {
   if (parsed.exit_status) return *parsed.exit_status;
   try {
     return run(parsed.command_line);
+  } catch (const ConfigError& error) {
+    fmt::print(stderr, "memcalc: {}\n", error.what());
+    return error.source().starts_with("--") ? kBadCommandLine : kBadInput;
   } catch (const std::exception& error) {
     fmt::print(stderr, "memcalc: {}\n", error.what());
     return kBadInput;

@@ -50,7 +50,9 @@ boost::json::array per_rank(const std::vector<RankResult>& results, Get get) {
 }
 
 boost::json::array array_of(const std::vector<double>& values) {
-  return {values.begin(), values.end()};
+  boost::json::array array;
+  for (const double value : values) array.emplace_back(value);
+  return array;
 }
 
 std::string json_of(const Training& training, const std::vector<RankResult>& results) {

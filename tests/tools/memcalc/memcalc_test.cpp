@@ -1,0 +1,225 @@
+// memcalc as its users call it: the program, its exit status, its output.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <boost/json.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <string>
+
+namespace {
+
+namespace json = boost::json;
+
+struct Outcome {
+  int status = -1;
+  std::string out;
+  std::string error;
+};
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+Outcome memcalc(const std::string& words) {
+  const std::string errors = testing::TempDir() + "memcalc_test_stderr." + std::to_string(getpid());
+  FILE* pipe = popen((std::string(MEMCALC) + " " + words + " 2>" + errors).c_str(), "r");
+  Outcome outcome;
+  char buffer[4096];
+  while (const std::size_t count = fread(buffer, 1, sizeof buffer, pipe)) outcome.out.append(buffer, count);
+  const int status = pclose(pipe);
+  outcome.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  outcome.error = read_file(errors);
+  std::filesystem::remove(errors);
+  return outcome;
+}
+
+json::object plan(const std::string& words) {
+  const Outcome outcome = memcalc("plan " + words + " --json");
+  EXPECT_EQ(outcome.error, "");
+  EXPECT_EQ(outcome.status, 0);
+  return json::parse(outcome.out).as_object();
+}
+
+std::uint64_t number(const json::value& value) { return value.to_number<std::uint64_t>(); }
+
+// One line on stderr, nothing on stdout.
+void expect_failure(const std::string& words, int status, const std::string& part) {
+  const Outcome outcome = memcalc(words);
+  EXPECT_EQ(outcome.status, status) << words << "\n" << outcome.error;
+  EXPECT_EQ(outcome.out, "") << words;
+  EXPECT_NE(outcome.error.find(part), std::string::npos) << words << ": " << outcome.error;
+  EXPECT_EQ(std::count(outcome.error.begin(), outcome.error.end(), '\n'), 1) << words << ": " << outcome.error;
+}
+
+TEST(Memcalc, SevenBillionParametersAreTheTextbooks112GB) {
+  const json::object result = plan("--params 7e9 --precision fp16-mixed --engine paper");
+  const json::object& device = result.at("worst").at("device").as_object();
+  EXPECT_EQ(number(device.at("parameters")), 14'000'000'000U);
+  EXPECT_EQ(number(device.at("gradients")), 14'000'000'000U);
+  EXPECT_EQ(number(device.at("optimizer_states")), 84'000'000'000U);
+  EXPECT_EQ(number(device.at("model_states")), 112'000'000'000U);
+}
+
+TEST(Memcalc, TheFieldsThatScriptsRead) {
+  const json::object result = plan("llama-2-7b --gpus 8 --zero 3 --gpu h100-80gb --seq 4096 --micro-batch 2");
+  EXPECT_EQ(result.at("schema").as_string(), "memcalc.plan/1");
+  EXPECT_EQ(number(result.at("model").at("parameters")), 6'738'415'616U);
+  EXPECT_EQ(number(result.at("model").at("trainable_parameters")), 6'738'415'616U);
+  EXPECT_EQ(number(result.at("model").at("active_parameters")), 6'738'415'616U);
+  EXPECT_EQ(number(result.at("model").at("tensors")), 291U);
+  EXPECT_EQ(number(result.at("model").at("units")), 34U);
+  const json::object& setup = result.at("setup").as_object();
+  EXPECT_EQ(number(setup.at("world_size")), 8U);
+  EXPECT_EQ(number(setup.at("data_parallel")), 8U);
+  EXPECT_EQ(number(setup.at("zero_stage")), 3U);
+  EXPECT_EQ(number(setup.at("sequence")), 4096U);
+  EXPECT_EQ(number(setup.at("micro_batch")), 2U);
+  EXPECT_EQ(setup.at("engine").as_string(), "shardplan");
+  EXPECT_EQ(setup.at("precision").as_string(), "bf16-mixed");
+  EXPECT_EQ(setup.at("plan_hash").as_string().size(), 32U);
+  EXPECT_EQ(result.at("ranks").as_array().size(), 1U);
+  EXPECT_EQ(result.at("ranks").at(0), result.at("worst"));
+  const json::object& worst = result.at("worst").as_object();
+  EXPECT_EQ(worst.at("role").as_string(), "all");
+  EXPECT_EQ(number(worst.at("count")), 8U);
+  const json::object& device = worst.at("device").as_object();
+  EXPECT_EQ(number(device.at("model_states")),
+            number(device.at("parameters")) + number(device.at("gradients")) + number(device.at("optimizer_states")));
+  // Not counted yet is null, never 0.
+  for (const char* key : {"peak_allocated", "peak_reserved", "context", "total"}) EXPECT_TRUE(device.at(key).is_null()) << key;
+  for (const char* key : {"activations", "loss", "workspace"}) EXPECT_TRUE(device.at("at_peak").at(key).is_null()) << key;
+  EXPECT_TRUE(worst.at("host").at("initialization_peak").is_null());
+  EXPECT_EQ(number(worst.at("arenas").at("pinned")), 0U);
+  EXPECT_GE(number(worst.at("arenas").at("device")), number(device.at("live_peak")));
+  EXPECT_EQ(result.at("gpu").at("name").as_string(), "h100-80gb");
+  EXPECT_EQ(number(result.at("gpu").at("capacity_bytes")), 81559U << 20);
+  EXPECT_TRUE(result.at("fits").is_null());
+  EXPECT_TRUE(result.at("headroom_bytes").is_null());
+  std::uint64_t sent = 0;
+  for (const auto& operation : result.at("communication").at("by_operation").as_object()) sent += number(operation.value());
+  EXPECT_EQ(number(result.at("communication").at("bytes_sent_per_step")), sent);
+}
+
+TEST(Memcalc, WhatDoesNotFitSaysSo) {
+  const Outcome outcome = memcalc("plan llama-2-7b --gpu a100-80gb --json");
+  EXPECT_EQ(outcome.status, 1);
+  const json::object result = json::parse(outcome.out).as_object();
+  EXPECT_FALSE(result.at("fits").as_bool());
+  EXPECT_LT(result.at("headroom_bytes").to_number<std::int64_t>(), 0);
+  EXPECT_EQ(memcalc("plan llama-2-7b --gpu 200GB").status, 0);
+  EXPECT_NE(memcalc("plan llama-2-7b --gpu a100-80gb").out.find("does not fit"), std::string::npos);
+}
+
+TEST(Memcalc, ThePaperEngineHasNoArenas) {
+  const json::object result = plan("llama-2-7b --gpus 8 --zero 2 --engine paper");
+  EXPECT_TRUE(result.at("worst").at("arenas").is_null());
+  EXPECT_TRUE(result.at("setup").at("plan_hash").is_null());
+  EXPECT_TRUE(result.at("worst").at("device").at("at_peak").at("gathered_parameters").is_null());
+}
+
+TEST(Memcalc, EveryPrecisionHasItsBytes) {
+  struct Row {
+    const char* precision;
+    std::uint64_t parameter, gradient, states;
+  };
+  for (const Row& row : {Row{"fp32", 4, 4, 8}, Row{"fp16-mixed", 2, 2, 12}, Row{"bf16-mixed", 2, 2, 12},
+                         Row{"bf16-mixed-fp32grad", 2, 4, 12}, Row{"amp-fp16", 4, 4, 8}, Row{"amp-bf16", 4, 4, 8},
+                         Row{"bf16", 2, 2, 4}, Row{"bf16-fp32state", 2, 2, 8}, Row{"fp8-mixed", 2, 4, 12}}) {
+    const json::object result = plan(std::string("--params 1e9 --engine paper --precision ") + row.precision);
+    const json::object& device = result.at("worst").at("device").as_object();
+    EXPECT_EQ(number(device.at("parameters")), row.parameter * 1'000'000'000) << row.precision;
+    EXPECT_EQ(number(device.at("gradients")), row.gradient * 1'000'000'000) << row.precision;
+    EXPECT_EQ(number(device.at("optimizer_states")), row.states * 1'000'000'000) << row.precision;
+  }
+  const json::object mixed = plan("--params 1e9 --engine paper --moment-dtype bf16 --grad-dtype fp32");
+  EXPECT_EQ(number(mixed.at("worst").at("device").at("optimizer_states")), 8'000'000'000U);
+  EXPECT_EQ(number(mixed.at("worst").at("device").at("gradients")), 4'000'000'000U);
+}
+
+TEST(Memcalc, CommandLinesThatAreWrong) {
+  expect_failure("plan", 2, "expected a model");
+  expect_failure("plan llama-2-7b --precision fp7", 2, "bf16-mixed");
+  expect_failure("plan llama-2-7b --zero 4", 2, "ZeRO stage");
+  expect_failure("plan llama-2-7b --gpus 0", 2, "--gpus");
+  expect_failure("plan llama-2-7b --gpus -8", 2, "--gpus");
+  expect_failure("plan llama-2-7b --gpus 8.5", 2, "--gpus");
+  expect_failure("plan llama-2-7b --gpus 99999999999999999999", 2, "--gpus");
+  expect_failure("plan llama-2-7b --gpus 8 --replicate 3", 2, "--replicate");
+  expect_failure("plan llama-2-7b --gpus 8 --zero 2 --cadence step", 2, "--cadence");
+  expect_failure("plan llama-2-7b --gpu 80Gi", 2, "80Gi");
+  expect_failure("plan llama-2-7b --gpu h1000", 2, "h100");
+  expect_failure("plan llama-2-7b --params 7e9", 2, "exclude");
+  expect_failure("plan --params seven", 2, "--params");
+  expect_failure("plan llama-2-7b --optimizer adagrad", 2, "adamw");
+  expect_failure("plan llama-2-7b --freeze 'no.such.*'", 2, "no.such.*");
+  expect_failure("plan llama-2-7b --no-such-flag", 2, "--no-such-flag");
+  expect_failure("guess", 2, "guess");
+}
+
+TEST(Memcalc, ModelsThatAreBad) {
+  const std::string folder = testing::TempDir() + "memcalc_test." + std::to_string(getpid());
+  std::filesystem::create_directories(folder);
+  const std::string file = folder + "/config.json";
+  const auto expect_bad = [&](const std::string& text, const std::string& part) {
+    std::ofstream(file) << text;
+    expect_failure("plan " + file, 3, part);
+    expect_failure("plan " + folder + " --json", 3, part);
+  };
+  expect_bad("", "config.json");
+  expect_bad("{\"model_type\": \"llama\"", "config.json");
+  expect_bad("{\"model_type\": \"lama\"}", "llama");
+  expect_bad("{\"model_type\": \"llama\", \"hidden_size\": -4096}", "hidden_size");
+  expect_bad("{\"model_type\": \"llama\", \"hidden_size\": \"big\"}", "hidden_size");
+  expect_bad("{\"model_type\": \"llama\", \"hidden_size\": 9e18}", "");
+  expect_bad("{\"model_type\": \"llama\", \"vocab_size\": 1, \"vocab_size\": 2}", "vocab_size");
+  expect_failure("plan llama-2-8b", 3, "llama-2-7b");
+  expect_failure("plan " + folder + "/nothing.json", 3, "nothing.json");
+  std::filesystem::remove_all(folder);
+}
+
+TEST(Memcalc, ExplainAddsUp) {
+  const Outcome outcome = memcalc("explain gpt2-xl --gpus 4 --zero 2 --grad-accum 4 --json");
+  EXPECT_EQ(outcome.status, 0);
+  const json::value result = json::parse(outcome.out);
+  std::uint64_t sum = 0;
+  std::uint64_t arena = 0;
+  for (const json::value& line : result.at("device").as_array()) {
+    (line.at("name").as_string() == "arena" ? arena : sum) += number(line.at("bytes"));
+    EXPECT_FALSE(line.at("formula").as_string().empty());
+    EXPECT_FALSE(line.at("source").as_string().empty());
+  }
+  EXPECT_EQ(sum, arena);
+  const json::object same = plan("gpt2-xl --gpus 4 --zero 2 --grad-accum 4");
+  EXPECT_EQ(arena, number(same.at("worst").at("arenas").at("device")));
+}
+
+TEST(Memcalc, Lists) {
+  const json::value models = json::parse(memcalc("models --json").out);
+  EXPECT_GE(models.at("models").as_array().size(), 18U);
+  const json::value gpus = json::parse(memcalc("gpus --json").out);
+  EXPECT_GE(gpus.at("gpus").as_array().size(), 40U);
+  EXPECT_NE(memcalc("models").out.find("llama-2-7b"), std::string::npos);
+  EXPECT_NE(memcalc("gpus").out.find("h100-80gb"), std::string::npos);
+}
+
+TEST(Memcalc, HelpAndCompletion) {
+  const Outcome help = memcalc("plan --help");
+  EXPECT_EQ(help.status, 0);
+  for (const char* flag : {"--gpus", "--zero", "--precision", "--gpu", "--json", "Exit status"}) {
+    EXPECT_NE(help.out.find(flag), std::string::npos) << flag;
+  }
+  const Outcome completion = memcalc("completion");
+  EXPECT_NE(completion.out.find("--reduction-group"), std::string::npos);
+  EXPECT_EQ(std::system(("bash -c 'eval \"$(" + std::string(MEMCALC) + " completion)\"'").c_str()), 0);
+}
+
+TEST(Memcalc, NoColourInAPipe) { EXPECT_EQ(memcalc("plan gpt2").out.find('\033'), std::string::npos); }
+
+}  // namespace

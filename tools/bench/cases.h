@@ -1,0 +1,21 @@
+// The cases of shardplan-bench, in groups. Each registers with Google Benchmark; names, arguments and counters stay.
+#pragma once
+
+namespace shardplan::bench {
+
+// adamw_fp32, adamw_bf16_mixed, adamw_fp16_mixed, adamw_bf16_mixed_four_pass, NAME/elements:N/threads:T. Counters:
+// elements_per_second; ratio_to_limit, against a stream of the same reads and writes by as many threads. four_pass is
+// what the fused update replaces: gradients to fp32, unscale, update, parameters to bf16, each a pass over memory.
+//
+// adamw_congruent/elements:N/threads:T, fp32, over an arena with the offsets of a step plan; N = 2^26 puts arrays a power
+// of two apart. Counter ratio_to_uncongruent, against the same update over arrays at unrelated distances.
+void register_adamw();
+
+// grad_norm (fp32) and grad_norm_bf16, NAME/elements:N/threads:T. Counters: elements_per_second; ratio_to_read_limit,
+// against as many threads that only read.
+void register_norm();
+
+// plan_7b and plan_405b: one make_step_plan, the catalog in memory.
+void register_planner();
+
+}  // namespace shardplan::bench
