@@ -39,7 +39,8 @@ OutOfMemory::OutOfMemory(std::string tier, Bytes requested, Bytes available)
 
 CommunicationError::CommunicationError(int rank, std::string operation, std::chrono::milliseconds deadline,
                                        const std::string& problem)
-    : Error(fmt::format("rank {}, {}: {} (deadline {} ms)", rank, operation, problem, deadline.count())),
+    : Error(fmt::format("{}{}: {} (deadline {} ms)", rank < 0 ? "" : fmt::format("rank {}, ", rank), operation, problem,
+                        deadline.count())),
       rank_(rank),
       operation_(std::move(operation)),
       deadline_(deadline) {}

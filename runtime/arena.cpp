@@ -65,7 +65,7 @@ Lease Arena::take(std::uint64_t offset, Bytes bytes) {
     used_.insert(next, Used{offset, end});
     memory_->handed_out(offset, bytes);
   }
-  return Lease(this, offset, bytes);
+  return {this, offset, bytes};
 }
 
 void Arena::take_back(std::uint64_t offset, Bytes bytes) noexcept {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <tuple>
 #include <utility>
@@ -112,14 +113,18 @@ void LocalCommunicator::barrier() {
 void LocalCommunicator::all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) {
   SHARDPLAN_CHECK(all.size() == mine.size() * static_cast<std::size_t>(size()),
                   "all_gather_bytes needs one record per rank");
-  // The payload is only read.
+  const std::byte* place = all.data() + static_cast<std::size_t>(rank()) * mine.size();
+  const std::less<const std::byte*> before;
+  const bool apart = !before(mine.data(), all.data() + all.size()) || !before(all.data(), mine.data() + mine.size());
+  SHARDPLAN_CHECK(mine.empty() || apart || mine.data() == place,
+                  "the record overlaps the records elsewhere than at this rank's place");
   const LocalCall call{.operation = "all_gather_bytes",
                        .same = {{{"bytes", mine.size()}}},
-                       .payload = const_cast<std::byte*>(mine.data())};
+                       .payload = const_cast<std::byte*>(mine.data())};  // which is only read
   group_->collective(member_, call, [&] {
     for (int peer = 0; peer < size() && !mine.empty(); ++peer) {
-      std::memcpy(all.data() + static_cast<std::size_t>(peer) * mine.size(), group_->call_of(peer).payload,
-                  mine.size());
+      std::byte* to = all.data() + static_cast<std::size_t>(peer) * mine.size();
+      if (to != mine.data()) std::memcpy(to, group_->call_of(peer).payload, mine.size());
     }
   });
 }
@@ -142,6 +147,7 @@ std::unique_ptr<SymmetricArena> LocalCommunicator::make_arena(Device& device, co
   std::shared_ptr<ArenaGroup> made;
   if (member_ == 0) {
     std::vector<int> ranks;
+    ranks.reserve(inputs_.size());
     for (int peer = 0; peer < size(); ++peer) ranks.push_back(group_->world_rank(peer));
     made = std::make_shared<ArenaGroup>(group_->world()->next_arena_id(), std::move(ranks));
     call.payload = &made;
@@ -261,6 +267,7 @@ std::shared_ptr<LocalGroup> LocalCommunicator::make_color_group(int color) const
   std::stable_sort(members.begin(), members.end(),
                    [&](int a, int b) { return group_->call_of(a).key < group_->call_of(b).key; });
   std::vector<int> world_ranks;
+  world_ranks.reserve(members.size());
   for (const int peer : members) world_ranks.push_back(group_->world_rank(peer));
   auto group = std::make_shared<LocalGroup>(group_->world(), std::move(world_ranks));
   group_->world()->enroll(group);
@@ -294,6 +301,7 @@ std::vector<std::unique_ptr<Communicator>> make_local_communicators(int ranks, c
   auto group = std::make_shared<LocalGroup>(world, std::move(world_ranks));
   world->enroll(group);
   std::vector<std::unique_ptr<Communicator>> communicators;
+  communicators.reserve(static_cast<std::size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank) communicators.push_back(std::make_unique<LocalCommunicator>(group, rank));
   return communicators;
 }

@@ -102,7 +102,10 @@ const Gpu& find_gpu(const std::vector<Gpu>& table, std::string_view name) {
   const auto found = std::find_if(table.begin(), table.end(), [&](const Gpu& gpu) { return is_called(gpu, name); });
   if (found != table.end()) return *found;
   std::vector<std::string> names;
-  for (const Gpu& gpu : table) names.push_back(gpu.name);
+  for (const Gpu& gpu : table) {
+    names.push_back(gpu.name);
+    names.insert(names.end(), gpu.aliases.begin(), gpu.aliases.end());
+  }
   throw ConfigError("--gpu", "", fmt::format("'{}' is no known GPU: the nearest are {}; a size such as 80GiB works too", name,
                                              fmt::join(near_names(name, names), ", ")));
 }

@@ -63,10 +63,12 @@ class JsonBuilder {
  public:
   using Code = boost::system::error_code;
   using Chars = boost::json::string_view;
+  // NOLINTBEGIN(readability-identifier-naming): the parser asks for these names
   static constexpr std::size_t max_object_size = SIZE_MAX;
   static constexpr std::size_t max_array_size = SIZE_MAX;
   static constexpr std::size_t max_key_size = SIZE_MAX;
   static constexpr std::size_t max_string_size = SIZE_MAX;
+  // NOLINTEND(readability-identifier-naming)
 
   explicit JsonBuilder(JsonDocument& document) : document_(document) {}
 

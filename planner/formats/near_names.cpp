@@ -37,6 +37,7 @@ std::vector<std::string> near_names(std::string_view word, std::vector<std::stri
   std::sort(ranked.begin(), ranked.end());
   if (ranked.size() > count) ranked.resize(count);
   std::vector<std::string> names;
+  names.reserve(ranked.size());
   for (auto& [other, distance, name] : ranked) names.push_back(std::move(name));
   return names;
 }

@@ -107,7 +107,7 @@ Model model_from_tensor_list(JsonView root) {
   require_known_keys(root, {"schema", "name", "tensors"});
   const JsonView schema = root["schema"];
   if (!schema.is_string() || schema.as_string() != kTensorListSchema) {
-    schema.fail_expected(fmt::format("\"{}\"", kTensorListSchema));
+    schema.fail_expected(fmt::format(R"("{}")", kTensorListSchema));
   }
   std::vector<Listed> listed;
   for (const JsonView entry : root["tensors"].elements()) listed.push_back(parse_tensor(entry));

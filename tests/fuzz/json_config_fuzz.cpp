@@ -6,10 +6,10 @@
 #include "base/error.h"
 #include "planner/formats/hf_config.h"
 
+namespace shardplan {
 namespace {
 
-void check(const shardplan::Model& model) {
-  using namespace shardplan;
+void check(const Model& model) {
   SHARDPLAN_CHECK(!model.catalog.runs.empty(), "a model without units");
   SHARDPLAN_CHECK(parameter_elements(model.catalog) > 0, "a model without parameters");
   SHARDPLAN_CHECK(trainable_elements(model.catalog) == parameter_elements(model.catalog), "a frozen parameter");
@@ -26,10 +26,13 @@ void check(const shardplan::Model& model) {
 
 }  // namespace
 
+// NOLINTNEXTLINE(readability-identifier-naming): libFuzzer calls it by this name
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   try {
-    check(shardplan::model_from_hf_config({reinterpret_cast<const char*>(data), size}, "fuzz"));
-  } catch (const shardplan::Error&) {  // the answer to bad input
+    check(model_from_hf_config({reinterpret_cast<const char*>(data), size}, "fuzz"));
+  } catch (const Error&) {  // the answer to bad input
   }
   return 0;
 }
+
+}  // namespace shardplan

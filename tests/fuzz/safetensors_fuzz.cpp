@@ -9,9 +9,8 @@
 #include "planner/formats/safetensors.h"
 #include "planner/formats/tensor_units.h"
 
+namespace shardplan {
 namespace {
-
-using namespace shardplan;
 
 void check_header(const SafetensorsHeader& header, std::uint64_t file_bytes) {
   std::uint64_t reached = 0;
@@ -43,6 +42,7 @@ void check_units(const SafetensorsHeader& header) {
 
 }  // namespace
 
+// NOLINTNEXTLINE(readability-identifier-naming): libFuzzer calls it by this name
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   try {
     const SafetensorsHeader header =
@@ -53,3 +53,5 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   }
   return 0;
 }
+
+}  // namespace shardplan

@@ -8,9 +8,8 @@
 #include "base/error.h"
 #include "planner/formats/tensor_list.h"
 
+namespace shardplan {
 namespace {
-
-using namespace shardplan;
 
 // Small: every tensor of a list has bytes of its own in the input.
 void check(const Catalog& catalog) {
@@ -27,6 +26,7 @@ void check(const Catalog& catalog) {
 
 }  // namespace
 
+// NOLINTNEXTLINE(readability-identifier-naming): libFuzzer calls it by this name
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   try {
     check(model_from_tensor_list({reinterpret_cast<const char*>(data), size}, "fuzz").catalog);
@@ -34,3 +34,5 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   }
   return 0;
 }
+
+}  // namespace shardplan

@@ -155,7 +155,8 @@ TEST(Hash, OfOnePlanIsAsBefore) {
   shardplan::Setup setup;
   setup.world_size = 8;
   setup.stage = 3;
-  EXPECT_EQ(make_step_plan(llama_catalog({"llama-2-7b", 32000, 4096, 32, 11008, 4096, false}), setup).hash, "");
+  EXPECT_EQ(make_step_plan(llama_catalog({"llama-2-7b", 32000, 4096, 32, 11008, 4096, false}), setup).hash,
+            "2608e7e30751b7045f69ab9cdd8705de");
 }
 
 using Wide = boost::multiprecision::uint128_t;

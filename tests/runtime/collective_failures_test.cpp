@@ -56,8 +56,9 @@ const std::map<std::string, std::function<void(Rank&)>> kOperations{
     {"barrier", [](Rank& rank) { rank.communicator.barrier(); }},
     {"all_gather_bytes",
      [](Rank& rank) {
-       std::vector<std::byte> all(8 * kRanks);
-       rank.communicator.all_gather_bytes(std::span(all).first(8), all);
+       const std::vector<std::byte> record(8);
+       std::vector<std::byte> all(record.size() * kRanks);
+       rank.communicator.all_gather_bytes(record, all);
      }},
     {"make_arena",
      [](Rank& rank) { rank.communicator.make_arena(rank.device, {.tier = MemoryTier::host, .bytes = 1_MiB}); }},
@@ -217,9 +218,9 @@ TEST(Mismatches, AreFoundInEveryArgumentThatMustBeEqual) {
     EXPECT_NE(message.find("bytes 2097152, rank 0 with bytes 1048576"), std::string::npos) << message;
   }
   for (const std::string& message : messages_when([](Rank& rank, bool culprit) {
-         std::vector<std::byte> all(16 * kRanks);
-         const std::size_t bytes = culprit ? 16 : 8;
-         rank.communicator.all_gather_bytes(std::span(all).first(bytes), std::span(all).first(bytes * kRanks));
+         const std::vector<std::byte> record(culprit ? 16 : 8);
+         std::vector<std::byte> all(record.size() * kRanks);
+         rank.communicator.all_gather_bytes(record, all);
        })) {
     EXPECT_NE(message.find("bytes 16, rank 0 with bytes 8"), std::string::npos) << message;
   }

@@ -162,6 +162,19 @@ TEST_P(Collectives, RecordsArriveInRankOrder) {
   });
 }
 
+TEST(Records, MayLieAtTheirPlaceAndNowhereElse) {
+  test::run_ranks(3, [&](Communicator& communicator) {
+    std::vector<std::byte> all(3 * 8, std::byte{9});
+    const auto rank = static_cast<std::size_t>(communicator.rank());
+    const auto place = [&](std::size_t of) { return std::span(all).subspan(of * 8, 8); };
+    std::fill(place(rank).begin(), place(rank).end(), static_cast<std::byte>(rank));
+    communicator.all_gather_bytes(place(rank), all);
+    for (std::size_t i = 0; i < all.size(); ++i) EXPECT_EQ(all[i], static_cast<std::byte>(i / 8));
+    EXPECT_THROW(communicator.all_gather_bytes(place((rank + 1) % 3), all), CheckFailure);
+    EXPECT_THROW(communicator.all_gather_bytes(std::span(all).subspan(3 + rank * 4, 8), all), CheckFailure);
+  });
+}
+
 // Nobody passes a barrier before all have come to it.
 TEST(Barrier, HoldsEveryRankBack) {
   for (const unsigned hardware_threads : {0U, 64U}) {  // sleeping, spinning
@@ -240,7 +253,8 @@ TEST(CollectiveCalls, AllocateNothing) {
                                         *stream);
             communicator.all_gather(
                 {.input = own, .output = {room.arena.get(), room.full}, .elements = kElements, .mine = mine}, *stream);
-            communicator.all_gather_bytes(std::span(records).first(16), records);
+            communicator.all_gather_bytes(
+                std::span(records).subspan(static_cast<std::size_t>(communicator.rank()) * 16, 16), records);
             communicator.barrier();
             room.part_lease.give_back();
             room.part_lease = room.arena->take(room.part, Bytes{64});
@@ -275,7 +289,7 @@ TEST(CollectiveCalls, RefuseWhatTheContractForbids) {
     refuses([](ReduceScatter& call) { call.output.place.offset = 5000; });  // shifted inside the input
     refuses([](ReduceScatter& call) { call.group_size = -1; });
     std::vector<std::byte> all(3);
-    EXPECT_THROW(communicator.all_gather_bytes(std::span(all).first(2), all), CheckFailure);
+    EXPECT_THROW(communicator.all_gather_bytes(std::span(all).first(2), all), CheckFailure);  // of another size
     EXPECT_THROW(communicator.all_gather({.dtype = DType::f4,
                                           .input = {room.arena.get(), room.part},
                                           .output = {room.arena.get(), room.full},

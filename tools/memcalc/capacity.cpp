@@ -1,12 +1,19 @@
 #include <cctype>
 
+#include "base/error.h"
 #include "planner/formats/gpu_table.h"
 #include "tools/memcalc/planning.h"
 
 namespace shardplan::memcalc {
 
 Capacity find_capacity(const std::string& text, const std::vector<std::string>& gpu_files) {
-  if (!text.empty() && std::isdigit(static_cast<unsigned char>(text.front())) != 0) return {text, parse_bytes(text)};
+  if (!text.empty() && std::isdigit(static_cast<unsigned char>(text.front())) != 0) {
+    try {
+      return {text, parse_bytes(text)};
+    } catch (const ConfigError& error) {
+      throw ConfigError("--gpu", "", error.problem());
+    }
+  }
   const std::vector<Gpu> table = gpu_table(gpu_files);
   const Gpu& gpu = find_gpu(table, text);
   return {gpu.name, gpu.capacity()};

@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <functional>
 #include <iostream>
 #include <map>
@@ -229,6 +230,11 @@ ParseResult parse_command_line(int argc, char** argv) {
   gpus->add_option("--gpu-file", line.list.gpu_files, "a table of more GPUs; may be repeated")->type_name("FILE")->allow_extra_args(false);
 
   try {
+    const std::vector<CLI::App*> commands = app.get_subcommands({});
+    if (argc > 1 && argv[1][0] != '-' &&
+        std::none_of(commands.begin(), commands.end(), [&](const CLI::App* c) { return c->check_name(argv[1]); })) {
+      throw ConfigError("", "", fmt::format("'{}' is no command: expected plan, explain, models, gpus or completion", argv[1]));
+    }
     app.parse(argc, argv);
     if (*completion) {
       fmt::print("{}", completion_script(app));

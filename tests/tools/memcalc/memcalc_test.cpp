@@ -99,7 +99,7 @@ TEST(Memcalc, TheFieldsThatScriptsRead) {
   EXPECT_EQ(number(worst.at("arenas").at("pinned")), 0U);
   EXPECT_GE(number(worst.at("arenas").at("device")), number(device.at("live_peak")));
   EXPECT_EQ(result.at("gpu").at("name").as_string(), "h100-80gb");
-  EXPECT_EQ(number(result.at("gpu").at("capacity_bytes")), 81559U << 20);
+  EXPECT_EQ(number(result.at("gpu").at("capacity_bytes")), 81559ULL << 20);
   EXPECT_TRUE(result.at("fits").is_null());
   EXPECT_TRUE(result.at("headroom_bytes").is_null());
   std::uint64_t sent = 0;
