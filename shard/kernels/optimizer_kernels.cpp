@@ -1,6 +1,7 @@
 // Compiled once per level, with SHARDPLAN_KERNEL_LEVEL its namespace. Only functions with internal linkage may be used
 // here: an inline function with external linkage could be emitted for AVX-512 and be chosen by the linker for everyone.
-// base/half.h and split_master.h are safe: their functions are always inlined at the -O3 that this file is compiled with; a test looks.
+// base/half.h and split_master.h are safe: their functions are always inlined at the -O3 that this file is compiled
+// with; a test looks.
 //
 // A range is updated block by block. fp32 arrays are updated where they are; the others pass through fp32 scratch that
 // stays in the first-level cache. So an optimizer's formula is compiled once, and any combination of dtypes is one pass

@@ -4,8 +4,8 @@
 //                    {.parameter = {DType::bf16, weights}, .master = master, .gradient = {DType::bf16, gradient},
 //                     .first_moment = m, .second_moment = v});
 //
-// Formulas, for each element, in fp32, every operation rounded on its own (no fused multiply-add), in the order written;
-// names in [] are formed in double and rounded to fp32 once; g = gradient [gradient_factor], a product in fp32:
+// Formulas, for each element, in fp32, every operation rounded on its own (no fused multiply-add), in the order
+// written; what stands in [] is formed in double and rounded to fp32 once; g = gradient gradient_factor, in fp32:
 //
 //   adamw         p = p [1 - lr weight_decay]
 //                 m = lerp(m, g, [1 - beta1]);  v = v [beta2] + ([1 - beta2] g) g
@@ -13,15 +13,16 @@
 //   adam          g = g + [weight_decay] p, then m, v and p as above
 //   sgd           p = p + [-lr] (g + [weight_decay] p)
 //   sgd_momentum  m = m [momentum] + (g + [weight_decay] p);  p = p + [-lr] m
-//   lion          c = m [beta1] + [1 - beta1] g;  p = p [1 - lr weight_decay] + [-lr] sign(c);  m = m [beta2] + [1 - beta2] g
+//   lion          c = m [beta1] + [1 - beta1] g;  p = p [1 - lr weight_decay] + [-lr] sign(c)
+//                 m = m [beta2] + [1 - beta2] g
 //   ema           ema = lerp(ema, p, [1 - ema_decay]), after the above
 //
 //   lerp(a, b, w) = a + w (b - a) if w < 1/2, else b + (w - 1) (b - a).   sign(0) = 0; sign(NaN) = NaN.
 //
-// Sources: torch.optim.AdamW, Adam and SGD (2.15, foreach=False, fused=False), operation by operation: the same bits as
-// PyTorch's where it rounds each operation once. Its stock CPU kernels do not (fused multiply-adds with AVX2, MKL's square
-// root), which moves last bits. Lion: Chen et al., arXiv 2302.06675, algorithm 2, in the order of the authors' PyTorch code.
-// EMA: torch.optim.swa_utils.get_ema_multi_avg_fn. Infinities and NaNs travel as IEEE 754 says.
+// Sources: torch.optim.AdamW, Adam and SGD (2.15, foreach=False, fused=False), operation by operation: the same bits
+// as PyTorch's where it rounds each operation once. Its stock CPU kernels do not (fused multiply-adds with AVX2, MKL's
+// square root), which moves last bits. Lion: Chen et al., arXiv 2302.06675, algorithm 2, in the order of the authors'
+// PyTorch code. EMA: torch.optim.swa_utils.get_ema_multi_avg_fn. Infinities and NaNs travel as IEEE 754 says.
 //
 // The result for an element depends on that element alone: the same bits at any position, alignment and length, for
 // every level of processor. Stateless; any number of threads on disjoint ranges. No allocation.

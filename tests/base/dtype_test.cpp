@@ -27,15 +27,15 @@ constexpr Row kRows[] = {
     {DType::boolean, 8, "bool", "BOOL", "bool"},
     {DType::f4, 4, "fp4", "F4", nullptr},
     {DType::nf4, 4, "nf4", nullptr, nullptr},
-    {DType::f6_e2m3, 6, "fp6_e2m3", "F6_E2M3", nullptr},
-    {DType::f6_e3m2, 6, "fp6_e3m2", "F6_E3M2", nullptr},
+    {DType::f6_e2m3, 6, "fp6-e2m3", "F6_E2M3", nullptr},
+    {DType::f6_e3m2, 6, "fp6-e3m2", "F6_E3M2", nullptr},
     {DType::u8, 8, "uint8", "U8", "uint8"},
     {DType::i8, 8, "int8", "I8", "int8"},
-    {DType::f8_e5m2, 8, "fp8_e5m2", "F8_E5M2", "float8_e5m2"},
-    {DType::f8_e4m3, 8, "fp8_e4m3", "F8_E4M3", "float8_e4m3fn"},
-    {DType::f8_e8m0, 8, "fp8_e8m0", "F8_E8M0", "float8_e8m0fnu"},
-    {DType::f8_e4m3fnuz, 8, "fp8_e4m3fnuz", "F8_E4M3FNUZ", "float8_e4m3fnuz"},
-    {DType::f8_e5m2fnuz, 8, "fp8_e5m2fnuz", "F8_E5M2FNUZ", "float8_e5m2fnuz"},
+    {DType::f8_e5m2, 8, "fp8-e5m2", "F8_E5M2", "float8_e5m2"},
+    {DType::f8_e4m3, 8, "fp8-e4m3", "F8_E4M3", "float8_e4m3fn"},
+    {DType::f8_e8m0, 8, "fp8-e8m0", "F8_E8M0", "float8_e8m0fnu"},
+    {DType::f8_e4m3fnuz, 8, "fp8-e4m3fnuz", "F8_E4M3FNUZ", "float8_e4m3fnuz"},
+    {DType::f8_e5m2fnuz, 8, "fp8-e5m2fnuz", "F8_E5M2FNUZ", "float8_e5m2fnuz"},
     {DType::i16, 16, "int16", "I16", "int16"},
     {DType::u16, 16, "uint16", "U16", "uint16"},
     {DType::f16, 16, "fp16", "F16", "float16"},
@@ -74,9 +74,8 @@ TEST(DType, EachHasItsWidthAndItsNames) {
 }
 
 TEST(DType, NothingElseIsOne) {
-  for (const char* text : {"", " ", "fp", "f", "32", "fp32 ", " fp32", "fp33", "int", "i", "bf", "float", "f128",
-                           "fp320", "torch", "nan", "fp32\n", "F32,F32"}) {
-    if (std::string_view(text) == "float") continue;  // PyTorch's word for float32
+  for (const char* text : {"", " ", "fp", "f", "32", "fp32 ", " fp32", "fp33", "int", "i", "bf", "f128", "fp320",
+                           "torch", "nan", "fp32\n", "F32,F32"}) {
     EXPECT_EQ(parse_dtype(text), std::nullopt) << '"' << text << '"';
   }
   EXPECT_EQ(parse_dtype(std::string_view("fp32\0", 5)), std::nullopt);

@@ -4,10 +4,10 @@
     python3 -m venv /tmp/venv && /tmp/venv/bin/pip install torch==2.15.0 numpy
     /tmp/venv/bin/python tests/data/make_adamw_goldens.py
 
-Values are the bits of fp32 in hexadecimal, 8 digits each. Two things keep stock PyTorch from rounding each operation once,
-as IEEE 754 has it, and are put out of the way: with AVX2 its kernels fuse multiplications with additions, so
-ATEN_CPU_CAPABILITY=default; and Tensor.sqrt is MKL's, which is one unit in the last place off for a fifth of all values, so
-numpy's stands in for it. `parameter_stock` is the last parameter with avx2 and MKL.
+Values are the bits of fp32 in hexadecimal, 8 digits each. Two things keep stock PyTorch from rounding each operation
+once, as IEEE 754 has it, and are put out of the way: with AVX2 its kernels fuse multiplications with additions, so
+ATEN_CPU_CAPABILITY=default; and Tensor.sqrt is MKL's, which is one unit in the last place off for a fifth of all
+values, so numpy's stands in for it. `parameter_stock` is the last parameter with avx2 and MKL.
 """
 
 import json

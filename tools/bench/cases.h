@@ -7,8 +7,8 @@ namespace shardplan::bench {
 // elements_per_second; ratio_to_limit, against a stream of the same reads and writes by as many threads. four_pass is
 // what the fused update replaces: gradients to fp32, unscale, update, parameters to bf16, each a pass over memory.
 //
-// adamw_congruent/elements:N/threads:T, fp32, over an arena with the offsets of a step plan; N = 2^26 puts arrays a power
-// of two apart. Counter ratio_to_uncongruent, against the same update over arrays at unrelated distances.
+// adamw_congruent/elements:N/threads:T, fp32, over an arena with the offsets of a step plan; N = 2^26 puts arrays a
+// power of two apart. Counter ratio_to_uncongruent, against the same update over arrays at unrelated distances.
 void register_adamw();
 
 // grad_norm (fp32) and grad_norm_bf16, NAME/elements:N/threads:T. Counters: elements_per_second; ratio_to_read_limit,

@@ -1,7 +1,7 @@
 // What every case shares: threads, memory, and the comparison with a limit in alternation.
 //
-// A limit is the least that the memory system asks for the same reads and writes. Memory on a shared machine is faster or
-// slower from one second to the next, so a candidate and its limit take turns, and the median of the ratios counts.
+// A limit is the least that the memory system asks for the same reads and writes. Memory on a shared machine is faster
+// or slower from one second to the next, so a candidate and its limit take turns, and the median of the ratios counts.
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -51,8 +51,8 @@ class Team {
   std::vector<std::thread> threads_;
 };
 
-// Populated memory from which arrays are cut one after the other. Array k starts k x 4096 bytes (k modulo 8) past where it
-// would, as in an arena: equal distances of a power of two would collide in the caches.
+// Populated memory from which arrays are cut one after the other. Array k starts k x 4096 bytes (k modulo 8) past where
+// it would, as in an arena: equal distances of a power of two would collide in the caches.
 class ArrayMemory {
  public:
   explicit ArrayMemory(std::size_t bytes);
@@ -71,8 +71,9 @@ class ArrayMemory {
   std::size_t arrays_ = 0;
 };
 
-// Runs limit and candidate in turns, once per iteration of `state` (registered with kPairs of them and manual time, which
-// is the candidate's). Sets the counters elements_per_second and `ratio_name`: the limit's time over the candidate's.
+// Runs limit and candidate in turns, once per iteration of `state` (registered with kPairs of them and manual time,
+// which is the candidate's). Sets the counters elements_per_second and `ratio_name`: the limit's time over the
+// candidate's.
 void compare(benchmark::State& state, const char* ratio_name, std::size_t elements,
              const std::function<double()>& limit, const std::function<double()>& candidate);
 

@@ -7,8 +7,8 @@
 
 namespace shardplan::bench {
 
-// An optimizer step's traffic: three fp32 arrays are read and written, the gradient (fp32 or 16 bits) is read and, where
-// there is one, a 16-bit parameter is written. `zero` is 0 and the compiler does not know it: values stay as they are.
+// An optimizer step's traffic: three fp32 arrays are read and written, the gradient (fp32 or 16 bits) is read and,
+// where there is one, a 16-bit parameter is written. `zero` is 0 and the compiler does not know it: values stay.
 struct StreamRange {
   float* first = nullptr;
   float* second = nullptr;

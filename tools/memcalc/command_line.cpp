@@ -235,6 +235,7 @@ ParseResult parse_command_line(int argc, char** argv) {
         std::none_of(commands.begin(), commands.end(), [&](const CLI::App* c) { return c->check_name(argv[1]); })) {
       throw ConfigError("", "", fmt::format("'{}' is no command: expected plan, explain, models, gpus or completion", argv[1]));
     }
+    if (argc == 1) throw ConfigError("", "", "expected a command: plan, explain, models, gpus or completion (memcalc --help)");
     app.parse(argc, argv);
     if (*completion) {
       fmt::print("{}", completion_script(app));

@@ -1,8 +1,8 @@
 // optimizer_update against PyTorch: tests/data/adamw_pytorch.json, written by tests/data/make_adamw_goldens.py.
 //
-// Where PyTorch rounds every operation once, the bits are equal after every step. Stock PyTorch does not: with AVX2 it fuses
-// multiplications with additions, and its square root is MKL's, which is not rounded correctly. There the last parameter is
-// within four roundings per step of the largest value that it had.
+// Where PyTorch rounds every operation once, the bits are equal after every step. Stock PyTorch does not: with AVX2 it
+// fuses multiplications with additions, and its square root is MKL's, which is not rounded correctly. There the last
+// parameter is within four roundings per step of the largest value that it had.
 #include <gtest/gtest.h>
 
 #include <boost/json.hpp>

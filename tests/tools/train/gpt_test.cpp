@@ -14,6 +14,8 @@
 #include "tools/train/random.h"
 #include "tools/train/text.h"
 
+extern "C" int openblas_get_num_threads();
+
 namespace shardplan {
 namespace {
 
@@ -125,6 +127,11 @@ std::vector<std::byte> trace(const GptConfig& config, std::uint64_t seed, DType 
     bytes.insert(bytes.end(), gradient.data, gradient.data + bytes_for(dtype, gradient.elements).count());
   }
   return bytes;
+}
+
+TEST(Gpt, MakesOpenBlasUseOneThread) {
+  const Gpt gpt(small(true), 1);
+  EXPECT_EQ(openblas_get_num_threads(), 1);
 }
 
 TEST(Gpt, GivesTheSameBitsOnFourThreadsAtOnceAsOnOne) {
