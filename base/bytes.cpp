@@ -49,9 +49,10 @@ std::string in_gib(Bytes bytes) {
 }
 
 Bytes parse_bytes(const std::string& text) {
-  const ConfigError bad("", "", fmt::format("'{}' is not a size: expected a number and one of B, kB, MB, GB, TB "
-                                            "(thousands) or KiB, MiB, GiB, TiB (1024s), as in 80GiB",
-                                            text));
+  const ConfigError bad("", "",
+                        fmt::format("'{}' is not a size: expected a number and one of B, kB, MB, GB, TB "
+                                    "(thousands) or KiB, MiB, GiB, TiB (1024s), as in 80GiB",
+                                    text));
   std::size_t digits = 0;
   std::size_t points = 0;
   while (digits < text.size() && (std::isdigit(static_cast<unsigned char>(text[digits])) || text[digits] == '.')) {

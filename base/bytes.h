@@ -61,15 +61,33 @@ std::string in_gib(Bytes bytes);
 Bytes parse_bytes(const std::string& text);
 
 inline namespace literals {
-constexpr Bytes operator""_B(unsigned long long n) { return Bytes{n}; }
-constexpr Bytes operator""_kB(unsigned long long n) { return n * Bytes{1'000}; }
-constexpr Bytes operator""_MB(unsigned long long n) { return n * Bytes{1'000'000}; }
-constexpr Bytes operator""_GB(unsigned long long n) { return n * Bytes{1'000'000'000}; }
-constexpr Bytes operator""_TB(unsigned long long n) { return n * Bytes{1'000'000'000'000}; }
-constexpr Bytes operator""_KiB(unsigned long long n) { return n * Bytes{1ULL << 10}; }
-constexpr Bytes operator""_MiB(unsigned long long n) { return n * Bytes{1ULL << 20}; }
-constexpr Bytes operator""_GiB(unsigned long long n) { return n * Bytes{1ULL << 30}; }
-constexpr Bytes operator""_TiB(unsigned long long n) { return n * Bytes{1ULL << 40}; }
+constexpr Bytes operator""_B(unsigned long long n) {
+  return Bytes{n};
+}
+constexpr Bytes operator""_kB(unsigned long long n) {
+  return n * Bytes{1'000};
+}
+constexpr Bytes operator""_MB(unsigned long long n) {
+  return n * Bytes{1'000'000};
+}
+constexpr Bytes operator""_GB(unsigned long long n) {
+  return n * Bytes{1'000'000'000};
+}
+constexpr Bytes operator""_TB(unsigned long long n) {
+  return n * Bytes{1'000'000'000'000};
+}
+constexpr Bytes operator""_KiB(unsigned long long n) {
+  return n * Bytes{1ULL << 10};
+}
+constexpr Bytes operator""_MiB(unsigned long long n) {
+  return n * Bytes{1ULL << 20};
+}
+constexpr Bytes operator""_GiB(unsigned long long n) {
+  return n * Bytes{1ULL << 30};
+}
+constexpr Bytes operator""_TiB(unsigned long long n) {
+  return n * Bytes{1ULL << 40};
+}
 }  // namespace literals
 
 }  // namespace shardplan

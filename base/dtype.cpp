@@ -43,13 +43,19 @@ constexpr std::array<Row, 23> kRows{{
     {DType::u64, 64, "uint64", "u64", "uint64"},
 }};
 
-const Row& row(DType dtype) { return kRows[static_cast<std::size_t>(dtype)]; }
+const Row& row(DType dtype) {
+  return kRows[static_cast<std::size_t>(dtype)];
+}
 
 }  // namespace
 
-std::uint64_t bits(DType dtype) { return row(dtype).bits; }
+std::uint64_t bits(DType dtype) {
+  return row(dtype).bits;
+}
 
-std::string_view name(DType dtype) { return row(dtype).name; }
+std::string_view name(DType dtype) {
+  return row(dtype).name;
+}
 
 std::optional<DType> parse_dtype(std::string_view text) {
   std::string lower(text);

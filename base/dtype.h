@@ -11,8 +11,29 @@ namespace shardplan {
 
 // The names are safetensors' (formats: "F32", "BF16", ...), plus NF4 (QLoRA's 4-bit NormalFloat, stored as F4 is).
 enum class DType : std::uint8_t {
-  boolean, f4, nf4, f6_e2m3, f6_e3m2, u8, i8, f8_e5m2, f8_e4m3, f8_e8m0, f8_e4m3fnuz, f8_e5m2fnuz,
-  i16, u16, f16, bf16, i32, u32, f32, c64, f64, i64, u64,
+  boolean,
+  f4,
+  nf4,
+  f6_e2m3,
+  f6_e3m2,
+  u8,
+  i8,
+  f8_e5m2,
+  f8_e4m3,
+  f8_e8m0,
+  f8_e4m3fnuz,
+  f8_e5m2fnuz,
+  i16,
+  u16,
+  f16,
+  bf16,
+  i32,
+  u32,
+  f32,
+  c64,
+  f64,
+  i64,
+  u64,
 };
 
 std::uint64_t bits(DType dtype);

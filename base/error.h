@@ -106,8 +106,8 @@ class CheckFailure : public std::logic_error {
 
 // Throws CheckFailure with file, line, condition and message unless the condition holds. Active in every build type;
 // the message is only built when it fails.
-#define SHARDPLAN_CHECK(condition, message)                                             \
-  do {                                                                                  \
-    if (!(condition)) [[unlikely]]                                                      \
-      ::shardplan::throw_check_failure(__FILE__, __LINE__, #condition, (message));      \
+#define SHARDPLAN_CHECK(condition, message)                                        \
+  do {                                                                             \
+    if (!(condition)) [[unlikely]]                                                 \
+      ::shardplan::throw_check_failure(__FILE__, __LINE__, #condition, (message)); \
   } while (false)

@@ -5,7 +5,11 @@
 
 namespace shardplan {
 
-constexpr Bytes alignment_of(Bytes bytes) { return bytes >= 1_MiB ? 4_KiB : 64_B; }
-constexpr Bytes aligned(Bytes bytes) { return round_up(bytes, alignment_of(bytes)); }
+constexpr Bytes alignment_of(Bytes bytes) {
+  return bytes >= 1_MiB ? 4_KiB : 64_B;
+}
+constexpr Bytes aligned(Bytes bytes) {
+  return round_up(bytes, alignment_of(bytes));
+}
 
 }  // namespace shardplan

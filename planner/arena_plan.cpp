@@ -32,7 +32,8 @@ std::optional<Length> resident_length(const StepPlan& plan, BufferRole role, con
   const OptimizerStates& states = states_of(plan.setup.optimizer);
   const bool sharded = optimizer_states_sharded(plan);
   switch (role) {
-    case BufferRole::gradient: return length(policy.gradient, gradients_sharded(plan));
+    case BufferRole::gradient:
+      return length(policy.gradient, gradients_sharded(plan));
     case BufferRole::accumulator:
       if (plan.setup.accumulation == 1 || policy.gradient_accumulator == policy.gradient) return std::nullopt;
       return length(policy.gradient_accumulator, resolved_cadence(plan.setup) == Cadence::micro_batch);
@@ -48,7 +49,8 @@ std::optional<Length> resident_length(const StepPlan& plan, BufferRole role, con
     case BufferRole::ema:
       if (!plan.setup.ema) return std::nullopt;
       return length(DType::f32, sharded);
-    default: return std::nullopt;
+    default:
+      return std::nullopt;
   }
 }
 
@@ -77,14 +79,16 @@ Bytes staging_bytes(const StepPlan& plan) {
 // Bytes of one flat buffer in a slot.
 Bytes slot_part(const StepPlan& plan, BufferRole role, const BufferLayout& layout, const BufferPlan& buffer) {
   switch (role) {
-    case BufferRole::gathered_parameter: return bytes_for(buffer.policy.parameter, layout.padded_elements);
+    case BufferRole::gathered_parameter:
+      return bytes_for(buffer.policy.parameter, layout.padded_elements);
     case BufferRole::contribution:
       if (!buffer.trainable || buffer.contribution_in_gradient) return Bytes{};
       return bytes_for(buffer.policy.wire, layout.padded_elements);
     case BufferRole::partial:
       if (!buffer.trainable || plan.layout.replicas == 1) return Bytes{};
       return bytes_for(DType::f32, layout.shard_elements);
-    default: return Bytes{};
+    default:
+      return Bytes{};
   }
 }
 
@@ -126,8 +130,8 @@ class ArenaBuilder {
   }
 
   void place_arrays() {
-    constexpr std::array kRoles{BufferRole::parameter, BufferRole::gradient, BufferRole::accumulator,
-                                BufferRole::master, BufferRole::first_moment, BufferRole::second_moment,
+    constexpr std::array kRoles{BufferRole::parameter, BufferRole::gradient,     BufferRole::accumulator,
+                                BufferRole::master,    BufferRole::first_moment, BufferRole::second_moment,
                                 BufferRole::ema};
     std::uint64_t kind = 0;
     for (const BufferRole role : kRoles) {
@@ -206,7 +210,9 @@ class ArenaBuilder {
     for (const std::uint64_t unit : schedule_.owners()) {
       if (role != BufferRole::contribution || unit < layout_run.first_unit || unit > last_unit) continue;
       ++owners;
-      Slot slot{.role = role, .run = static_cast<std::uint32_t>(run), .first_unit = unit,
+      Slot slot{.role = role,
+                .run = static_cast<std::uint32_t>(run),
+                .first_unit = unit,
                 .first_step = schedule_.backward_of(unit)};
       slot.begin = kPhases * schedule_.first_gradient_step(unit) + phase;
       set_end(slot);
@@ -295,6 +301,8 @@ ByteRange buffer_in_slot(const StepPlan& plan, BufferRole role, std::uint64_t un
   return range;
 }
 
-void plan_arena(StepPlan& plan, const Schedule& schedule) { ArenaBuilder(plan, schedule).build(); }
+void plan_arena(StepPlan& plan, const Schedule& schedule) {
+  ArenaBuilder(plan, schedule).build();
+}
 
 }  // namespace shardplan

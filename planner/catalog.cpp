@@ -13,8 +13,8 @@ namespace shardplan {
 namespace {
 
 bool continues(const UnitRun& run, const UnitRun& unit) {
-  return run.numbered && unit.numbered && run.name == unit.name &&
-         run.first_number + run.count == unit.first_number && run.tensors == unit.tensors;
+  return run.numbered && unit.numbered && run.name == unit.name && run.first_number + run.count == unit.first_number &&
+         run.tensors == unit.tensors;
 }
 
 void append(std::vector<UnitRun>& runs, UnitRun unit) {
@@ -151,9 +151,8 @@ std::vector<UnitTie> unit_ties(const Catalog& catalog) {
     }
     first_unit += run.count;
   }
-  std::stable_sort(ties.begin(), ties.end(), [](const UnitTie& a, const UnitTie& b) {
-    return a.unit != b.unit ? a.unit < b.unit : a.owner < b.owner;
-  });
+  std::sort(ties.begin(), ties.end(),
+            [](const UnitTie& a, const UnitTie& b) { return a.unit != b.unit ? a.unit < b.unit : a.owner < b.owner; });
   return ties;
 }
 

@@ -11,7 +11,6 @@ namespace shardplan {
 namespace {
 
 constexpr const char* kStages = "ZeRO, arXiv 1910.02054, sec. 5; docs/memory_model.md, 'Resident bytes'";
-constexpr const char* kLayoutSource = "docs/memory_model.md, 'Padding'";
 constexpr const char* kSlots = "docs/memory_model.md, 'Slots'";
 
 struct RoleSum {
@@ -36,18 +35,30 @@ RoleSum sum_of(const StepPlan& plan, BufferRole role) {
 
 std::string report_name(BufferRole role) {
   switch (role) {
-    case BufferRole::parameter: return "parameters";
-    case BufferRole::gradient: return "gradients";
-    case BufferRole::accumulator: return "gradients: accumulator";
-    case BufferRole::master: return "optimizer states: master";
-    case BufferRole::first_moment: return "optimizer states: first moment";
-    case BufferRole::second_moment: return "optimizer states: second moment";
-    case BufferRole::ema: return "optimizer states: moving average";
-    case BufferRole::control: return "communication buffers: control";
-    case BufferRole::staging: return "communication buffers: staging";
-    case BufferRole::gathered_parameter: return "gathered parameters";
-    case BufferRole::contribution: return "gradients in flight";
-    case BufferRole::partial: return "communication buffers: partial sums";
+    case BufferRole::parameter:
+      return "parameters";
+    case BufferRole::gradient:
+      return "gradients";
+    case BufferRole::accumulator:
+      return "gradients: accumulator";
+    case BufferRole::master:
+      return "optimizer states: master";
+    case BufferRole::first_moment:
+      return "optimizer states: first moment";
+    case BufferRole::second_moment:
+      return "optimizer states: second moment";
+    case BufferRole::ema:
+      return "optimizer states: moving average";
+    case BufferRole::control:
+      return "communication buffers: control";
+    case BufferRole::staging:
+      return "communication buffers: staging";
+    case BufferRole::gathered_parameter:
+      return "gathered parameters";
+    case BufferRole::contribution:
+      return "gradients in flight";
+    case BufferRole::partial:
+      return "communication buffers: partial sums";
   }
   return "";
 }
@@ -78,8 +89,8 @@ Explanation resident_explanation(const Catalog& catalog, const StepPlan& plan, B
   const bool sharded = sum.elements != padded;
   line.formula = sharded ? "shard elements x bytes per element, over all units; shard = padded / shards"
                          : "padded elements x bytes per element, over all units";
-  line.inputs = fmt::format("{} elements in {} ({} in tensors + {} of padding{})", with_commas(sum.elements), sum.dtypes,
-                            with_commas(tensors), with_commas(padded - tensors),
+  line.inputs = fmt::format("{} elements in {} ({} in tensors + {} of padding{})", with_commas(sum.elements),
+                            sum.dtypes, with_commas(tensors), with_commas(padded - tensors),
                             sharded ? fmt::format(", / {} shards", plan.layout.shards) : "");
   if (role == BufferRole::accumulator) line.source = "docs/memory_model.md, 'Gradient accumulation'";
   if (catalog.count_only) line.inputs += "; one flat buffer stands for the model";
@@ -105,9 +116,9 @@ Explanation slot_explanation(const Catalog& catalog, const StepPlan& plan, Buffe
 
 std::vector<Explanation> explain_shardplan(const Catalog& catalog, const StepPlan& plan) {
   std::vector<Explanation> lines;
-  for (const BufferRole role : {BufferRole::parameter, BufferRole::gradient, BufferRole::accumulator, BufferRole::master,
-                                BufferRole::first_moment, BufferRole::second_moment, BufferRole::ema,
-                                BufferRole::control, BufferRole::staging}) {
+  for (const BufferRole role : {BufferRole::parameter, BufferRole::gradient, BufferRole::accumulator,
+                                BufferRole::master, BufferRole::first_moment, BufferRole::second_moment,
+                                BufferRole::ema, BufferRole::control, BufferRole::staging}) {
     const RoleSum sum = sum_of(plan, role);
     if (sum.bytes == Bytes{}) continue;
     if (catalog.count_only && (role == BufferRole::control || role == BufferRole::staging)) continue;
@@ -154,21 +165,23 @@ std::vector<Explanation> explain_paper(const Catalog& catalog, const Setup& setu
   state(optimizer.first_moment, "first moment", policy.first_moment);
   state(optimizer.second_moment, "second moment", policy.second_moment);
   state(setup.ema, "moving average", DType::f32);
-  return {line("parameters", device.parameters, placements.parameter,
-               fmt::format("{} B ({})", bits(policy.parameter) / 8, name(policy.parameter)), parameter_elements(catalog)),
-          line("gradients", device.gradients, placements.gradient,
-               fmt::format("{} B ({})", bits(policy.gradient) / 8, name(policy.gradient)), trainable_elements(catalog)),
-          line("optimizer states", device.optimizer_states, placements.optimizer_state,
-               states.empty() ? "0 B (no state)" : fmt::format("({})", states), trainable_elements(catalog)),
-          {"model states", device.model_states(), "parameters + gradients + optimizer states", "the lines above",
-           "ZeRO, arXiv 1910.02054, table 1"}};
+  return {
+      line("parameters", device.parameters, placements.parameter,
+           fmt::format("{} B ({})", bits(policy.parameter) / 8, name(policy.parameter)), parameter_elements(catalog)),
+      line("gradients", device.gradients, placements.gradient,
+           fmt::format("{} B ({})", bits(policy.gradient) / 8, name(policy.gradient)), trainable_elements(catalog)),
+      line("optimizer states", device.optimizer_states, placements.optimizer_state,
+           states.empty() ? "0 B (no state)" : fmt::format("({})", states), trainable_elements(catalog)),
+      {"model states", device.model_states(), "parameters + gradients + optimizer states", "the lines above",
+       "ZeRO, arXiv 1910.02054, table 1"}};
 }
 
 std::vector<Explanation> explain_traffic(const Catalog& catalog, const Setup& setup, const Report& report) {
-  const std::string inputs = fmt::format("N = {}, A = {}, cadence {}, {} parameters", shard_count(setup),
-                                         setup.accumulation, name(resolved_cadence(setup)),
-                                         with_commas(parameter_elements(catalog)));
-  const std::string once = report.engine == Engine::paper ? "psi x bytes x (N-1)/N" : "(N-1) x shard bytes of each unit";
+  const std::string inputs =
+      fmt::format("N = {}, A = {}, cadence {}, {} parameters", shard_count(setup), setup.accumulation,
+                  name(resolved_cadence(setup)), with_commas(parameter_elements(catalog)));
+  const std::string once =
+      report.engine == Engine::paper ? "psi x bytes x (N-1)/N" : "(N-1) x shard bytes of each unit";
   const bool each = resolved_cadence(setup) == Cadence::micro_batch && setup.accumulation > 1;
   constexpr const char* kSource = "ZeRO, arXiv 1910.02054, sec. 7; docs/memory_model.md, 'Wire bytes'";
   std::vector<Explanation> lines;
@@ -183,8 +196,7 @@ std::vector<Explanation> explain_traffic(const Catalog& catalog, const Setup& se
       once + (setup.stage == 3 ? ", forward and backward of each of A micro-batches" : ", once after the update"));
   lines.push_back({"sent per rank and step", report.traffic.total(), "the lines above",
                    fmt::format("ZeRO's own figure for {} parameters without padding: {} B",
-                               with_commas(parameter_elements(catalog)),
-                               with_commas(report.traffic.textbook.count())),
+                               with_commas(parameter_elements(catalog)), with_commas(report.traffic.textbook.count())),
                    kSource});
   return lines;
 }

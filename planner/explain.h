@@ -9,7 +9,7 @@
 namespace shardplan {
 
 struct Explanation {
-  std::string name;     // "optimizer states: master"
+  std::string name;  // "optimizer states: master"
   Bytes bytes;
   std::string formula;  // "shard elements x bytes(fp32), summed over units"
   std::string inputs;   // "842,310,656 elements of 6,738,415,616 (8 shards, 69,632 of padding) x 4 B"

@@ -14,7 +14,7 @@ struct Gpu {
   std::string name;                  // "h100-80gb"
   std::vector<std::string> aliases;  // "h100"
   std::string vendor;
-  Bytes memory;                      // as sold
+  Bytes memory;  // as sold
   // What the driver shows (nvidia-smi, amd-smi): some is the hardware's own, and ECC may take a part.
   std::optional<Bytes> visible_memory;
   std::optional<std::uint64_t> bandwidth_bytes_per_second;

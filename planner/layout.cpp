@@ -16,7 +16,8 @@ UnitLayout layout_of_unit(const UnitRun& run, std::uint64_t shards) {
       return candidate.dtype == tensor.dtype && candidate.trainable == tensor.trainable;
     });
     if (buffer == unit.buffers.end()) {
-      buffer = unit.buffers.insert(buffer, BufferLayout{.dtype = tensor.dtype, .trainable = tensor.trainable, .tensors = {}});
+      buffer = unit.buffers.insert(buffer,
+                                   BufferLayout{.dtype = tensor.dtype, .trainable = tensor.trainable, .tensors = {}});
       buffer->tensors.reserve(run.tensors.size() - i);
     }
     const std::uint64_t count = elements(tensor.shape);

@@ -12,7 +12,9 @@ namespace {
 // Comparisons of two intervals: a bound on the search, a few milliseconds.
 constexpr std::size_t kWork = 1'000'000;
 
-bool overlap(const Interval& a, const Interval& b) { return a.begin < b.end && b.begin < a.end; }
+bool overlap(const Interval& a, const Interval& b) {
+  return a.begin < b.end && b.begin < a.end;
+}
 
 // Gives each interval, in `order`, the lowest offset at which it meets no earlier one. Returns the highest end.
 Bytes first_fit(std::vector<Interval>& intervals, const std::vector<std::size_t>& order) {
@@ -87,9 +89,9 @@ Bytes pack(std::vector<Interval>& intervals, Bytes base) {
 
   std::vector<std::size_t> order(intervals.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-    return intervals[a].bytes != intervals[b].bytes ? intervals[a].bytes > intervals[b].bytes
-                                                    : intervals[a].begin < intervals[b].begin;
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    if (intervals[a].bytes != intervals[b].bytes) return intervals[a].bytes > intervals[b].bytes;
+    return intervals[a].begin != intervals[b].begin ? intervals[a].begin < intervals[b].begin : a < b;
   });
 
   Bytes best = first_fit(intervals, order);

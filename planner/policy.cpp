@@ -18,15 +18,15 @@ constexpr DType kBf16 = DType::bf16;
 // name, compute, parameter, gradient, accumulator, master, first moment, second moment, wire
 // The comment is bytes per parameter with AdamW: parameter + gradient + optimizer states.
 const std::array<Policy, 9> kPolicies{{
-    {"fp32", kF32, kF32, kF32, kF32, std::nullopt, kF32, kF32, kF32},                   // 4 + 4 + 8
-    {"fp16-mixed", kF16, kF16, kF16, kF32, kF32, kF32, kF32, kF16},                     // 2 + 2 + 12: ZeRO, sec. 3.1
-    {"bf16-mixed", kBf16, kBf16, kBf16, kF32, kF32, kF32, kF32, kBf16},                 // 2 + 2 + 12
-    {"bf16-mixed-fp32grad", kBf16, kBf16, kF32, kF32, kF32, kF32, kF32, kF32},          // 2 + 4 + 12: Megatron-LM
-    {"amp-fp16", kF16, kF32, kF32, kF32, std::nullopt, kF32, kF32, kF32},               // 4 + 4 + 8: torch.autocast
-    {"amp-bf16", kBf16, kF32, kF32, kF32, std::nullopt, kF32, kF32, kF32},              // 4 + 4 + 8
-    {"bf16", kBf16, kBf16, kBf16, kF32, std::nullopt, kBf16, kBf16, kBf16},             // 2 + 2 + 4: pure bf16
-    {"bf16-fp32state", kBf16, kBf16, kBf16, kF32, std::nullopt, kF32, kF32, kBf16},     // 2 + 2 + 8
-    {"fp8-mixed", DType::f8_e4m3, kBf16, kF32, kF32, kF32, kF32, kF32, kF32},           // 2 + 4 + 12: Transformer Engine
+    {"fp32", kF32, kF32, kF32, kF32, std::nullopt, kF32, kF32, kF32},                // 4 + 4 + 8
+    {"fp16-mixed", kF16, kF16, kF16, kF32, kF32, kF32, kF32, kF16},                  // 2 + 2 + 12: ZeRO, sec. 3.1
+    {"bf16-mixed", kBf16, kBf16, kBf16, kF32, kF32, kF32, kF32, kBf16},              // 2 + 2 + 12
+    {"bf16-mixed-fp32grad", kBf16, kBf16, kF32, kF32, kF32, kF32, kF32, kF32},       // 2 + 4 + 12: Megatron-LM
+    {"amp-fp16", kF16, kF32, kF32, kF32, std::nullopt, kF32, kF32, kF32},            // 4 + 4 + 8: torch.autocast
+    {"amp-bf16", kBf16, kF32, kF32, kF32, std::nullopt, kF32, kF32, kF32},           // 4 + 4 + 8
+    {"bf16", kBf16, kBf16, kBf16, kF32, std::nullopt, kBf16, kBf16, kBf16},          // 2 + 2 + 4: pure bf16
+    {"bf16-fp32state", kBf16, kBf16, kBf16, kF32, std::nullopt, kF32, kF32, kBf16},  // 2 + 2 + 8
+    {"fp8-mixed", DType::f8_e4m3, kBf16, kF32, kF32, kF32, kF32, kF32, kF32},        // 2 + 4 + 12: Transformer Engine
 }};
 
 constexpr std::array<OptimizerStates, 5> kOptimizers{{
@@ -53,7 +53,9 @@ Policy policy_named(std::string_view name) {
   unknown("--precision", "a known precision", name, kPolicies);
 }
 
-std::span<const Policy> all_policies() { return kPolicies; }
+std::span<const Policy> all_policies() {
+  return kPolicies;
+}
 
 Policy policy_for(const Policy& policy, std::optional<DType> fixed_dtype) {
   if (!fixed_dtype || *fixed_dtype == policy.parameter) return policy;
@@ -73,8 +75,12 @@ const OptimizerStates& optimizer_named(std::string_view name) {
   unknown("--optimizer", "a known optimizer", name, kOptimizers);
 }
 
-const OptimizerStates& states_of(OptimizerKind kind) { return kOptimizers[static_cast<std::size_t>(kind)]; }
+const OptimizerStates& states_of(OptimizerKind kind) {
+  return kOptimizers[static_cast<std::size_t>(kind)];
+}
 
-std::span<const OptimizerStates> all_optimizers() { return kOptimizers; }
+std::span<const OptimizerStates> all_optimizers() {
+  return kOptimizers;
+}
 
 }  // namespace shardplan

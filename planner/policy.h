@@ -44,10 +44,10 @@ enum class OptimizerKind : std::uint8_t { adamw, adam, sgd, sgd_momentum, lion }
 
 struct OptimizerStates {
   OptimizerKind kind;
-  std::string_view name;     // as in flags
-  bool first_moment;         // a tensor in Policy::first_moment per parameter
-  bool second_moment;        // a tensor in Policy::second_moment per parameter
-  std::string_view source;   // where the states are defined
+  std::string_view name;    // as in flags
+  bool first_moment;        // a tensor in Policy::first_moment per parameter
+  bool second_moment;       // a tensor in Policy::second_moment per parameter
+  std::string_view source;  // where the states are defined
 };
 
 // Throws ConfigError, with the known names, for a name that is none.

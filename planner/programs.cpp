@@ -83,9 +83,8 @@ class ProgramBuilder {
     SegmentList segments(program);
     for (std::uint64_t step = 0; step < steps;) {
       const std::uint64_t count = schedule_.regular_steps(step);
-      segments.append({.count = count,
-                       .unit_stride = step < schedule_.units() ? 1 : -1,
-                       .operations = operations_of(step, kind)});
+      segments.append(
+          {.count = count, .unit_stride = step < schedule_.units() ? 1 : -1, .operations = operations_of(step, kind)});
       step += count;
     }
     return program;
@@ -175,7 +174,8 @@ class ProgramBuilder {
     compute.pass = pass;
     std::size_t next = 0;
     // Gathers finish in the order they are issued: the step's last one stands for all of them.
-    if (gathers_) compute.waits_for[next++] = Dependency{OperationKind::gather, Pass::none, schedule_.uses_at(step).back().unit};
+    if (gathers_)
+      compute.waits_for[next++] = Dependency{OperationKind::gather, Pass::none, schedule_.uses_at(step).back().unit};
     if (pass == Pass::backward && traffic_at(compute.unit).gradient_slot) {
       // Its gradient slot may still be read by the reduction before (two before, where reductions overlap).
       const std::uint64_t back = overlapped_ ? 2 : 1;

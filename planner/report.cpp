@@ -11,8 +11,12 @@ namespace {
 
 using ClassBytes = std::array<Bytes, kMemoryClasses>;
 
-Bytes& of(ClassBytes& classes, BufferRole role) { return classes[static_cast<std::size_t>(class_of(role))]; }
-Bytes of(const ClassBytes& classes, MemoryClass memory_class) { return classes[static_cast<std::size_t>(memory_class)]; }
+Bytes& of(ClassBytes& classes, BufferRole role) {
+  return classes[static_cast<std::size_t>(class_of(role))];
+}
+Bytes of(const ClassBytes& classes, MemoryClass memory_class) {
+  return classes[static_cast<std::size_t>(memory_class)];
+}
 
 ClassBytes resident_bytes(const ArenaPlan& arena) {
   ClassBytes classes;
@@ -36,7 +40,9 @@ void add(Traffic& sum, const Traffic& term, std::uint64_t times) {
 }
 
 // bytes / shards, rounded up: the textbook's exact division.
-Bytes split(Bytes bytes, std::uint64_t shards) { return Bytes{divide_up(bytes.count(), shards)}; }
+Bytes split(Bytes bytes, std::uint64_t shards) {
+  return Bytes{divide_up(bytes.count(), shards)};
+}
 
 // Model states of the whole model, without padding.
 struct States {
@@ -90,7 +96,9 @@ Traffic textbook_traffic(const Catalog& catalog, const Setup& setup) {
 
 }  // namespace
 
-std::string_view name(Engine engine) { return engine == Engine::paper ? "paper" : "shardplan"; }
+std::string_view name(Engine engine) {
+  return engine == Engine::paper ? "paper" : "shardplan";
+}
 
 Engine engine_named(std::string_view name) {
   if (name == "shardplan") return Engine::shardplan;
@@ -151,7 +159,8 @@ Report report_shardplan(const Catalog& catalog, const StepPlan& plan) {
   rank.arenas = Arenas{.device = plan.device.bytes, .pinned = {}, .host = {}, .file = {}};
   device.allocated_after_step = plan.device.bytes;
   device.live_peak = plan.device.live_peak;
-  device.peak_at = plan.device.slots.empty() ? "throughout the step" : moment_name(catalog, plan, plan.device.peak_moment);
+  device.peak_at =
+      plan.device.slots.empty() ? "throughout the step" : moment_name(catalog, plan, plan.device.peak_moment);
   const ClassBytes peak = live_bytes(plan.device, plan.device.peak_moment);
   device.at_peak.parameters = of(peak, MemoryClass::parameters);
   device.at_peak.gathered_parameters = of(peak, MemoryClass::gathered_parameters);
@@ -180,9 +189,8 @@ Report report_paper(const Catalog& catalog, const Setup& setup) {
   rank.count = setup.world_size;
   rank.device.parameters = held(states.parameters, placements.parameter);
   const bool small_accumulator = resolved_cadence(setup) == Cadence::micro_batch;
-  rank.device.gradients =
-      held(states.gradients, placements.gradient) +
-      held(states.accumulators, small_accumulator ? Placement::sharded : Placement::replicated);
+  rank.device.gradients = held(states.gradients, placements.gradient) +
+                          held(states.accumulators, small_accumulator ? Placement::sharded : Placement::replicated);
   rank.device.optimizer_states = held(states.optimizer_states, placements.optimizer_state);
   rank.device.allocated_after_step = rank.device.model_states();
   report.ranks.push_back(rank);

@@ -81,8 +81,8 @@ struct RankReport {
 struct Traffic {
   Bytes gather_parameters;
   Bytes gather_gradients;
-  Bytes reduce_gradients;        // within a shard group
-  Bytes reduce_among_replicas;   // hybrid sharding
+  Bytes reduce_gradients;       // within a shard group
+  Bytes reduce_among_replicas;  // hybrid sharding
   Bytes total() const { return gather_parameters + gather_gradients + reduce_gradients + reduce_among_replicas; }
   // The one 64-byte record per rank that `agree` exchanges; not payload.
   Bytes control;

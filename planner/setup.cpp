@@ -10,28 +10,47 @@ Placements placements_of_stage(int stage) {
   constexpr Placement kReplicated = Placement::replicated;
   constexpr Placement kSharded = Placement::sharded;
   switch (stage) {
-    case 0: return {kReplicated, kReplicated, kReplicated};
-    case 1: return {kReplicated, kReplicated, kSharded};
-    case 2: return {kReplicated, kSharded, kSharded};
-    case 3: return {kSharded, kSharded, kSharded};
-    default: throw ConfigError("--zero", "", fmt::format("{} is not a ZeRO stage: expected 0, 1, 2 or 3", stage));
+    case 0:
+      return {kReplicated, kReplicated, kReplicated};
+    case 1:
+      return {kReplicated, kReplicated, kSharded};
+    case 2:
+      return {kReplicated, kSharded, kSharded};
+    case 3:
+      return {kSharded, kSharded, kSharded};
+    default:
+      throw ConfigError("--zero", "", fmt::format("{} is not a ZeRO stage: expected 0, 1, 2 or 3", stage));
   }
 }
 
-std::string_view name(Placement placement) { return placement == Placement::sharded ? "sharded" : "replicated"; }
-std::string_view name(Transport transport) { return transport == Transport::staged ? "staged" : "direct"; }
-std::string_view name(Reduction reduction) { return reduction == Reduction::fast ? "fast" : "canonical"; }
-std::string_view name(Cadence cadence) { return cadence == Cadence::step ? "step" : "micro_batch"; }
-std::string_view name(Recompute recompute) { return recompute == Recompute::full ? "full" : "none"; }
+std::string_view name(Placement placement) {
+  return placement == Placement::sharded ? "sharded" : "replicated";
+}
+std::string_view name(Transport transport) {
+  return transport == Transport::staged ? "staged" : "direct";
+}
+std::string_view name(Reduction reduction) {
+  return reduction == Reduction::fast ? "fast" : "canonical";
+}
+std::string_view name(Cadence cadence) {
+  return cadence == Cadence::step ? "step" : "micro_batch";
+}
+std::string_view name(Recompute recompute) {
+  return recompute == Recompute::full ? "full" : "none";
+}
 
-std::uint64_t shard_count(const Setup& setup) { return setup.world_size / setup.replicate; }
+std::uint64_t shard_count(const Setup& setup) {
+  return setup.world_size / setup.replicate;
+}
 
 Cadence resolved_cadence(const Setup& setup) {
   if (setup.cadence) return *setup.cadence;
   return setup.stage >= 2 ? Cadence::micro_batch : Cadence::step;
 }
 
-std::uint64_t resolved_reduction_group(const Setup& setup) { return setup.reduction_group.value_or(shard_count(setup)); }
+std::uint64_t resolved_reduction_group(const Setup& setup) {
+  return setup.reduction_group.value_or(shard_count(setup));
+}
 
 void validate(const Setup& setup) {
   const auto require = [](bool condition, const char* flag, const std::string& problem) {

@@ -94,25 +94,31 @@ class PlanDigest {
 
 std::string_view name(BufferRole role) {
   constexpr std::array<std::string_view, 12> kNames{
-      "parameter",     "gradient", "accumulator", "master",  "first moment",       "second moment",
-      "moving average", "control",  "staging",     "gathered parameter", "gradient in flight", "partial sum"};
+      "parameter",    "gradient",           "accumulator",        "master",
+      "first moment", "second moment",      "moving average",     "control",
+      "staging",      "gathered parameter", "gradient in flight", "partial sum"};
   return kNames[static_cast<std::size_t>(role)];
 }
 
 MemoryClass class_of(BufferRole role) {
   switch (role) {
-    case BufferRole::parameter: return MemoryClass::parameters;
-    case BufferRole::gathered_parameter: return MemoryClass::gathered_parameters;
+    case BufferRole::parameter:
+      return MemoryClass::parameters;
+    case BufferRole::gathered_parameter:
+      return MemoryClass::gathered_parameters;
     case BufferRole::gradient:
     case BufferRole::accumulator:
-    case BufferRole::contribution: return MemoryClass::gradients;
+    case BufferRole::contribution:
+      return MemoryClass::gradients;
     case BufferRole::master:
     case BufferRole::first_moment:
     case BufferRole::second_moment:
-    case BufferRole::ema: return MemoryClass::optimizer_states;
+    case BufferRole::ema:
+      return MemoryClass::optimizer_states;
     case BufferRole::control:
     case BufferRole::staging:
-    case BufferRole::partial: return MemoryClass::communication_buffers;
+    case BufferRole::partial:
+      return MemoryClass::communication_buffers;
   }
   SHARDPLAN_CHECK(false, "a buffer role without a class");
   return MemoryClass::parameters;
@@ -164,9 +170,13 @@ bool optimizer_states_sharded(const StepPlan& plan) {
   return plan.layout.shards > 1 && placements_of_stage(plan.setup.stage).optimizer_state == Placement::sharded;
 }
 
-std::uint64_t forward_step(const StepPlan&, std::uint64_t unit) { return unit; }
+std::uint64_t forward_step(const StepPlan&, std::uint64_t unit) {
+  return unit;
+}
 
-std::uint64_t backward_step(const StepPlan& plan, std::uint64_t unit) { return 2 * plan.layout.units - 1 - unit; }
+std::uint64_t backward_step(const StepPlan& plan, std::uint64_t unit) {
+  return 2 * plan.layout.units - 1 - unit;
+}
 
 std::uint64_t unit_of_step(const StepPlan& plan, std::uint64_t step) {
   return step < plan.layout.units ? step : 2 * plan.layout.units - 1 - step;

@@ -32,10 +32,10 @@ namespace shardplan {
 // What a buffer is for. The comment names its length per (unit, flat buffer): padded = the whole flat buffer,
 // shard = padded / shards.
 enum class BufferRole : std::uint8_t {
-  parameter,           // resident; padded, or shard where parameters are sharded
-  gradient,            // resident; padded, or shard where gradients are sharded
-  accumulator,         // resident, with A > 1 and a gradient dtype that is not the accumulator's; padded or shard
-  master,              // resident; padded, or shard where optimizer states are sharded; so are the next three
+  parameter,    // resident; padded, or shard where parameters are sharded
+  gradient,     // resident; padded, or shard where gradients are sharded
+  accumulator,  // resident, with A > 1 and a gradient dtype that is not the accumulator's; padded or shard
+  master,       // resident; padded, or shard where optimizer states are sharded; so are the next three
   first_moment,
   second_moment,
   ema,
@@ -49,7 +49,11 @@ std::string_view name(BufferRole role);
 
 // The lines of a memory report.
 enum class MemoryClass : std::uint8_t {
-  parameters, gathered_parameters, gradients, optimizer_states, communication_buffers
+  parameters,
+  gathered_parameters,
+  gradients,
+  optimizer_states,
+  communication_buffers
 };
 inline constexpr std::size_t kMemoryClasses = 5;
 MemoryClass class_of(BufferRole role);
@@ -74,8 +78,8 @@ struct Array {
 struct Slot {
   BufferRole role = BufferRole::gathered_parameter;
   std::uint32_t run = 0;
-  std::uint64_t first_unit = 0;     // of the first step
-  std::int32_t unit_stride = 0;     // what one further use adds to the unit
+  std::uint64_t first_unit = 0;  // of the first step
+  std::int32_t unit_stride = 0;  // what one further use adds to the unit
   std::uint64_t first_step = 0;
   std::uint64_t step_stride = 1;
   std::uint64_t uses = 1;
@@ -95,8 +99,8 @@ struct ByteRange {
 struct ArenaPlan {
   std::vector<Array> arrays;
   std::vector<Slot> slots;
-  Bytes resident;           // sum of the arrays
-  Bytes live_peak;          // the largest sum of bytes handed out at one moment
+  Bytes resident;   // sum of the arrays
+  Bytes live_peak;  // the largest sum of bytes handed out at one moment
   std::uint64_t peak_moment = 0;
   // What a rank allocates: live_peak, packing loss, alignment, and kArenaBaseShift for the shift of the base.
   Bytes bytes;
@@ -110,7 +114,7 @@ inline constexpr Bytes kArenaBaseShift{7 * 4096};
 
 // The dtypes of one flat buffer of a run's units, and where its gradients are written.
 struct BufferPlan {
-  Policy policy;                        // after what the model fixes
+  Policy policy;  // after what the model fixes
   bool trainable = true;
   bool contribution_in_gradient = false;  // the client writes into the resident gradient: no slot
   bool operator==(const BufferPlan&) const = default;

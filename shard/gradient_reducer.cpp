@@ -137,9 +137,8 @@ void GradientReducer::reduce_in_group(std::uint64_t unit, std::size_t buffer, Mi
   const Destination to = destination(unit, buffer, micro_batch);
   call.group_size = static_cast<int>(resolved_reduction_group(plan_.setup));
   call.scale = scale_;
-  call.output = {.mode = to.add ? ReductionOutput::Mode::add : ReductionOutput::Mode::store,
-                 .dtype = to.dtype,
-                 .place = to.place};
+  call.output = {
+      .mode = to.add ? ReductionOutput::Mode::add : ReductionOutput::Mode::store, .dtype = to.dtype, .place = to.place};
   communicators_.shard_group->reduce_scatter(call, stream_);
   finish(unit, buffer, to);
 }

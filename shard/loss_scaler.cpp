@@ -9,10 +9,14 @@ namespace shardplan {
 
 LossScaling default_scaling(LossScaleRule rule) {
   switch (rule) {
-    case LossScaleRule::constant: return {};
-    case LossScaleRule::torch: return {.rule = rule, .initial = 65536, .window = 2000, .hysteresis = 1, .minimum = 0};
-    case LossScaleRule::deepspeed: return {.rule = rule, .initial = 65536, .window = 1000, .hysteresis = 2};
-    case LossScaleRule::megatron: return {.rule = rule, .initial = 4294967296.0, .window = 1000, .hysteresis = 2};
+    case LossScaleRule::constant:
+      return {};
+    case LossScaleRule::torch:
+      return {.rule = rule, .initial = 65536, .window = 2000, .hysteresis = 1, .minimum = 0};
+    case LossScaleRule::deepspeed:
+      return {.rule = rule, .initial = 65536, .window = 1000, .hysteresis = 2};
+    case LossScaleRule::megatron:
+      return {.rule = rule, .initial = 4294967296.0, .window = 1000, .hysteresis = 2};
   }
   SHARDPLAN_CHECK(false, "an unknown loss scale rule");
   return {};
@@ -24,7 +28,8 @@ LossScaler::LossScaler(const LossScaling& scaling)
     throw ConfigError("loss scale", "initial", "expected a positive number");
   }
   if (scaling.rule != LossScaleRule::constant &&
-      (scaling.window == 0 || scaling.hysteresis == 0 || scaling.growth < 1 || !(scaling.backoff > 0 && scaling.backoff < 1))) {
+      (scaling.window == 0 || scaling.hysteresis == 0 || scaling.growth < 1 ||
+       !(scaling.backoff > 0 && scaling.backoff < 1))) {
     throw ConfigError("loss scale", "", "expected window and hysteresis of 1 or more, growth >= 1 and 0 < backoff < 1");
   }
 }

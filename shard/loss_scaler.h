@@ -11,17 +11,17 @@
 namespace shardplan {
 
 enum class LossScaleRule : std::uint8_t {
-  constant,   // never changes
-  torch,      // torch.amp.GradScaler: halve after a skipped step, double after `window` clean ones
+  constant,  // never changes
+  torch,     // torch.amp.GradScaler: halve after a skipped step, double after `window` clean ones
   deepspeed,  // DeepSpeed's DynamicLossScaler: halve only once `hysteresis` is used up; it is restored when the scale grows
-  megatron,   // Megatron-LM's DynamicGradScaler: like deepspeed's, and clean windows restore the hysteresis
+  megatron,  // Megatron-LM's DynamicGradScaler: like deepspeed's, and clean windows restore the hysteresis
 };
 
 struct LossScaling {
   LossScaleRule rule = LossScaleRule::constant;
   double initial = 1;
-  double growth = 2;             // factor after `window` clean steps
-  double backoff = 0.5;          // factor after a skipped step
+  double growth = 2;     // factor after `window` clean steps
+  double backoff = 0.5;  // factor after a skipped step
   std::uint64_t window = 2000;
   std::uint64_t hysteresis = 1;  // skipped steps until the scale shrinks
   double minimum = 1;

@@ -31,9 +31,9 @@ enum class ClipNorm : std::uint8_t { global, per_group };
 
 // Where a range of a tensor's initial values is asked for.
 struct TensorRange {
-  std::string_view name;    // the tensor's whole name
-  std::uint64_t tensor = 0; // its place in the catalog's order, tied ones counted
-  std::uint64_t first = 0;  // element
+  std::string_view name;     // the tensor's whole name
+  std::uint64_t tensor = 0;  // its place in the catalog's order, tied ones counted
+  std::uint64_t first = 0;   // element
 };
 
 struct ZeroOptions {

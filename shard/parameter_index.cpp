@@ -15,7 +15,8 @@ std::uint32_t group_of(const std::string& tensor, std::span<const ParameterGroup
   for (std::size_t i = 0; i < groups.size(); ++i) {
     if (glob_matches(groups[i].match, tensor)) return static_cast<std::uint32_t>(i);
   }
-  throw ConfigError("parameter groups", tensor, "belongs to no group: expected one whose glob matches it, as \"*\" does");
+  throw ConfigError("parameter groups", tensor,
+                    "belongs to no group: expected one whose glob matches it, as \"*\" does");
 }
 
 }  // namespace

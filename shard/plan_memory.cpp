@@ -19,7 +19,8 @@ std::size_t lease_count(const StepPlan& plan) {
 
 PlanMemory::PlanMemory(const StepPlan& plan, Device& device, Communicator& world) : plan_(plan) {
   const std::size_t leases = lease_count(plan);
-  arena_ = world.make_arena(device, {.tier = MemoryTier::device, .bytes = plan.device.bytes, .rank = 0, .leases = leases});
+  arena_ =
+      world.make_arena(device, {.tier = MemoryTier::device, .bytes = plan.device.bytes, .rank = 0, .leases = leases});
   arrays_.reserve(leases);
   held_.reserve(plan.device.slots.size());
   for (const Array& array : plan.device.arrays) {
@@ -35,7 +36,9 @@ ArenaPlace PlanMemory::resident(BufferRole role, std::uint64_t unit, std::size_t
   return {arena_.get(), range->offset.count()};
 }
 
-ArenaPlace PlanMemory::control() const { return resident(BufferRole::control, 0, 0); }
+ArenaPlace PlanMemory::control() const {
+  return resident(BufferRole::control, 0, 0);
+}
 
 ArenaPlace PlanMemory::slot(BufferRole role, std::uint64_t unit, std::size_t buffer) const {
   for (const Held& held : held_) {
@@ -67,6 +70,8 @@ void PlanMemory::release_ended(std::uint64_t moment) {
   std::erase_if(held_, [&](const Held& held) { return held.end <= moment; });
 }
 
-void PlanMemory::release_all() { held_.clear(); }
+void PlanMemory::release_all() {
+  held_.clear();
+}
 
 }  // namespace shardplan

@@ -32,8 +32,9 @@ const Communicators& checked(const Communicators& communicators, const StepPlan&
   for (std::uint64_t rank = 0; rank < plan.setup.world_size; ++rank) {
     const std::string_view other(all.data() + rank * plan.hash.size(), plan.hash.size());
     if (other == plan.hash) continue;
-    throw ConfigError("plan", "", fmt::format("rank {} has plan {}, rank {} has plan {}: expected the same model and set-up",
-                                              communicators.world->rank(), plan.hash, rank, other));
+    throw ConfigError("plan", "",
+                      fmt::format("rank {} has plan {}, rank {} has plan {}: expected the same model and set-up",
+                                  communicators.world->rank(), plan.hash, rank, other));
   }
   return communicators;
 }
@@ -82,7 +83,8 @@ void ZeroOptimizer::fill_initial_values() {
         if (place.tied) continue;
         const BufferLayout& buffer = layout.unit.buffers[place.buffer];
         // What this rank holds of it: its shard of the parameter or the master, or all of it.
-        const Range held = parameters_sharded(plan_) ? intersect(place.range, shard_range(buffer, own_shard())) : place.range;
+        const Range held =
+            parameters_sharded(plan_) ? intersect(place.range, shard_range(buffer, own_shard())) : place.range;
         const std::string whole_name = tensor_name(run, i, run.tensors[t]);
         for (std::uint64_t first = held.begin; first < held.end; first += kInitialChunk) {
           const std::span<float> values(chunk.data(), std::min<std::uint64_t>(kInitialChunk, held.end - first));
@@ -119,11 +121,13 @@ void ZeroOptimizer::begin(ProgramKind kind) {
   SHARDPLAN_CHECK(!program_, fmt::format("begin({}) inside of program {}", name(kind), name(*program_)));
   SHARDPLAN_CHECK(kind != ProgramKind::update, "begin(update): the update is step()'s");
   const Program& program = plan_.programs[static_cast<std::size_t>(kind)];
-  SHARDPLAN_CHECK(!program.segments.empty(), fmt::format("the plan has no program {}: it has one micro-batch per step", name(kind)));
+  SHARDPLAN_CHECK(!program.segments.empty(),
+                  fmt::format("the plan has no program {}: it has one micro-batch per step", name(kind)));
   if (kind != ProgramKind::evaluate) {
     SHARDPLAN_CHECK(!last_done_, fmt::format("begin({}) after the last micro-batch: expected step()", name(kind)));
-    SHARDPLAN_CHECK(micro_batches_ < plan_.setup.accumulation,
-                    fmt::format("begin({}): the plan has {} micro-batches per step", name(kind), plan_.setup.accumulation));
+    SHARDPLAN_CHECK(
+        micro_batches_ < plan_.setup.accumulation,
+        fmt::format("begin({}): the plan has {} micro-batches per step", name(kind), plan_.setup.accumulation));
     ++micro_batches_;
   }
   program_ = kind;
@@ -132,15 +136,18 @@ void ZeroOptimizer::begin(ProgramKind kind) {
 }
 
 UnitViews ZeroOptimizer::enter(std::uint64_t unit, Pass pass) {
-  SHARDPLAN_CHECK(program_.has_value(), fmt::format("enter({} {}) outside of a program: expected begin()", name(pass), unit));
-  SHARDPLAN_CHECK(!entered_, fmt::format("enter({} {}) inside of {}: expected leave()", name(pass), unit, describe(*entered_)));
+  SHARDPLAN_CHECK(program_.has_value(),
+                  fmt::format("enter({} {}) outside of a program: expected begin()", name(pass), unit));
+  SHARDPLAN_CHECK(!entered_,
+                  fmt::format("enter({} {}) inside of {}: expected leave()", name(pass), unit, describe(*entered_)));
   try {
     if (!cursor_.done()) memory_.release_ended(4 * step_of_next_compute());
     while (!cursor_.done() && cursor_.operation().kind != OperationKind::compute) {
       execute(cursor_.operation());
       cursor_.advance();
     }
-    SHARDPLAN_CHECK(!cursor_.done(), fmt::format("enter({} {}) at the end of program {}", name(pass), unit, name(*program_)));
+    SHARDPLAN_CHECK(!cursor_.done(),
+                    fmt::format("enter({} {}) at the end of program {}", name(pass), unit, name(*program_)));
     const Operation expected = cursor_.operation();
     SHARDPLAN_CHECK(expected.unit == unit && expected.pass == pass,
                     fmt::format("enter({} {}): the plan's next operation is {}", name(pass), unit, describe(expected)));
@@ -162,8 +169,9 @@ std::uint64_t ZeroOptimizer::step_of_next_compute() const {
 }
 
 void ZeroOptimizer::leave(std::uint64_t unit) {
-  SHARDPLAN_CHECK(entered_ && entered_->unit == unit,
-                  fmt::format("leave({}): {}", unit, entered_ ? "inside of " + describe(*entered_) : "no unit is entered"));
+  SHARDPLAN_CHECK(
+      entered_ && entered_->unit == unit,
+      fmt::format("leave({}): {}", unit, entered_ ? "inside of " + describe(*entered_) : "no unit is entered"));
   entered_.reset();
   try {
     // What belongs to the step that ends: all up to the next step's gathers.
@@ -199,12 +207,21 @@ void ZeroOptimizer::execute(const Operation& operation) {
   const GradientReducer::MicroBatch micro_batch{.first = micro_batches_ == 1,
                                                 .last = program_ == ProgramKind::last_micro_batch};
   switch (operation.kind) {
-    case OperationKind::gather: gather(operation); break;
-    case OperationKind::release: memory_.release(BufferRole::gathered_parameter, operation.unit); break;
-    case OperationKind::accumulate: reducer_.accumulate(operation.unit, micro_batch); break;
-    case OperationKind::reduce: reducer_.reduce(operation, micro_batch); break;
+    case OperationKind::gather:
+      gather(operation);
+      break;
+    case OperationKind::release:
+      memory_.release(BufferRole::gathered_parameter, operation.unit);
+      break;
+    case OperationKind::accumulate:
+      reducer_.accumulate(operation.unit, micro_batch);
+      break;
+    case OperationKind::reduce:
+      reducer_.reduce(operation, micro_batch);
+      break;
     default:
-      SHARDPLAN_CHECK(false, fmt::format("operation {} has no place in program {}", name(operation.kind), name(*program_)));
+      SHARDPLAN_CHECK(false,
+                      fmt::format("operation {} has no place in program {}", name(operation.kind), name(*program_)));
   }
   meter_.add_sent(operation.sent);
 }

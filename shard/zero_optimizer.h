@@ -122,12 +122,12 @@ class ZeroOptimizer {
   LossScaler scaler_;
 
   ProgramCursor cursor_;
-  std::optional<ProgramKind> program_;       // that is running
-  std::vector<bool> prepared_;               // units whose contributions are zeroed, in this micro-batch
-  std::optional<Operation> entered_;         // the compute operation that the client is inside of
-  std::uint64_t micro_batches_ = 0;          // of this step, begun
+  std::optional<ProgramKind> program_;  // that is running
+  std::vector<bool> prepared_;          // units whose contributions are zeroed, in this micro-batch
+  std::optional<Operation> entered_;    // the compute operation that the client is inside of
+  std::uint64_t micro_batches_ = 0;     // of this step, begun
   bool last_done_ = false;
-  NormSums partials_{};                      // of this shard
+  NormSums partials_{};  // of this shard
   std::uint64_t steps_applied_ = 0;
   std::optional<Commit> commit_;
   std::vector<TensorView> parameter_views_;

@@ -23,7 +23,9 @@ int main() {
   const auto train = [&](std::size_t rank) {
     ZeroOptions options;
     options.groups = {{.match = "*", .values = {.learning_rate = 0.1, .weight_decay = 0}}};
-    options.initial_values = [](const TensorRange&, std::span<float> values) { std::fill(values.begin(), values.end(), 0.F); };
+    options.initial_values = [](const TensorRange&, std::span<float> values) {
+      std::fill(values.begin(), values.end(), 0.F);
+    };
     ZeroOptimizer optimizer(catalog, plan, cpu, {worlds[rank].get(), worlds[rank].get(), nullptr}, options);
     for (int step = 0; step < 200; ++step) {
       float error = 0;

@@ -19,9 +19,10 @@ extern const std::string_view kGpus;
 }
 namespace {
 
-constexpr std::array<std::string_view, 13> kKeys{"name", "aliases", "vendor", "memory_bytes", "capacity_bytes",
-                                                 "bandwidth_bytes_per_second", "bf16_flops", "fp16_flops", "fp32_flops",
-                                                 "link_bytes_per_second", "pcie_generation", "source", "note"};
+constexpr std::array<std::string_view, 13> kKeys{
+    "name",       "aliases",    "vendor",     "memory_bytes",          "capacity_bytes",  "bandwidth_bytes_per_second",
+    "bf16_flops", "fp16_flops", "fp32_flops", "link_bytes_per_second", "pcie_generation", "source",
+    "note"};
 
 std::optional<std::uint64_t> positive_if_known(JsonView value) {
   if (!value.exists() || value.is_null()) return std::nullopt;
@@ -74,9 +75,11 @@ std::vector<Gpu> parse_gpu_table(std::string_view text, const std::string& sourc
     Gpu gpu = read_gpu(row);
     for (const Gpu& other : table) {
       for (const std::string& name : gpu.aliases) {
-        if (is_called(other, name)) row["aliases"].fail(fmt::format("'{}' is the name of {} already", name, other.name));
+        if (is_called(other, name))
+          row["aliases"].fail(fmt::format("'{}' is the name of {} already", name, other.name));
       }
-      if (is_called(other, gpu.name)) row["name"].fail(fmt::format("'{}' is the name of {} already", gpu.name, other.name));
+      if (is_called(other, gpu.name))
+        row["name"].fail(fmt::format("'{}' is the name of {} already", gpu.name, other.name));
     }
     table.push_back(std::move(gpu));
   }
@@ -106,8 +109,9 @@ const Gpu& find_gpu(const std::vector<Gpu>& table, std::string_view name) {
     names.push_back(gpu.name);
     names.insert(names.end(), gpu.aliases.begin(), gpu.aliases.end());
   }
-  throw ConfigError("--gpu", "", fmt::format("'{}' is no known GPU: the nearest are {}; a size such as 80GiB works too", name,
-                                             fmt::join(near_names(name, names), ", ")));
+  throw ConfigError("--gpu", "",
+                    fmt::format("'{}' is no known GPU: the nearest are {}; a size such as 80GiB works too", name,
+                                fmt::join(near_names(name, names), ", ")));
 }
 
 }  // namespace shardplan

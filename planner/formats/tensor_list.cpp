@@ -43,7 +43,7 @@ Listed parse_tensor(JsonView entry) {
   for (const JsonView dim : entry["shape"].elements()) listed.tensor.shape.push_back(dim.as_count());
   if (const JsonView dtype = entry["dtype"]; dtype.exists()) {
     listed.tensor.dtype = parse_dtype(dtype.as_string());
-    if (!listed.tensor.dtype) dtype.fail_expected("a dtype, such as \"bf16\" or \"u8\"");
+    if (!listed.tensor.dtype) dtype.fail_expected(R"(a dtype, such as "bf16" or "u8")");
   }
   const bool has_gradients = !listed.tensor.dtype || is_trainable_dtype(*listed.tensor.dtype);
   const JsonView trainable = entry["trainable"];

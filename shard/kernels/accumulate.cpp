@@ -38,9 +38,12 @@ void loop(const Elements& sum, const ConstElements& part) {
 template <DType sum_dtype>
 void for_part(const Elements& sum, const ConstElements& part) {
   switch (part.dtype) {
-    case DType::f32: return loop<sum_dtype, DType::f32>(sum, part);
-    case DType::bf16: return loop<sum_dtype, DType::bf16>(sum, part);
-    default: return loop<sum_dtype, DType::f16>(sum, part);
+    case DType::f32:
+      return loop<sum_dtype, DType::f32>(sum, part);
+    case DType::bf16:
+      return loop<sum_dtype, DType::bf16>(sum, part);
+    default:
+      return loop<sum_dtype, DType::f16>(sum, part);
   }
 }
 
@@ -51,9 +54,12 @@ void accumulate_elements(const Elements& sum, const ConstElements& part) {
   check_kernel_dtype(part.dtype);
   SHARDPLAN_CHECK(sum.elements == part.elements, "accumulate: arrays of different lengths");
   switch (sum.dtype) {
-    case DType::f32: return for_part<DType::f32>(sum, part);
-    case DType::bf16: return for_part<DType::bf16>(sum, part);
-    default: return for_part<DType::f16>(sum, part);
+    case DType::f32:
+      return for_part<DType::f32>(sum, part);
+    case DType::bf16:
+      return for_part<DType::bf16>(sum, part);
+    default:
+      return for_part<DType::f16>(sum, part);
   }
 }
 

@@ -22,7 +22,9 @@ std::string problem_of(const std::string& text) {
   return "no error";
 }
 
-std::string table_with(const std::string& rows) { return R"({"schema": "shardplan.gpus/1", "gpus": [)" + rows + "]}"; }
+std::string table_with(const std::string& rows) {
+  return R"({"schema": "shardplan.gpus/1", "gpus": [)" + rows + "]}";
+}
 
 TEST(GpuTable, HasFortyOrMoreWithSaneFigures) {
   const std::vector<Gpu> table = gpu_table();
@@ -71,7 +73,8 @@ TEST(GpuTable, BadTablesNameFileAndKey) {
   EXPECT_NE(problem_of(R"({"gpus": []})").find("mine.json: schema"), std::string::npos);
   EXPECT_NE(problem_of(table_with(R"({"name": "x"})")).find("gpus[0].memory_bytes"), std::string::npos);
   EXPECT_NE(problem_of(table_with(R"({"memory_bytes": 1})")).find("gpus[0].name"), std::string::npos);
-  EXPECT_NE(problem_of(table_with(R"({"name": "x", "memory_bytes": -1})")).find("gpus[0].memory_bytes"), std::string::npos);
+  EXPECT_NE(problem_of(table_with(R"({"name": "x", "memory_bytes": -1})")).find("gpus[0].memory_bytes"),
+            std::string::npos);
   EXPECT_NE(problem_of(table_with(R"({"name": "x", "memory_bytes": 1, "memmory": 2})")).find("gpus[0].memmory"),
             std::string::npos);
   EXPECT_NE(problem_of(table_with(R"({"name": "x", "memory_bytes": 1}, {"name": "X", "memory_bytes": 1})"))

@@ -35,7 +35,9 @@ Catalog llama_like(std::uint64_t vocabulary, std::uint64_t width, std::uint64_t 
                   {{.name = "a.weight", .shape = {width, width}, .dtype = std::nullopt, .tied_to = {}},
                    {.name = "b.weight", .shape = {4 * width, width}, .dtype = std::nullopt, .tied_to = {}}});
   builder.begin_unit("head");
-  builder.add({.name = "head.weight", .shape = {vocabulary, width}, .dtype = std::nullopt,
+  builder.add({.name = "head.weight",
+               .shape = {vocabulary, width},
+               .dtype = std::nullopt,
                .tied_to = tied ? "embed.weight" : ""});
   return builder.finish();
 }
@@ -48,7 +50,9 @@ Setup setup_of(const char* precision, int stage, std::uint64_t world) {
   return setup;
 }
 
-const DeviceMemory& device_of(const Report& report) { return report.ranks.front().device; }
+const DeviceMemory& device_of(const Report& report) {
+  return report.ranks.front().device;
+}
 
 double model_states_gb(std::uint64_t parameters, int stage, std::uint64_t world) {
   const Report report = report_paper(catalog_of(parameters), setup_of("fp16-mixed", stage, world));
@@ -107,7 +111,8 @@ constexpr std::array<Table1Row, 18> kTable1{{
 TEST(Paper, ZeroTable1) {
   for (const Table1Row& row : kTable1) {
     for (int stage = 1; stage <= 3; ++stage) {
-      EXPECT_TRUE(prints_as(model_states_gb(row.parameters, stage, row.world), row.gb[static_cast<std::size_t>(stage - 1)]))
+      EXPECT_TRUE(
+          prints_as(model_states_gb(row.parameters, stage, row.world), row.gb[static_cast<std::size_t>(stage - 1)]))
           << row.parameters << " parameters, " << row.world << " ranks, stage " << stage;
     }
   }
@@ -122,9 +127,11 @@ TEST(Paper, ZeroFigure1) {
 
 // ZeRO, sec. 3.1: bytes of optimizer states per parameter, K.
 TEST(Paper, OptimizerTable) {
-  const std::vector<std::pair<OptimizerKind, std::uint64_t>> rows{
-      {OptimizerKind::adamw, 12}, {OptimizerKind::adam, 12}, {OptimizerKind::sgd_momentum, 8},
-      {OptimizerKind::sgd, 4},    {OptimizerKind::lion, 8}};
+  const std::vector<std::pair<OptimizerKind, std::uint64_t>> rows{{OptimizerKind::adamw, 12},
+                                                                  {OptimizerKind::adam, 12},
+                                                                  {OptimizerKind::sgd_momentum, 8},
+                                                                  {OptimizerKind::sgd, 4},
+                                                                  {OptimizerKind::lion, 8}};
   for (const auto& [kind, k] : rows) {
     auto setup = setup_of("fp16-mixed", 0, 1);
     setup.optimizer = kind;
@@ -151,7 +158,7 @@ TEST(Paper, ZeroInfinityFigure2a) {
 
 TEST(Paper, DivisionRoundsUpToAByte) {
   const Report report = report_paper(catalog_of(7), setup_of("bf16-mixed", 3, 4));
-  EXPECT_EQ(device_of(report).parameters, 4_B);         // 14 / 4 = 3.5
+  EXPECT_EQ(device_of(report).parameters, 4_B);  // 14 / 4 = 3.5
   EXPECT_EQ(device_of(report).gradients, 4_B);
   EXPECT_EQ(device_of(report).optimizer_states, 21_B);  // 84 / 4
 }
@@ -260,7 +267,8 @@ TEST(PaperGolden, PublishedTables) {
     const std::string id(table.at("id").as_string());
     if (id == "zero-table1") {
       for (const boost::json::value& row : table.at("rows").as_array()) {
-        const auto parameters = static_cast<std::uint64_t>(std::llround(row.at("params_billion").to_number<double>() * 1e9));
+        const auto parameters =
+            static_cast<std::uint64_t>(std::llround(row.at("params_billion").to_number<double>() * 1e9));
         const auto world = row.at("dp").to_number<std::uint64_t>();
         int stage = 1;
         for (const char* key : {"Pos_GB", "Pos_g_GB", "Pos_g_p_GB"}) {

@@ -32,13 +32,16 @@ Exit status: 0 done, 1 it does not fit (--gpu), 2 the command line is wrong, 3 a
 template <typename Value>
 void add_word(CLI::App* app, const std::string& flag, Value& value, const std::string& help,
               std::function<Value(const std::string&)> read) {
-  app->add_option_function<std::string>(flag, [&value, read = std::move(read)](const std::string& text) {
-        try {
-          value = read(text);
-        } catch (const ConfigError& error) {
-          throw CLI::ValidationError(error.source(), error.problem());
-        }
-      }, help)
+  app->add_option_function<std::string>(
+         flag,
+         [&value, read = std::move(read)](const std::string& text) {
+           try {
+             value = read(text);
+           } catch (const ConfigError& error) {
+             throw CLI::ValidationError(error.source(), error.problem());
+           }
+         },
+         help)
       ->type_name("NAME");
 }
 
@@ -116,7 +119,8 @@ void add_precision(CLI::App* app, PolicyFlags& flags) {
 void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy) {
   Setup& setup = options.setup;
   app->add_option("MODEL", options.model, kModelHelp)->type_name("");
-  app->add_option("--params", options.parameters, "a number of parameters instead of MODEL: 7e9, 7B, 350M (model states only)")
+  app->add_option("--params", options.parameters,
+                  "a number of parameters instead of MODEL: 7e9, 7B, 350M (model states only)")
       ->type_name("COUNT");
   app->add_option("--freeze", options.freeze, "freeze the tensors whose names match (* and ?); may be repeated")
       ->type_name("GLOB")
@@ -129,22 +133,28 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy) {
   app->add_option("--gpu-file", options.gpu_files, "a table of more GPUs (docs/gpus.md); may be repeated")
       ->type_name("FILE")
       ->allow_extra_args(false);
-  app->add_option("--zero", setup.stage, "ZeRO stage: 0 nothing is sharded, 1 optimizer states, 2 and gradients, 3 and parameters (0)")
+  app->add_option("--zero", setup.stage,
+                  "ZeRO stage: 0 nothing is sharded, 1 optimizer states, 2 and gradients, 3 and parameters (0)")
       ->type_name("0..3");
-  add_word<Engine>(app, "--engine", options.engine, "whose runtime: shardplan, or paper (the textbook formula) (shardplan)",
+  add_word<Engine>(app, "--engine", options.engine,
+                   "whose runtime: shardplan, or paper (the textbook formula) (shardplan)",
                    [](const std::string& text) { return engine_named(text); });
-  add_count(app, "--replicate", setup.replicate, "hybrid sharding: this many groups, sharded inside, replicated across (1)");
+  add_count(app, "--replicate", setup.replicate,
+            "hybrid sharding: this many groups, sharded inside, replicated across (1)");
   add_count(app, "--prefetch", setup.prefetch, "units gathered ahead at stage 3; 0 hides nothing and needs least (1)");
   add_count(app, "--grad-accum", setup.accumulation, "micro-batches per step (1)");
   add_word<std::optional<Cadence>>(
       app, "--cadence", setup.cadence, "when gradients are reduced: micro_batch or step (step at stages 0, 1)",
       [read = word_of<Cadence>("--cadence", {{"micro_batch", Cadence::micro_batch}, {"step", Cadence::step}})](
           const std::string& text) { return std::optional<Cadence>(read(text)); });
-  add_word<Reduction>(app, "--reduction", setup.reduction, "order of sums: canonical (same bits everywhere) or fast (canonical)",
-                      word_of<Reduction>("--reduction", {{"canonical", Reduction::canonical}, {"fast", Reduction::fast}}));
-  app->add_option("--reduction-group", setup.reduction_group, "ranks that are summed first (the shard group)")->type_name("N");
-  add_word<Transport>(app, "--transport", setup.transport, "direct (ranks read each other's memory) or staged (direct)",
-                      word_of<Transport>("--transport", {{"direct", Transport::direct}, {"staged", Transport::staged}}));
+  add_word<Reduction>(
+      app, "--reduction", setup.reduction, "order of sums: canonical (same bits everywhere) or fast (canonical)",
+      word_of<Reduction>("--reduction", {{"canonical", Reduction::canonical}, {"fast", Reduction::fast}}));
+  app->add_option("--reduction-group", setup.reduction_group, "ranks that are summed first (the shard group)")
+      ->type_name("N");
+  add_word<Transport>(
+      app, "--transport", setup.transport, "direct (ranks read each other's memory) or staged (direct)",
+      word_of<Transport>("--transport", {{"direct", Transport::direct}, {"staged", Transport::staged}}));
   add_word<Recompute>(app, "--recompute", setup.recompute, "none or full (none)",
                       word_of<Recompute>("--recompute", {{"none", Recompute::none}, {"full", Recompute::full}}));
   app->add_option("--seq", options.sequence, "tokens per sequence")->type_name("N");
@@ -192,8 +202,9 @@ complete -o filenames -F _memcalc memcalc
 
 void finish(PlanOptions& options, const PolicyFlags& policy) {
   if (options.model.empty() == !options.parameters) {
-    throw ConfigError("MODEL", "", options.parameters ? "a model and --params exclude each other"
-                                                      : "expected a model (a preset, a file, a folder) or --params");
+    throw ConfigError("MODEL", "",
+                      options.parameters ? "a model and --params exclude each other"
+                                         : "expected a model (a preset, a file, a folder) or --params");
   }
   if (options.gpus_per_node == 0) throw ConfigError("--gpus-per-node", "", "expected 1 or more");
   if (options.micro_batch == 0) throw ConfigError("--micro-batch", "", "expected 1 or more");
@@ -227,15 +238,19 @@ ParseResult parse_command_line(int argc, char** argv) {
     command->add_flag("--json", line.list.json, "one JSON object on stdout and nothing else");
     command->add_flag("--names", line.list.names, "the names, one a line");
   }
-  gpus->add_option("--gpu-file", line.list.gpu_files, "a table of more GPUs; may be repeated")->type_name("FILE")->allow_extra_args(false);
+  gpus->add_option("--gpu-file", line.list.gpu_files, "a table of more GPUs; may be repeated")
+      ->type_name("FILE")
+      ->allow_extra_args(false);
 
   try {
     const std::vector<CLI::App*> commands = app.get_subcommands({});
     if (argc > 1 && argv[1][0] != '-' &&
         std::none_of(commands.begin(), commands.end(), [&](const CLI::App* c) { return c->check_name(argv[1]); })) {
-      throw ConfigError("", "", fmt::format("'{}' is no command: expected plan, explain, models, gpus or completion", argv[1]));
+      throw ConfigError("", "",
+                        fmt::format("'{}' is no command: expected plan, explain, models, gpus or completion", argv[1]));
     }
-    if (argc == 1) throw ConfigError("", "", "expected a command: plan, explain, models, gpus or completion (memcalc --help)");
+    if (argc == 1)
+      throw ConfigError("", "", "expected a command: plan, explain, models, gpus or completion (memcalc --help)");
     app.parse(argc, argv);
     if (*completion) {
       fmt::print("{}", completion_script(app));

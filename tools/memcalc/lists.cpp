@@ -89,11 +89,12 @@ std::string gpus_text(const ListOptions& options) {
   text = fmt::format("{:<{}}  {:<7}{:>11}{:>12}{:>8}{:>14}  {}\n", "name", width, "vendor", "memory", "", "TB/s",
                      "bf16 TFLOP/s", "also called");
   for (const Gpu& gpu : table) {
-    text += fmt::format("{:<{}}  {:<7}{:>11}{:>12}{:>8}{:>14}  {}\n", gpu.name, width, gpu.vendor, in_gb(gpu.capacity()),
-                        in_gib(gpu.capacity()), in_tera(gpu.bandwidth_bytes_per_second, 2), in_tera(gpu.bf16_flops, 0),
-                        fmt::join(gpu.aliases, ", "));
+    text += fmt::format("{:<{}}  {:<7}{:>11}{:>12}{:>8}{:>14}  {}\n", gpu.name, width, gpu.vendor,
+                        in_gb(gpu.capacity()), in_gib(gpu.capacity()), in_tera(gpu.bandwidth_bytes_per_second, 2),
+                        in_tera(gpu.bf16_flops, 0), fmt::join(gpu.aliases, ", "));
   }
-  return text + "\nMemory is what the driver shows where that is known, else what is sold. --json has more, with sources.\n";
+  return text +
+         "\nMemory is what the driver shows where that is known, else what is sold. --json has more, with sources.\n";
 }
 
 }  // namespace shardplan::memcalc

@@ -29,10 +29,15 @@ void print(const std::string& text) {
 
 int run(const CommandLine& line) {
   switch (line.command) {
-    case Command::models: print(models_text(line.list)); return kDone;
-    case Command::gpus: print(gpus_text(line.list)); return kDone;
+    case Command::models:
+      print(models_text(line.list));
+      return kDone;
+    case Command::gpus:
+      print(gpus_text(line.list));
+      return kDone;
     case Command::plan:
-    case Command::explain: break;
+    case Command::explain:
+      break;
   }
   const Planned planned = make_planned(line.plan);
   if (line.command == Command::explain) {

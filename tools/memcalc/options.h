@@ -13,14 +13,14 @@ namespace shardplan::memcalc {
 
 // MODEL and what is asked about it: the flags of plan and explain.
 struct PlanOptions {
-  std::string model;                     // a preset, a file or a folder; empty with --params
-  std::optional<std::string> parameters; // --params
-  std::vector<std::string> freeze;       // globs
+  std::string model;                      // a preset, a file or a folder; empty with --params
+  std::optional<std::string> parameters;  // --params
+  std::vector<std::string> freeze;        // globs
   Engine engine = Engine::shardplan;
   Setup setup;
   std::uint64_t gpus_per_node = 8;
-  std::optional<std::string> gpu;        // a name or a size
-  std::vector<std::string> gpu_files;    // tables of the user's own
+  std::optional<std::string> gpu;      // a name or a size
+  std::vector<std::string> gpu_files;  // tables of the user's own
   // Recorded in the set-up; they decide activations, which are not counted yet.
   std::optional<std::uint64_t> sequence;
   std::uint64_t micro_batch = 1;

@@ -8,14 +8,18 @@ namespace {
 
 namespace json = boost::json;
 
-json::value value_of(const std::optional<Bytes>& bytes) { return bytes ? json::value(bytes->count()) : json::value(); }
+json::value value_of(const std::optional<Bytes>& bytes) {
+  return bytes ? json::value(bytes->count()) : json::value();
+}
 
 template <typename T>
 json::value value_of(const std::optional<T>& value) {
   return value ? json::value(*value) : json::value();
 }
 
-json::string word(std::string_view text) { return json::string(text.data(), text.size()); }
+json::string word(std::string_view text) {
+  return json::string(text.data(), text.size());
+}
 
 json::object model_json(const Catalog& catalog) {
   const std::uint64_t parameters = parameter_elements(catalog);
@@ -129,7 +133,9 @@ json::array explanation_json(const std::vector<Explanation>& lines) {
   return array;
 }
 
-std::string line_of(const json::object& object) { return json::serialize(object) + "\n"; }
+std::string line_of(const json::object& object) {
+  return json::serialize(object) + "\n";
+}
 
 }  // namespace
 
@@ -156,13 +162,14 @@ std::string plan_json(const PlanOptions& options, const Planned& planned) {
 }
 
 std::string explain_json(const PlanOptions& options, const Planned& planned) {
-  const std::vector<Explanation> device = planned.plan ? explain_shardplan(planned.catalog, *planned.plan)
-                                                       : explain_paper(planned.catalog, options.setup);
-  return line_of({{"schema", "memcalc.explain/1"},
-                  {"model", model_json(planned.catalog)},
-                  {"setup", setup_json(options, planned)},
-                  {"device", explanation_json(device)},
-                  {"communication", explanation_json(explain_traffic(planned.catalog, options.setup, planned.report))}});
+  const std::vector<Explanation> device =
+      planned.plan ? explain_shardplan(planned.catalog, *planned.plan) : explain_paper(planned.catalog, options.setup);
+  return line_of(
+      {{"schema", "memcalc.explain/1"},
+       {"model", model_json(planned.catalog)},
+       {"setup", setup_json(options, planned)},
+       {"device", explanation_json(device)},
+       {"communication", explanation_json(explain_traffic(planned.catalog, options.setup, planned.report))}});
 }
 
 }  // namespace shardplan::memcalc

@@ -18,9 +18,13 @@ struct Style {
   const char* off = "";
 };
 
-Style style_for(bool colour) { return colour ? Style{"\033[1m", "\033[2m", "\033[32m", "\033[31m", "\033[0m"} : Style{}; }
+Style style_for(bool colour) {
+  return colour ? Style{"\033[1m", "\033[2m", "\033[32m", "\033[31m", "\033[0m"} : Style{};
+}
 
-std::string both(Bytes bytes) { return fmt::format("{} ({})", in_gb(bytes), in_gib(bytes)); }
+std::string both(Bytes bytes) {
+  return fmt::format("{} ({})", in_gb(bytes), in_gib(bytes));
+}
 
 std::string plural(std::uint64_t count, const char* word) {
   return fmt::format("{} {}{}", with_commas(count), word, count == 1 ? "" : "s");
@@ -54,7 +58,9 @@ struct Line {
   std::string what;
 };
 
-std::string held(bool sharded, std::uint64_t shards) { return sharded ? fmt::format("1/{} of each unit", shards) : "whole"; }
+std::string held(bool sharded, std::uint64_t shards) {
+  return sharded ? fmt::format("1/{} of each unit", shards) : "whole";
+}
 
 std::string dtypes_of_states(const Setup& setup) {
   const OptimizerStates& optimizer = states_of(setup.optimizer);
@@ -81,13 +87,12 @@ std::vector<Line> device_lines(const PlanOptions& options, const Planned& planne
   const std::uint64_t shards = shard_count(setup);
   const Placements placements = placements_of_stage(setup.stage);
   const auto sharded = [&](Placement placement) { return held(placement == Placement::sharded && shards > 1, shards); };
-  std::vector<Line> lines{
-      {"parameters", device.parameters, peak.parameters,
-       fmt::format("{}, {}", name(setup.policy.parameter), sharded(placements.parameter))},
-      {"gradients", device.gradients, peak.gradients,
-       fmt::format("{}, {}", name(setup.policy.gradient), sharded(placements.gradient))},
-      {"optimizer states", device.optimizer_states, peak.optimizer_states,
-       fmt::format("{}, {}", dtypes_of_states(setup), sharded(placements.optimizer_state))}};
+  std::vector<Line> lines{{"parameters", device.parameters, peak.parameters,
+                           fmt::format("{}, {}", name(setup.policy.parameter), sharded(placements.parameter))},
+                          {"gradients", device.gradients, peak.gradients,
+                           fmt::format("{}, {}", name(setup.policy.gradient), sharded(placements.gradient))},
+                          {"optimizer states", device.optimizer_states, peak.optimizer_states,
+                           fmt::format("{}, {}", dtypes_of_states(setup), sharded(placements.optimizer_state))}};
   if (peak.gathered_parameters.value_or(Bytes{}) > Bytes{}) {
     lines.push_back({"gathered parameters", Bytes{}, peak.gathered_parameters, "whole units, while they compute"});
   }
@@ -115,8 +120,9 @@ std::string table(const PlanOptions& options, const Planned& planned, const Styl
                         walked ? fmt::format("{:>12}", cell(line.at_peak)) : "", style.dim, line.what, style.off);
   }
   text += fmt::format("  {:<22}{:>12}{}\n", "", "------------", walked ? "------------" : "");
-  text += fmt::format("  {}{:<22}{:>12}{}{}", style.bold, walked ? "model states, peak" : "model states", in_gb(device.model_states()),
-                      walked ? fmt::format("{:>12}", in_gb(*device.live_peak)) : "", style.off);
+  text += fmt::format("  {}{:<22}{:>12}{}{}", style.bold, walked ? "model states, peak" : "model states",
+                      in_gb(device.model_states()), walked ? fmt::format("{:>12}", in_gb(*device.live_peak)) : "",
+                      style.off);
   text += walked ? fmt::format("   {}the peak is at: {}{}\n", style.dim, device.peak_at, style.off) : "\n";
   if (rank.arenas) {
     text += fmt::format("  {:<22}{:>24}   {}{}, one allocation at the start{}\n", "device arena",
@@ -134,9 +140,9 @@ std::string bar(const Planned& planned, const Style& style) {
   const Bytes needed = least_device_bytes(planned.worst());
   const double share = static_cast<double>(needed.count()) / static_cast<double>(planned.gpu->bytes.count());
   const auto filled = static_cast<std::uint64_t>(std::min(share, 1.0) * static_cast<double>(kWidth) + 0.5);
-  return fmt::format("{}[{}{}]{} {:.0f} % of {} ({}, {})\n", share > 1 ? style.bad : style.good, std::string(filled, '#'),
-                     std::string(kWidth - filled, '.'), style.off, share * 100, planned.gpu->name,
-                     in_gb(planned.gpu->bytes), in_gib(planned.gpu->bytes));
+  return fmt::format("{}[{}{}]{} {:.0f} % of {} ({}, {})\n", share > 1 ? style.bad : style.good,
+                     std::string(filled, '#'), std::string(kWidth - filled, '.'), style.off, share * 100,
+                     planned.gpu->name, in_gb(planned.gpu->bytes), in_gib(planned.gpu->bytes));
 }
 
 std::string verdict(const Planned& planned, const Style& style) {
@@ -145,7 +151,8 @@ std::string verdict(const Planned& planned, const Style& style) {
   const char* what = rank.arenas ? "arena" : "model states";
   const DeviceMemory& device = rank.device;
   std::pair<const char*, Bytes> largest{"parameters", device.parameters};
-  for (const auto& [part, bytes] : {std::pair{"gradients", device.gradients}, {"optimizer states", device.optimizer_states},
+  for (const auto& [part, bytes] : {std::pair{"gradients", device.gradients},
+                                    {"optimizer states", device.optimizer_states},
                                     {"gathered parameters", device.at_peak.gathered_parameters.value_or(Bytes{})}}) {
     if (bytes > largest.second) largest = {part, bytes};
   }
@@ -159,7 +166,8 @@ std::string verdict(const Planned& planned, const Style& style) {
   } else {
     text = fmt::format("Each GPU needs {} and its activations", both(needed));
   }
-  if (largest.second > Bytes{}) text += fmt::format("; the largest part is the {} ({})", largest.first, in_gb(largest.second));
+  if (largest.second > Bytes{})
+    text += fmt::format("; the largest part is the {} ({})", largest.first, in_gb(largest.second));
   return text + ".\n";
 }
 
@@ -167,13 +175,14 @@ std::string traffic(const PlanOptions& options, const Planned& planned, const St
   const Traffic& sent = planned.report.traffic;
   if (sent.total() == Bytes{}) return {};
   std::string parts;
-  for (const auto& [part, bytes] :
-       {std::pair{"gather parameters", sent.gather_parameters}, {"gather gradients", sent.gather_gradients},
-        {"reduce gradients", sent.reduce_gradients}, {"between replicas", sent.reduce_among_replicas}}) {
+  for (const auto& [part, bytes] : {std::pair{"gather parameters", sent.gather_parameters},
+                                    {"gather gradients", sent.gather_gradients},
+                                    {"reduce gradients", sent.reduce_gradients},
+                                    {"between replicas", sent.reduce_among_replicas}}) {
     if (bytes > Bytes{}) parts += fmt::format("{}{} {}", parts.empty() ? "" : ", ", part, in_gb(bytes));
   }
-  std::string text = fmt::format("{:<24}{:>12}   {}{}{}\n", "sent per GPU and step", in_gb(sent.total()), style.dim, parts,
-                                 style.off);
+  std::string text =
+      fmt::format("{:<24}{:>12}   {}{}{}\n", "sent per GPU and step", in_gb(sent.total()), style.dim, parts, style.off);
   if (options.engine != Engine::paper && !planned.catalog.count_only) {
     text += fmt::format("{:<24}{:>12}   {}{} psi (N-1)/N, without padding{}\n", "  ZeRO's own figure",
                         in_gb(sent.textbook), style.dim, options.setup.stage == 3 ? 3 : 2, style.off);
@@ -194,8 +203,8 @@ std::string units(const Planned& planned) {
                           with_commas(buffer.shard_elements));
     }
   }
-  for (const ProgramKind kind : {ProgramKind::train_micro_batch, ProgramKind::last_micro_batch, ProgramKind::evaluate,
-                                 ProgramKind::update}) {
+  for (const ProgramKind kind :
+       {ProgramKind::train_micro_batch, ProgramKind::last_micro_batch, ProgramKind::evaluate, ProgramKind::update}) {
     const Program& program = planned.plan->programs[static_cast<std::size_t>(kind)];
     text += fmt::format("program {}: {} operations\n", name(kind), with_commas(operation_count(program)));
     for (const Segment& segment : program.segments) {
@@ -220,7 +229,8 @@ std::string plan_text(const PlanOptions& options, const Planned& planned, bool c
   text += verdict(planned, style);
   const std::string sent = traffic(options, planned, style);
   if (!sent.empty()) text += "\n" + sent;
-  for (const std::string& note : planned.report.notes) text += fmt::format("{}note: {}{}\n", style.dim, note, style.off);
+  for (const std::string& note : planned.report.notes)
+    text += fmt::format("{}note: {}{}\n", style.dim, note, style.off);
   if (options.verbose && planned.plan) text += units(planned);
   return text;
 }
@@ -234,8 +244,8 @@ std::string explain_text(const PlanOptions& options, const Planned& planned) {
                           with_commas(line.bytes.count()), both(line.bytes), line.formula, line.inputs, line.source);
     }
   };
-  add("Each GPU holds, at the peak", planned.plan ? explain_shardplan(planned.catalog, *planned.plan)
-                                                  : explain_paper(planned.catalog, options.setup));
+  add("Each GPU holds, at the peak",
+      planned.plan ? explain_shardplan(planned.catalog, *planned.plan) : explain_paper(planned.catalog, options.setup));
   add("Each GPU sends, in one step", explain_traffic(planned.catalog, options.setup, planned.report));
   for (const std::string& note : planned.report.notes) text += fmt::format("\nnote: {}\n", note);
   return text;

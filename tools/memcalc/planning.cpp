@@ -25,13 +25,14 @@ Catalog read_catalog(const PlanOptions& options) {
 void add_notes(const PlanOptions& options, Report& report) {
   const Setup& setup = options.setup;
   if (setup.policy.compute != setup.policy.parameter) {
-    report.notes.push_back(fmt::format("{}: copies of the weights in {} are made by the client's code and not yet counted",
-                                       setup.policy.name, name(setup.policy.compute)));
+    report.notes.push_back(
+        fmt::format("{}: copies of the weights in {} are made by the client's code and not yet counted",
+                    setup.policy.name, name(setup.policy.compute)));
   }
   const std::uint64_t shards = shard_count(setup);
   if (setup.replicate > 1 && shards > options.gpus_per_node) {
-    report.notes.push_back(fmt::format("a shard group of {} GPUs spans nodes of {}: its gathers cross the network", shards,
-                                       options.gpus_per_node));
+    report.notes.push_back(fmt::format("a shard group of {} GPUs spans nodes of {}: its gathers cross the network",
+                                       shards, options.gpus_per_node));
   }
 }
 

@@ -47,7 +47,9 @@ json::object plan(const std::string& words) {
   return json::parse(outcome.out).as_object();
 }
 
-std::uint64_t number(const json::value& value) { return value.to_number<std::uint64_t>(); }
+std::uint64_t number(const json::value& value) {
+  return value.to_number<std::uint64_t>();
+}
 
 // One line on stderr, nothing on stdout.
 void expect_failure(const std::string& words, int status, const std::string& part) {
@@ -93,8 +95,10 @@ TEST(Memcalc, TheFieldsThatScriptsRead) {
   EXPECT_EQ(number(device.at("model_states")),
             number(device.at("parameters")) + number(device.at("gradients")) + number(device.at("optimizer_states")));
   // Not counted yet is null, never 0.
-  for (const char* key : {"peak_allocated", "peak_reserved", "context", "total"}) EXPECT_TRUE(device.at(key).is_null()) << key;
-  for (const char* key : {"activations", "loss", "workspace"}) EXPECT_TRUE(device.at("at_peak").at(key).is_null()) << key;
+  for (const char* key : {"peak_allocated", "peak_reserved", "context", "total"})
+    EXPECT_TRUE(device.at(key).is_null()) << key;
+  for (const char* key : {"activations", "loss", "workspace"})
+    EXPECT_TRUE(device.at("at_peak").at(key).is_null()) << key;
   EXPECT_TRUE(worst.at("host").at("initialization_peak").is_null());
   EXPECT_EQ(number(worst.at("arenas").at("pinned")), 0U);
   EXPECT_GE(number(worst.at("arenas").at("device")), number(device.at("live_peak")));
@@ -103,7 +107,8 @@ TEST(Memcalc, TheFieldsThatScriptsRead) {
   EXPECT_TRUE(result.at("fits").is_null());
   EXPECT_TRUE(result.at("headroom_bytes").is_null());
   std::uint64_t sent = 0;
-  for (const auto& operation : result.at("communication").at("by_operation").as_object()) sent += number(operation.value());
+  for (const auto& operation : result.at("communication").at("by_operation").as_object())
+    sent += number(operation.value());
   EXPECT_EQ(number(result.at("communication").at("bytes_sent_per_step")), sent);
 }
 
@@ -220,6 +225,8 @@ TEST(Memcalc, HelpAndCompletion) {
   EXPECT_EQ(std::system(("bash -c 'eval \"$(" + std::string(MEMCALC) + " completion)\"'").c_str()), 0);
 }
 
-TEST(Memcalc, NoColourInAPipe) { EXPECT_EQ(memcalc("plan gpt2").out.find('\033'), std::string::npos); }
+TEST(Memcalc, NoColourInAPipe) {
+  EXPECT_EQ(memcalc("plan gpt2").out.find('\033'), std::string::npos);
+}
 
 }  // namespace
