@@ -1,6 +1,7 @@
-// Conversions between fp32 and the two 16-bit formats: round to nearest, ties to even, by integer operations alone.
+// Conversions between fp32 and the two 16-bit formats: round to nearest, ties to even, by integer operations (and, for
+// fp16's subnormals, one exact scaling or one rounded addition in fp32, in the default rounding mode).
 //
-// Hardware conversions flush denormals (bf16) and some libraries truncate; these do neither, so a value has the same
+// No conversion instruction is used. Hardware conversions flush denormals (bf16) and some libraries truncate; these do neither, so a value has the same
 // bits on every path. Infinities stay; a value beyond the largest finite one becomes infinity; a NaN stays a NaN of
 // the same sign, made quiet, with the upper bits of its payload. tests/base compares all 2^32 floats with an oracle.
 //
@@ -30,13 +31,9 @@ constexpr std::uint16_t fp32_to_fp16(float value) {
   // Normal results: rebias the exponent (127 -> 15), then round the 13 lower bits away. The carry of the rounding
   // runs into the exponent, which is what is wanted, up to infinity.
   const std::uint32_t normal = (magnitude - 0x38000000U + 0x0fffU + ((magnitude >> 13) & 1U)) >> 13;
-  // Subnormal results (below 2^-14): the full significand, shifted so that one unit is 2^-24.
-  const std::uint32_t significand = (magnitude & 0x007fffffU) | 0x00800000U;
-  const std::uint32_t exponent = magnitude >> 23;
-  const std::uint32_t shift = exponent < 102U ? 25U : (exponent > 112U ? 14U : 126U - exponent);
-  const std::uint32_t half_unit = 1U << (shift - 1U);
-  const std::uint32_t odd = (significand >> shift) & 1U;
-  const std::uint32_t subnormal = exponent < 102U ? 0U : (significand + half_unit - 1U + odd) >> shift;
+  // Subnormal results (below 2^-14): next to 0.5 the unit in the last place is 2^-24, which is theirs, so one addition
+  // rounds as wanted.
+  const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5F) - 0x3f000000U;
   const std::uint32_t nan = 0x7e00U | ((magnitude >> 13) & 0x03ffU);
 
   std::uint32_t result = magnitude < 0x38800000U ? subnormal : normal;

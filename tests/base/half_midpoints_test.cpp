@@ -61,7 +61,7 @@ struct Mismatches {
 };
 
 // 251 is prime: it meets every residue of every power of two.
-std::uint32_t stride() {
+std::uint32_t kStride {
   return std::getenv("SHARDPLAN_TEST_ALL") != nullptr ? 1 : 251;
 }
 
@@ -103,7 +103,7 @@ Mismatches compare_between_midpoints(const Format& format, std::uint32_t sign) {
         static_cast<float>(last ? std::numeric_limits<double>::infinity() : format.midpoint_above(value));
     // Even values own the midpoint above them; infinity owns itself.
     const std::uint32_t end = std::bit_cast<std::uint32_t>(midpoint) + (value % 2 == 0 ? 1 : 0);
-    for (std::uint32_t magnitude = first; magnitude < end; magnitude += stride()) check(magnitude, value);
+    for (std::uint32_t magnitude = first; magnitude < end; magnitude += kStride) check(magnitude, value);
     check(end - 1, value);
     if (end - first > 1) {
       check(first + 1, value);
@@ -132,7 +132,7 @@ TEST(HalfNans, StayNansAndBecomeQuiet) {
         const std::uint32_t actual = format.narrow(std::bit_cast<float>(bits));
         if (actual != expected) wrong.note(bits, expected, actual);
       };
-      for (std::uint32_t payload = 1; payload < 1U << 23; payload += stride()) check(payload);
+      for (std::uint32_t payload = 1; payload < 1U << 23; payload += kStride) check(payload);
       for (std::uint32_t bit = 0; bit < 23; ++bit) check(1U << bit);
       check((1U << 23) - 1);
       return wrong;

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "base/error.h"
 #include "tools/train/attention.h"
@@ -50,7 +49,7 @@ Gpt::Gpt(const GptConfig& config, std::size_t sequences)
 std::size_t Gpt::lay_out(float* storage) {
   std::size_t used = 0;
   const auto take = [&](std::size_t rows, std::size_t columns) {
-    constexpr std::size_t kCacheLine = 16;
+    constexpr std::size_t kCacheLine = 64 / sizeof(float);
     const Matrix matrix{storage == nullptr ? nullptr : storage + used, rows, columns};
     used += (matrix.elements() + kCacheLine - 1) / kCacheLine * kCacheLine;
     return matrix;
@@ -104,7 +103,7 @@ void Gpt::forward(std::uint64_t unit, const UnitViews& views) {
 }
 
 void Gpt::backward(std::uint64_t unit, const UnitViews& views) {
-  check_gradients(unit, views.gradients);
+  tensors_of(unit, views.gradients);
   if (unit == 0) return embedding_backward(views);
   const Parameters p = parameters_in_fp32(unit, views.parameters);
   if (unit == units() - 1) return head_backward(p, views);
@@ -112,8 +111,7 @@ void Gpt::backward(std::uint64_t unit, const UnitViews& views) {
 }
 
 Gpt::Parameters Gpt::parameters_in_fp32(std::uint64_t unit, std::span<const TensorView> views) {
-  const std::vector<Tensor>& tensors = catalog_.runs[place_of_unit(catalog_, unit).run].tensors;
-  SHARDPLAN_CHECK(views.size() == tensors.size(), fmt::format("unit {} has {} tensors", unit, tensors.size()));
+  const std::vector<Tensor>& tensors = tensors_of(unit, views);
   Parameters result{};
   float* scratch = wide_parameters_.data();
   for (std::size_t i = 0; i < views.size(); ++i) {
@@ -125,9 +123,11 @@ Gpt::Parameters Gpt::parameters_in_fp32(std::uint64_t unit, std::span<const Tens
   return result;
 }
 
-void Gpt::check_gradients(std::uint64_t unit, std::span<const TensorView> views) const {
+// One view for each, or it is a bug of the caller.
+const std::vector<Tensor>& Gpt::tensors_of(std::uint64_t unit, std::span<const TensorView> views) const {
   const std::vector<Tensor>& tensors = catalog_.runs[place_of_unit(catalog_, unit).run].tensors;
   SHARDPLAN_CHECK(views.size() == tensors.size(), fmt::format("unit {} has {} tensors", unit, tensors.size()));
+  return tensors;
 }
 
 // ---- embedding

@@ -58,7 +58,7 @@ class Gpt {
 
   std::size_t lay_out(float* storage);
   Parameters parameters_in_fp32(std::uint64_t unit, std::span<const TensorView> views);
-  void check_gradients(std::uint64_t unit, std::span<const TensorView> views) const;
+  const std::vector<Tensor>& tensors_of(std::uint64_t unit, std::span<const TensorView> views) const;
 
   void embedding_forward(const Parameters& p);
   void embedding_backward(const UnitViews& views);

@@ -51,14 +51,14 @@ test::ReferenceParameters in_double(const ModelState& state) {
   return parameters;
 }
 
-// Up to 40 elements of a tensor; of the token embedding those of bytes that occur, whose gradient is not zero.
+// Up to 16 elements of a tensor; of the token embedding those of bytes that occur, whose gradient is not zero.
 std::vector<std::size_t> sampled_elements(std::size_t tensor, std::size_t size, std::span<const std::uint8_t> windows,
                                           std::size_t width) {
   std::vector<std::size_t> elements;
-  for (std::size_t i = 0; i < std::min<std::size_t>(size, 40); ++i) {
+  for (std::size_t i = 0; i < std::min<std::size_t>(size, 16); ++i) {
     const std::uint64_t random = random_bits(tensor, i);
     const bool of_token = tensor == embedding::tokens && i % 4 != 0;
-    elements.push_back(size <= 40 ? i
+    elements.push_back(size <= 16 ? i
                        : of_token ? windows[random % windows.size()] * width + i % width
                                   : random % size);
   }
