@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 
 #include <array>
-#include <cctype>
-#include <cmath>
 #include <string_view>
 
 #include "base/error.h"
@@ -49,33 +47,41 @@ std::string in_gib(Bytes bytes) {
 }
 
 Bytes parse_bytes(const std::string& text) {
-  const ConfigError bad("", "",
-                        fmt::format("'{}' is not a size: expected a number and one of B, kB, MB, GB, TB "
-                                    "(thousands) or KiB, MiB, GiB, TiB (1024s), as in 80GiB",
-                                    text));
-  std::size_t digits = 0;
-  std::size_t points = 0;
-  while (digits < text.size() && (std::isdigit(static_cast<unsigned char>(text[digits])) || text[digits] == '.')) {
-    points += text[digits] == '.' ? 1U : 0U;
-    ++digits;
-  }
-  if (digits == 0 || points > 1 || text[0] == '.' || text[digits - 1] == '.') throw bad;
-  std::string_view name = std::string_view(text).substr(digits);
-  if (!name.empty() && name.front() == ' ') name.remove_prefix(1);
-  for (const Suffix& suffix : kSuffixes) {
-    if (name != suffix.name) continue;
-    if (points == 0) {
-      std::uint64_t whole = 0;
-      for (std::size_t i = 0; i < digits; ++i) {
-        whole = checked_add(checked_multiply(whole, 10), static_cast<std::uint64_t>(text[i] - '0'));
+  const auto refuse = [&](const char* why) {
+    throw ConfigError("", "",
+                      fmt::format("'{}' is {}: expected a number and one of B, kB, MB, GB, TB (thousands) or KiB, MiB, "
+                                  "GiB, TiB (1024s), as in 80GiB",
+                                  text, why));
+  };
+  // The number without its point, and what its point divides by.
+  std::uint64_t digits = 0;
+  std::uint64_t divisor = 0;
+  std::size_t length = 0;
+  try {
+    for (; length < text.size(); ++length) {
+      const char c = text[length];
+      if (c == '.' && length > 0 && divisor == 0) {
+        divisor = 1;
+      } else if (c >= '0' && c <= '9') {
+        digits = checked_add(checked_multiply(digits, 10), static_cast<std::uint64_t>(c - '0'));
+        divisor = checked_multiply(divisor, 10);
+      } else {
+        break;
       }
-      return whole * Bytes{suffix.factor};
     }
-    const double exact = std::stod(text.substr(0, digits)) * static_cast<double>(suffix.factor);
-    if (!(exact < 0x1p63)) throw_overflow("*", 0, suffix.factor);
-    return Bytes{static_cast<std::uint64_t>(std::llround(exact))};
+    if (length == 0 || divisor == 1 || text[length - 1] == '.') refuse("not a size");
+    std::string_view name = std::string_view(text).substr(length);
+    if (!name.empty() && name.front() == ' ') name.remove_prefix(1);
+    for (const Suffix& suffix : kSuffixes) {
+      if (name != suffix.name) continue;
+      const Bytes scaled = digits * Bytes{suffix.factor};
+      return divisor == 0 ? scaled : Bytes{scaled.count() / divisor};
+    }
+  } catch (const ArithmeticOverflow&) {
+    refuse("more than 64 bits can count");
   }
-  throw bad;
+  refuse("not a size");
+  return {};
 }
 
 }  // namespace shardplan

@@ -73,8 +73,9 @@ bool is_trainable_dtype(DType dtype) {
 
 Bytes bytes_for(DType dtype, std::uint64_t elements) {
   const std::uint64_t width = bits(dtype);
-  if (width % 8 == 0) return Bytes{checked_multiply(elements, width / 8)};
-  return Bytes{divide_up(checked_multiply(elements, width), 8)};
+  // Eight elements are `width` bytes; the rest is rounded up to a whole one.
+  const Bytes eights{checked_multiply(elements / 8, width)};
+  return eights + Bytes{divide_up(elements % 8 * width, 8)};
 }
 
 }  // namespace shardplan

@@ -135,6 +135,7 @@ StepPlan make_step_plan(const Catalog& catalog, const Setup& setup) {
   StepPlan plan;
   plan.setup = setup;
   plan.layout = make_layout(catalog, shard_count(setup), setup.replicate);
+  checked_multiply(8, plan.layout.units);  // moments of a micro-batch are counted in 64 bits
   plan.ties = unit_ties(catalog);
   plan.buffers.reserve(catalog.runs.size());
   std::vector<std::uint64_t> run_starts;

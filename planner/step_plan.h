@@ -110,7 +110,7 @@ struct ArenaPlan {
 // Rank r's buffers start (r mod 8) x 4096 bytes into its allocation, array kind k at k x 4096 modulo 8 x 4096: equal
 // offsets would otherwise meet in the same cache sets.
 inline constexpr Bytes kShiftUnit{4096};
-inline constexpr Bytes kArenaBaseShift{7 * 4096};
+inline constexpr Bytes kArenaBaseShift{7 * 4096ULL};
 
 // The dtypes of one flat buffer of a run's units, and where its gradients are written.
 struct BufferPlan {

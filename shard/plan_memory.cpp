@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "planner/arena_plan.h"
 
 namespace shardplan {
 namespace {
@@ -13,6 +14,11 @@ std::size_t lease_count(const StepPlan& plan) {
   std::size_t count = plan.device.slots.size();
   for (const Array& array : plan.device.arrays) count += array.count;
   return count;
+}
+
+// A unit without elements has no slot: its buffers are nowhere, and of no length.
+bool has_bytes(const StepPlan& plan, BufferRole role, std::uint64_t unit) {
+  return slot_bytes(plan, role, run_index_of_unit(plan.layout, unit)) > Bytes{};
 }
 
 }  // namespace
@@ -41,6 +47,7 @@ ArenaPlace PlanMemory::control() const {
 }
 
 ArenaPlace PlanMemory::slot(BufferRole role, std::uint64_t unit, std::size_t buffer) const {
+  if (!has_bytes(plan_, role, unit)) return {arena_.get(), 0};
   for (const Held& held : held_) {
     if (held.role != role || held.unit != unit) continue;
     return {arena_.get(), held.lease.offset() + buffer_in_slot(plan_, role, unit, buffer).offset.count()};
@@ -51,6 +58,7 @@ ArenaPlace PlanMemory::slot(BufferRole role, std::uint64_t unit, std::size_t buf
 
 std::span<std::byte> PlanMemory::acquire(BufferRole role, std::uint64_t step, std::uint64_t unit, std::uint64_t end) {
   SHARDPLAN_CHECK(!holds(role, unit), fmt::format("the {} of unit {} is handed out already", name(role), unit));
+  if (!has_bytes(plan_, role, unit)) return {};
   const auto range = slot_range(plan_, role, step, unit);
   SHARDPLAN_CHECK(range.has_value(), fmt::format("the plan has no {} for unit {} at step {}", name(role), unit, step));
   held_.push_back({role, unit, end, arena_->take(range->offset.count(), range->bytes)});

@@ -61,9 +61,7 @@ struct Mismatches {
 };
 
 // 251 is prime: it meets every residue of every power of two.
-std::uint32_t kStride {
-  return std::getenv("SHARDPLAN_TEST_ALL") != nullptr ? 1 : 251;
-}
+const std::uint32_t kStride = std::getenv("SHARDPLAN_TEST_ALL") != nullptr ? 1 : 251;
 
 // check(sign bit) for both signs, one of them in a thread of its own.
 template <typename Check>

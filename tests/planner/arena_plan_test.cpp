@@ -279,7 +279,7 @@ TEST(ArenaPlan, PackingLossOfKnownModelsIsAtMostTwoPercent) {
   std::uint64_t index = 0;
   for (const Catalog& catalog : known_catalogs()) {
     for (const std::uint64_t world : worlds) {
-      for (std::uint64_t choice = 0; choice < 4 * 4 * 2 * 2 * 2; ++choice) {
+      for (std::uint64_t choice = 0; choice < 128; ++choice) {
         if (!all && index++ % 7 != 0) continue;
         shardplan::Setup setup;
         setup.world_size = world;

@@ -123,7 +123,7 @@ Catalog catalog_of(const std::vector<RunChoice>& choices, const std::vector<TieC
 }
 
 rc::Gen<std::uint64_t> element_count(Sizes sizes) {
-  const auto small = rc::gen::element<std::uint64_t>(0, 1, 2, 7, 63, 64, 65, 1009, 2048, 4096, 65537, 104729, 524288);
+  auto small = rc::gen::element<std::uint64_t>(0, 1, 2, 7, 63, 64, 65, 1009, 2048, 4096, 65537, 104729, 524288);
   if (sizes == Sizes::small) return small;
   return rc::gen::oneOf(small, rc::gen::element<std::uint64_t>(1 << 20, 16777213, 1 << 24, 4294967311, 1ULL << 33));
 }

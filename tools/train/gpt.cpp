@@ -156,7 +156,7 @@ void Gpt::embedding_backward(const UnitViews& views) {
 
 // ---- blocks
 
-void Gpt::block_forward(const Block& a, const Parameters& p, Matrix result) {
+void Gpt::block_forward(const Block& a, const Parameters& p, Matrix result) const {
   const std::size_t width = config_.width;
   layer_norm(a.in, p[block::norm_1_weight], p[block::norm_1_bias], a.norm_1, a.statistics_1);
   linear(a.norm_1, {p[block::qkv_weight], 3 * width, width}, p[block::qkv_bias], a.qkv);

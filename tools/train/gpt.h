@@ -62,7 +62,7 @@ class Gpt {
 
   void embedding_forward(const Parameters& p);
   void embedding_backward(const UnitViews& views);
-  void block_forward(const Block& a, const Parameters& p, Matrix result);
+  void block_forward(const Block& a, const Parameters& p, Matrix result) const;
   void block_backward(const Block& a, const Parameters& p, const UnitViews& views);
   void head_forward(const Parameters& p);
   void head_backward(const Parameters& p, const UnitViews& views);

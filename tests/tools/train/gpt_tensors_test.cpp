@@ -68,7 +68,7 @@ TEST(GptTensors, AnyRangeHoldsTheValuesOfTheWhole) {
     }
     ++tensor;
   });
-  EXPECT_THROW(initial(config, 0, 256U * 32U, 1), CheckFailure);
+  EXPECT_THROW(initial(config, 0, std::uint64_t{256} * 32, 1), CheckFailure);
   EXPECT_THROW(initial(config, tensor, 0, 1), CheckFailure);
 }
 
@@ -91,7 +91,7 @@ TEST(GptTensors, FirstValuesAreGpt2s) {
   const auto of_block = [&](std::size_t place, std::size_t count) {
     return moments(initial(config, embedding::count + 5 * block::count + place, 0, count));
   };
-  constexpr std::size_t kCount = 128 * 128;
+  constexpr std::size_t kCount = std::size_t{128} * 128;
   // Five standard errors of a mean and of a deviation over 16384 values.
   EXPECT_NEAR(of_block(block::qkv_weight, kCount).mean, 0, 0.02 * 5 / 128);
   EXPECT_NEAR(of_block(block::qkv_weight, kCount).deviation, 0.02, 0.02 * 5 / 181);

@@ -44,8 +44,8 @@ ModelState::ModelState(const GptConfig& config, DType dtype) : tied_(config.tied
   std::size_t first = 0;
   for (std::uint64_t unit = 0; unit < unit_count(catalog); ++unit) {
     const std::size_t count = catalog.runs[place_of_unit(catalog, unit).run].tensors.size();
-    unit_parameters_.push_back(std::span(parameters_).subspan(first, count));
-    unit_gradients_.push_back(std::span(gradients_).subspan(first, count));
+    unit_parameters_.emplace_back(std::span(parameters_).subspan(first, count));
+    unit_gradients_.emplace_back(std::span(gradients_).subspan(first, count));
     first += count;
   }
 }

@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -32,7 +32,7 @@ TEST(Precision, EverySixteenBitPatternIsWidened) {
     EXPECT_EQ(in_fp32(view(patterns, dtype), scratch.data()), scratch.data());
     for (const std::uint16_t pattern : patterns) {
       const float expected = dtype == DType::bf16 ? bf16_to_fp32(pattern) : fp16_to_fp32(pattern);
-      ASSERT_EQ(std::memcmp(&scratch[pattern], &expected, 4), 0) << pattern;
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(scratch[pattern]), std::bit_cast<std::uint32_t>(expected)) << pattern;
     }
   }
 }
