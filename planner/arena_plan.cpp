@@ -93,8 +93,8 @@ Bytes slot_part(const StepPlan& plan, BufferRole role, const BufferLayout& layou
 }
 
 // Whether the next unit computes while a reduction still reads the slot.
-bool overlaps_next_step(const StepPlan& plan, BufferRole role) {
-  return plan.setup.prefetch > 0 && (role == BufferRole::partial || reduction_reads_slot(plan));
+bool overlaps_next_step(const StepPlan& plan, BufferRole role, std::size_t run) {
+  return plan.setup.prefetch > 0 && (role == BufferRole::partial || reduction_reads_slot(plan, run));
 }
 
 class ArenaBuilder {
@@ -168,19 +168,39 @@ class ArenaBuilder {
     if (slot.bytes > Bytes{}) plan_.device.slots.push_back(slot);
   }
 
+  // Calls visit(first step, steps) for pieces of a run's steps, forward or backward, in which rings are full all the time:
+  // the whole run, or around ties inside a run what Schedule calls regular.
+  template <typename Visitor>
+  void for_each_piece(std::size_t run, bool backward, Visitor&& visit) const {
+    const LayoutRun& layout_run = plan_.layout.runs[run];
+    if (layout_run.count == 0) return;
+    const std::uint64_t start =
+        backward ? schedule_.backward_of(layout_run.first_unit + layout_run.count - 1) : layout_run.first_unit;
+    const std::uint64_t end = start + layout_run.count;
+    const bool tied = schedule_.has_ties(layout_run.first_unit, layout_run.first_unit + layout_run.count);
+    for (std::uint64_t step = start; step < end;) {
+      const std::uint64_t steps = tied ? std::min(schedule_.regular_steps(step), end - step) : end - step;
+      visit(step, steps);
+      step += steps;
+    }
+  }
+
   // One run's gathered units, forward and backward: a ring of prefetch + 1 slots each.
   void add_gathered(std::size_t run) {
-    const LayoutRun& layout_run = plan_.layout.runs[run];
-    const std::uint64_t last_unit = layout_run.first_unit + layout_run.count - 1;
     for (const bool backward : {false, true}) {
-      const std::uint64_t start = backward ? schedule_.backward_of(last_unit) : layout_run.first_unit;
-      const std::uint64_t ring = std::min(plan_.setup.prefetch + 1, layout_run.count);
-      for (std::uint64_t place = 0; place < ring; ++place) {
-        Slot slot = ring_slot(BufferRole::gathered_parameter, run, start, place, ring);
-        slot.begin = kPhases * schedule_.issue_step({slot.first_step, slot.first_unit, false});
-        slot.end = kPhases * last_step(slot) + 2;
-        add_slot(slot);
-      }
+      for_each_piece(run, backward, [&](std::uint64_t start, std::uint64_t steps) {
+        const auto issue = [&](std::uint64_t step) {
+          return schedule_.issue_step({step, schedule_.unit_of(step), false});
+        };
+        const bool whole_run = steps == plan_.layout.runs[run].count;
+        const std::uint64_t ring = std::min(whole_run ? plan_.setup.prefetch + 1 : start - issue(start) + 1, steps);
+        for (std::uint64_t place = 0; place < ring; ++place) {
+          Slot slot = ring_slot(BufferRole::gathered_parameter, run, start, steps, place, ring);
+          slot.begin = kPhases * issue(slot.first_step);
+          slot.end = kPhases * last_step(slot) + 2;
+          add_slot(slot);
+        }
+      });
     }
   }
 
@@ -201,34 +221,20 @@ class ArenaBuilder {
   // Gradients in flight: one slot, or two where the next unit computes while a reduction reads the last one's. A tied
   // owner's lives from the first unit that writes into it until its own reduction.
   void add_gradient_slots(std::size_t run, BufferRole role) {
-    const LayoutRun& layout_run = plan_.layout.runs[run];
-    const std::uint64_t last_unit = layout_run.first_unit + layout_run.count - 1;
-    const std::uint64_t phase = role == BufferRole::partial ? 3 : 1;
-    const auto set_end = [&](Slot& slot) { slot.end = gradient_slot_end(plan_, role, last_step(slot)); };
-
-    std::uint64_t owners = 0;
-    for (const std::uint64_t unit : schedule_.owners()) {
-      if (role != BufferRole::contribution || unit < layout_run.first_unit || unit > last_unit) continue;
-      ++owners;
-      Slot slot{.role = role,
-                .run = static_cast<std::uint32_t>(run),
-                .first_unit = unit,
-                .first_step = schedule_.backward_of(unit)};
-      slot.begin = kPhases * schedule_.first_gradient_step(unit) + phase;
-      set_end(slot);
-      add_slot(slot);
-    }
-    if (owners == layout_run.count) return;
-    const std::uint64_t ring = std::min<std::uint64_t>(overlaps_next_step(plan_, role) ? 2 : 1, layout_run.count);
-    for (std::uint64_t place = 0; place < ring; ++place) {
-      Slot slot = ring_slot(role, run, schedule_.backward_of(last_unit), place, ring);
-      slot.begin = kPhases * slot.first_step + phase;
-      set_end(slot);
-      add_slot(slot);
-    }
+    for_each_piece(run, true, [&](std::uint64_t start, std::uint64_t steps) {
+      const std::uint64_t ring = std::min<std::uint64_t>(overlaps_next_step(plan_, role, run) ? 2 : 1, steps);
+      for (std::uint64_t place = 0; place < ring; ++place) {
+        Slot slot = ring_slot(role, run, start, steps, place, ring);
+        const bool contribution = role == BufferRole::contribution;
+        slot.begin = kPhases * (contribution ? schedule_.first_gradient_step(slot.first_unit) : slot.first_step) + 1;
+        slot.end = gradient_slot_end(plan_, role, last_step(slot));
+        add_slot(slot);
+      }
+    });
   }
 
-  Slot ring_slot(BufferRole role, std::size_t run, std::uint64_t start, std::uint64_t place, std::uint64_t ring) const {
+  Slot ring_slot(BufferRole role, std::size_t run, std::uint64_t start, std::uint64_t steps, std::uint64_t place,
+                 std::uint64_t ring) const {
     const bool backward = start >= schedule_.units();
     return {.role = role,
             .run = static_cast<std::uint32_t>(run),
@@ -236,7 +242,7 @@ class ArenaBuilder {
             .unit_stride = static_cast<std::int32_t>(ring) * (backward ? -1 : 1),
             .first_step = start + place,
             .step_stride = ring,
-            .uses = divide_up(plan_.layout.runs[run].count - place, ring)};
+            .uses = divide_up(steps - place, ring)};
   }
 
   static std::uint64_t last_step(const Slot& slot) { return slot.first_step + (slot.uses - 1) * slot.step_stride; }
@@ -265,28 +271,26 @@ class ArenaBuilder {
 
 Bytes slot_bytes(const StepPlan& plan, BufferRole role, std::size_t run) {
   const UnitLayout& unit = plan.layout.runs[run].unit;
-  Bytes total;
-  for (std::size_t i = 0; i < unit.buffers.size(); ++i) {
-    total += aligned(slot_part(plan, role, unit.buffers[i], plan.buffers[run][i]));
-  }
-  return total;
+  if (unit.buffers.empty()) return Bytes{};
+  const ByteRange last = buffer_in_slot(plan, role, plan.layout.runs[run].first_unit, unit.buffers.size() - 1);
+  return aligned(last.offset + last.bytes);
 }
 
-bool reduction_reads_slot(const StepPlan& plan) {
+bool reduction_reads_slot(const StepPlan& plan, std::size_t run) {
   if (plan.setup.accumulation == 1 || resolved_cadence(plan.setup) == Cadence::micro_batch) return true;
   // Cadence step: the sum lies in the resident gradient where that is the accumulator, else it is rounded into the slot.
-  for (const auto& run : plan.buffers) {
-    for (const BufferPlan& buffer : run) {
-      if (buffer.trainable && buffer.policy.gradient_accumulator != buffer.policy.gradient) return true;
-      if (buffer.trainable && buffer.policy.wire != buffer.policy.gradient) return true;
-    }
+  for (const BufferPlan& buffer : plan.buffers[run]) {
+    if (!buffer.trainable || buffer.contribution_in_gradient) continue;
+    if (buffer.policy.gradient_accumulator != buffer.policy.gradient) return true;
+    if (buffer.policy.wire != buffer.policy.gradient) return true;
   }
   return false;
 }
 
 std::uint64_t gradient_slot_end(const StepPlan& plan, BufferRole role, std::uint64_t step) {
   const std::uint64_t end_of_program = 2 * plan.layout.units;
-  return kPhases * std::min(step + (overlaps_next_step(plan, role) ? 2 : 1), end_of_program);
+  const std::size_t run = run_index_of_unit(plan.layout, unit_of_step(plan, step));
+  return kPhases * std::min(step + (overlaps_next_step(plan, role, run) ? 2 : 1), end_of_program);
 }
 
 ByteRange buffer_in_slot(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer) {
@@ -295,8 +299,9 @@ ByteRange buffer_in_slot(const StepPlan& plan, BufferRole role, std::uint64_t un
   SHARDPLAN_CHECK(buffer < layout_run.unit.buffers.size(), "a unit has no such flat buffer");
   ByteRange range;
   for (std::size_t i = 0; i <= buffer; ++i) {
-    range.offset += aligned(range.bytes);
+    const Bytes end = range.offset + range.bytes;
     range.bytes = slot_part(plan, role, layout_run.unit.buffers[i], plan.buffers[run][i]);
+    range.offset = round_up(end, alignment_of(range.bytes));
   }
   return range;
 }

@@ -11,7 +11,7 @@ Bytes slot_bytes(const StepPlan& plan, BufferRole role, std::size_t run);
 
 // Whether a rank's reduction of a run's units reads the contribution slot (it reads the resident gradient where
 // micro-batches were added up there).
-bool reduction_reads_slot(const StepPlan& plan);
+bool reduction_reads_slot(const StepPlan& plan, std::size_t run);
 
 // The moment at which a gradient slot (contribution, partial) of the unit whose backward is `step` is free again.
 std::uint64_t gradient_slot_end(const StepPlan& plan, BufferRole role, std::uint64_t step);

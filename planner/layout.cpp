@@ -30,6 +30,8 @@ UnitLayout layout_of_unit(const UnitRun& run, std::uint64_t shards) {
   }
   for (BufferLayout& buffer : unit.buffers) {
     buffer.granule = granule_elements(buffer.used_elements, shards);
+    // A shard is whole bytes: 4 elements are, at 4 and at 6 bits.
+    if (buffer.dtype && bits(*buffer.dtype) % 8 != 0) buffer.granule = std::max<std::uint64_t>(buffer.granule, 4);
     buffer.padded_elements = round_up(buffer.used_elements, checked_multiply(buffer.granule, shards));
     buffer.shard_elements = buffer.padded_elements / shards;
   }

@@ -22,7 +22,8 @@ namespace shardplan {
 inline constexpr std::uint64_t kTensorAlignment = 64;  // elements
 
 // The element count on which shard cuts fall: the largest of 2048, 64, 1 for which padding `used` elements to a
-// multiple of it times `shards` adds less than used/16; 1 if none does. 2048 elements are 4 KiB in 16 bit.
+// multiple of it times `shards` adds less than used/16; 1 if none does. 2048 elements are 4 KiB in 16 bit. Buffers of a
+// fixed type of 4 or 6 bits use at least 4, so that a shard is whole bytes.
 std::uint64_t granule_elements(std::uint64_t used_elements, std::uint64_t shards);
 
 // A half-open range of elements of a flat buffer.

@@ -35,9 +35,10 @@ std::uint64_t operation_count(const Program& program) {
 Operation expand(const Segment& segment, const Operation& operation, std::uint64_t iteration) {
   Operation result = operation;
   result.unit = shifted(operation.unit, segment.unit_stride, iteration);
-  result.step += iteration;
+  result.step += segment.step_stride * iteration;
   for (auto& dependency : result.waits_for) {
-    if (dependency) dependency->unit = shifted(dependency->unit, segment.unit_stride, iteration);
+    if (!dependency || dependency->kind == OperationKind::agree) continue;
+    dependency->unit = shifted(dependency->unit, segment.unit_stride, iteration);
   }
   return result;
 }

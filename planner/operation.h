@@ -56,10 +56,12 @@ struct Operation {
   bool operator==(const Operation&) const = default;
 };
 
-// `count` repetitions of the same operations: iteration i adds i to each step and i * unit_stride to each unit.
+// `count` repetitions of the same operations: iteration i adds i * step_stride to each step and i * unit_stride to each
+// unit (but `agree`'s, which is of no unit).
 struct Segment {
   std::uint64_t count = 1;
   std::int32_t unit_stride = 0;
+  std::uint32_t step_stride = 1;  // 0 in update
   std::vector<Operation> operations{};
   bool operator==(const Segment&) const = default;
 };

@@ -59,7 +59,8 @@ class SegmentList {
 
  private:
   static bool continues(const Segment& previous, const Segment& next) {
-    if (previous.unit_stride != next.unit_stride || previous.operations.size() != next.operations.size()) return false;
+    if (previous.unit_stride != next.unit_stride || previous.step_stride != next.step_stride) return false;
+    if (previous.operations.size() != next.operations.size()) return false;
     for (std::size_t i = 0; i < next.operations.size(); ++i) {
       if (expand(previous, previous.operations[i], previous.count) != next.operations[i]) return false;
     }
@@ -94,9 +95,12 @@ class ProgramBuilder {
     Program program;
     SegmentList segments(program);
     for_each_trainable_run([&](const LayoutRun& run, const UnitTraffic&) {
-      segments.append({.count = run.count, .unit_stride = 1, .operations = {on(OperationKind::norm, run.first_unit)}});
+      segments.append({.count = run.count,
+                       .unit_stride = 1,
+                       .step_stride = 0,
+                       .operations = {on(OperationKind::norm, run.first_unit)}});
     });
-    segments.append({.count = 1, .unit_stride = 0, .operations = {on(OperationKind::agree, 0)}});
+    segments.append({.count = 1, .unit_stride = 0, .step_stride = 0, .operations = {on(OperationKind::agree, 0)}});
     const bool gathers = optimizer_states_sharded(plan_) && !parameters_sharded(plan_);
     for_each_trainable_run([&](const LayoutRun& run, const UnitTraffic& traffic) {
       std::vector<Operation> operations{on(OperationKind::update, run.first_unit)};
@@ -109,11 +113,8 @@ class ProgramBuilder {
         gather.waits_for[0] = Dependency{OperationKind::update, Pass::none, run.first_unit};
         operations.push_back(gather);
       }
-      segments.append({.count = run.count, .unit_stride = 1, .operations = std::move(operations)});
+      segments.append({.count = run.count, .unit_stride = 1, .step_stride = 0, .operations = std::move(operations)});
     });
-    for (Segment& segment : program.segments) {
-      for (Operation& operation : segment.operations) operation.step = 0;
-    }
     return program;
   }
 
@@ -141,12 +142,11 @@ class ProgramBuilder {
     std::vector<Operation> operations;
     const std::uint64_t unit = schedule_.unit_of(step);
     const Pass pass = pass_of(step);
-    const bool forward_only = kind == ProgramKind::evaluate;
-    if (gathers_) append_gathers(operations, step, forward_only);
+    if (gathers_) append_gathers(operations, step);
     if (pass == Pass::backward && plan_.setup.recompute == Recompute::full) {
-      append_compute(operations, step, Pass::recompute);
+      append_compute(operations, step, Pass::recompute, kind);
     }
-    append_compute(operations, step, pass);
+    append_compute(operations, step, pass, kind);
     if (gathers_) {
       for (const Use& use : schedule_.uses_at(step)) operations.push_back(on(OperationKind::release, use.unit, step));
     }
@@ -154,9 +154,9 @@ class ProgramBuilder {
     return operations;
   }
 
-  void append_gathers(std::vector<Operation>& operations, std::uint64_t step, bool forward_only) const {
+  // In evaluate too: backward's first use is of the unit that forward used last, so that none is issued before it.
+  void append_gathers(std::vector<Operation>& operations, std::uint64_t step) const {
     for (const Use& use : schedule_.issued_at(step)) {
-      if (forward_only && use.step >= schedule_.units()) continue;
       Operation gather = on(OperationKind::gather, use.unit, use.step);
       gather.subject = Subject::parameter;
       gather.scope = Scope::shard_group;
@@ -169,22 +169,36 @@ class ProgramBuilder {
     }
   }
 
-  void append_compute(std::vector<Operation>& operations, std::uint64_t step, Pass pass) const {
+  bool writes_slot(std::uint64_t step) const {
+    const Uses uses = schedule_.uses_at(step);
+    return std::any_of(uses.begin(), uses.end(), [&](const Use& use) { return traffic_at(use.unit).gradient_slot; });
+  }
+
+  bool added_locally() const { return plan_.setup.accumulation > 1 && resolved_cadence(plan_.setup) == Cadence::step; }
+
+  // The last reduction that is issued at a backward step or before it: reductions finish in order. Frozen units have none.
+  std::optional<Dependency> last_reduction(std::uint64_t step) const {
+    const std::uint64_t unit = schedule_.unit_of(step);
+    for (std::size_t run = schedule_.run_of(unit); run < traffic_.size(); ++run) {
+      const LayoutRun& layout_run = plan_.layout.runs[run];
+      if (!traffic_[run].trainable || layout_run.count == 0) continue;
+      return Dependency{OperationKind::reduce, Pass::none, std::max(unit, layout_run.first_unit)};
+    }
+    return std::nullopt;
+  }
+
+  void append_compute(std::vector<Operation>& operations, std::uint64_t step, Pass pass, ProgramKind kind) const {
     Operation compute = on(OperationKind::compute, schedule_.unit_of(step), step);
     compute.pass = pass;
     std::size_t next = 0;
     // Gathers finish in the order they are issued: the step's last one stands for all of them.
     if (gathers_)
       compute.waits_for[next++] = Dependency{OperationKind::gather, Pass::none, schedule_.uses_at(step).back().unit};
-    if (pass == Pass::backward && traffic_at(compute.unit).gradient_slot) {
-      // Its gradient slot may still be read by the reduction before (two before, where reductions overlap).
-      const std::uint64_t back = overlapped_ ? 2 : 1;
-      if (step >= schedule_.units() + back) {
-        const std::uint64_t before = schedule_.unit_of(step - back);
-        if (traffic_at(before).trainable) {
-          compute.waits_for[next] = Dependency{OperationKind::reduce, Pass::none, before};
-        }
-      }
+    const bool reduces = kind == ProgramKind::last_micro_batch || !added_locally();
+    const std::uint64_t back = overlapped_ ? 2 : 1;
+    if (pass == Pass::backward && reduces && step >= schedule_.units() + back && writes_slot(step)) {
+      // The bytes it writes may still be read by the reduction before (two before, where reductions overlap).
+      compute.waits_for[next] = last_reduction(step - back);
     }
     operations.push_back(compute);
   }
@@ -202,9 +216,8 @@ class ProgramBuilder {
       operation.waits_for[0] = after;
       operations.push_back(operation);
     };
-    const bool added_locally = plan_.setup.accumulation > 1 && resolved_cadence(plan_.setup) == Cadence::step;
-    if (added_locally) append(OperationKind::accumulate, Scope::none, Bytes{}, computed);
-    if (added_locally && !last) return;
+    if (added_locally()) append(OperationKind::accumulate, Scope::none, Bytes{}, computed);
+    if (added_locally() && !last) return;
     append(OperationKind::reduce, Scope::shard_group, traffic.reduce_in_group, computed);
     const Dependency reduced{OperationKind::reduce, Pass::none, unit};
     if (plan_.layout.replicas > 1) {

@@ -82,6 +82,12 @@ std::uint64_t Schedule::first_gradient_step(std::uint64_t unit) const {
   return first;
 }
 
+bool Schedule::has_ties(std::uint64_t first, std::uint64_t end) const {
+  const auto inside = [&](std::uint64_t unit) { return first <= unit && unit < end; };
+  return std::any_of(ties_.begin(), ties_.end(),
+                     [&](const UnitTie& tie) { return inside(tie.unit) || inside(tie.owner); });
+}
+
 std::uint64_t Schedule::regular_steps(std::uint64_t step) const {
   // A step looks `prefetch` steps ahead for gathers and two back for reductions, and a break disturbs the gathers of
   // the `prefetch` steps behind it.

@@ -48,6 +48,9 @@ class Schedule {
   // The units that own tensors of others, each once, in order.
   const std::vector<std::uint64_t>& owners() const { return owners_; }
 
+  // Whether one of units [first, end) owns a tensor of another unit or uses one of another's.
+  bool has_ties(std::uint64_t first, std::uint64_t end) const;
+
   // How many steps from `step` on have the same pattern: 1 near starts of runs, the turn-around and ties.
   std::uint64_t regular_steps(std::uint64_t step) const;
 

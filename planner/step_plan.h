@@ -146,7 +146,8 @@ std::uint64_t unit_of_step(const StepPlan& plan, std::uint64_t step);
 // Where a unit's resident buffer is; nothing if the plan has none of that role for it.
 std::optional<ByteRange> resident_range(const StepPlan& plan, BufferRole role, std::uint64_t unit,
                                         std::size_t buffer = 0);
-// Where the slot is that holds `unit`'s buffers of that role at `step`; nothing if the plan has none.
+// Where the slot is that holds `unit`'s buffers of that role at `step`; nothing if the plan has none. A contribution's and
+// a partial's `step` is the unit's own backward.
 std::optional<ByteRange> slot_range(const StepPlan& plan, BufferRole role, std::uint64_t step, std::uint64_t unit);
 // Where flat buffer `buffer` is inside such a slot.
 ByteRange buffer_in_slot(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer);

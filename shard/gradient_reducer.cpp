@@ -63,6 +63,12 @@ void GradientReducer::prepare(std::uint64_t unit) {
   }
 }
 
+void GradientReducer::prepare_reduction(std::uint64_t unit) {
+  if (slot_bytes(plan_, BufferRole::partial, run_index_of_unit(plan_.layout, unit)) == Bytes{}) return;
+  const std::uint64_t step = backward_step(plan_, unit);
+  memory_.acquire(BufferRole::partial, step, unit, gradient_slot_end(plan_, BufferRole::partial, step));
+}
+
 // Cadence step: contributions are added up on this rank; the last sum is the contribution that is reduced.
 void GradientReducer::accumulate(std::uint64_t unit, MicroBatch micro_batch) {
   for (std::size_t i = 0; i < buffers_of(unit); ++i) {
@@ -85,10 +91,6 @@ void GradientReducer::accumulate(std::uint64_t unit, MicroBatch micro_batch) {
 }
 
 void GradientReducer::reduce(const Operation& operation, MicroBatch micro_batch) {
-  if (operation.scope == Scope::shard_group && plan_.layout.replicas > 1) {
-    memory_.acquire(BufferRole::partial, operation.step, operation.unit,
-                    gradient_slot_end(plan_, BufferRole::partial, operation.step));
-  }
   for (std::size_t i = 0; i < buffers_of(operation.unit); ++i) {
     if (!plan_of(operation.unit, i).trainable) continue;
     if (operation.scope == Scope::replicas) {

@@ -20,6 +20,8 @@ class GradientReducer {
   ArenaPlace contribution(std::uint64_t unit, std::size_t buffer) const;
   // Hands the contribution slot out, if the unit has one, and zeroes all of the unit's contributions.
   void prepare(std::uint64_t unit);
+  // Hands out what the reduction of a unit needs besides, before that unit's own backward.
+  void prepare_reduction(std::uint64_t unit);
 
   // Which micro-batch of its step this is: the first stores into accumulators, later ones add; after the last one the
   // gradient is complete.

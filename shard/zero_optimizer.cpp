@@ -271,6 +271,7 @@ void ZeroOptimizer::prepare_gradients(std::uint64_t unit) {
     if (tensor.tied) prepare(tensor.unit);
   }
   prepare(unit);
+  reducer_.prepare_reduction(unit);
 }
 
 UnitViews ZeroOptimizer::make_views(std::uint64_t unit, bool with_gradients) {
