@@ -56,9 +56,9 @@ constexpr std::int64_t signed_difference(Bytes a, Bytes b) {
 std::string in_gb(Bytes bytes);
 std::string in_gib(Bytes bytes);
 
-// Reads "80GiB", "80 GB", "1.5TiB", "512MB" or "1024" (bytes); parts of a byte are cut off. Throws ConfigError on anything
-// else, "80Gi", "80G" and "-1GB" included: a size always says whether it counts in thousands or in 1024s. So is one that
-// does not fit into 64 bits.
+// Reads "80GiB", "80 GB", "1.5TiB", "512MB" or "1024" (bytes); parts of a byte are cut off. Throws ConfigError on
+// anything else, "80Gi", "80G" and "-1GB" included: a size always says whether it counts in thousands or in 1024s. So
+// does one that does not fit into 64 bits.
 Bytes parse_bytes(const std::string& text);
 
 inline namespace literals {

@@ -10,8 +10,6 @@
 namespace shardplan {
 namespace {
 
-constexpr std::uint64_t kPhases = 4;
-constexpr std::uint64_t kControlRecordBytes = 64;
 // Staged reductions work on pieces of a shard, so that one staging buffer of about this size serves every unit.
 constexpr Bytes kStagingLimit = 64_MiB;
 
@@ -155,7 +153,7 @@ class ArenaBuilder {
     }
     place_array({.role = BufferRole::control,
                  .dtype = DType::u8,
-                 .elements = checked_multiply(kControlRecordBytes, plan_.setup.world_size)},
+                 .elements = (plan_.setup.world_size * kControlRecord).count()},
                 kind, true);
     const Bytes staging = staging_bytes(plan_);
     if (staging > Bytes{}) {
@@ -168,8 +166,8 @@ class ArenaBuilder {
     if (slot.bytes > Bytes{}) plan_.device.slots.push_back(slot);
   }
 
-  // Calls visit(first step, steps) for pieces of a run's steps, forward or backward, in which rings are full all the time:
-  // the whole run, or around ties inside a run what Schedule calls regular.
+  // Calls visit(first step, steps) for pieces of a run's steps, forward or backward, in which rings are full all the
+  // time: the whole run, or around ties inside a run what Schedule calls regular.
   template <typename Visitor>
   void for_each_piece(std::size_t run, bool backward, Visitor&& visit) const {
     const LayoutRun& layout_run = plan_.layout.runs[run];
@@ -278,7 +276,7 @@ Bytes slot_bytes(const StepPlan& plan, BufferRole role, std::size_t run) {
 
 bool reduction_reads_slot(const StepPlan& plan, std::size_t run) {
   if (plan.setup.accumulation == 1 || resolved_cadence(plan.setup) == Cadence::micro_batch) return true;
-  // Cadence step: the sum lies in the resident gradient where that is the accumulator, else it is rounded into the slot.
+  // Cadence step: the sum lies in the resident gradient where that is the accumulator; else it is rounded into the slot.
   for (const BufferPlan& buffer : plan.buffers[run]) {
     if (!buffer.trainable || buffer.contribution_in_gradient) continue;
     if (buffer.policy.gradient_accumulator != buffer.policy.gradient) return true;

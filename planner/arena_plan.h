@@ -1,4 +1,5 @@
-// The device arena of a step plan, and what the runtime needs to know of it beyond offsets: arrays (resident), slots (for a part of the step), their offsets and the peak.
+// The device arena of a step plan: arrays (resident), slots (for a part of the step), their offsets and the peak. And
+// what the runtime needs to know of it beyond offsets.
 #pragma once
 
 #include "planner/schedule.h"

@@ -146,17 +146,22 @@ std::vector<UnitTie> unit_ties(const Catalog& catalog) {
       }
       for (std::uint64_t k = 0; k < run.count; ++k) {
         const UnitTie tie{first_unit + k, owner->unit};
-        if (tie.unit != tie.owner && std::find(ties.begin(), ties.end(), tie) == ties.end()) ties.push_back(tie);
+        if (tie.unit != tie.owner) ties.push_back(tie);
       }
     }
     first_unit += run.count;
   }
   std::sort(ties.begin(), ties.end(),
             [](const UnitTie& a, const UnitTie& b) { return a.unit != b.unit ? a.unit < b.unit : a.owner < b.owner; });
+  ties.erase(std::unique(ties.begin(), ties.end()), ties.end());
   return ties;
 }
 
 std::uint64_t freeze(Catalog& catalog, std::string_view glob) {
+  constexpr std::uint64_t kMostUnits = 1'000'000;
+  if (unit_count(catalog) > kMostUnits) {
+    throw ConfigError(catalog.name, "", fmt::format("has more than {} units: too many to freeze by name", kMostUnits));
+  }
   std::uint64_t matched = 0;
   std::vector<UnitRun> runs;
   for (const UnitRun& run : catalog.runs) {
@@ -166,6 +171,11 @@ std::uint64_t freeze(Catalog& catalog, std::string_view glob) {
       unit.count = 1;
       for (Tensor& tensor : unit.tensors) {
         if (!glob_matches(glob, tensor_name(unit, 0, tensor))) continue;
+        if (!tensor.tied_to.empty() && !glob_matches(glob, tensor.tied_to)) {
+          throw ConfigError(
+              catalog.name, tensor_name(unit, 0, tensor),
+              fmt::format("is tied to '{0}', one parameter with two names: freeze '{0}' too", tensor.tied_to));
+        }
         tensor.trainable = false;
         ++matched;
       }

@@ -102,8 +102,9 @@ struct UnitTie {
 };
 std::vector<UnitTie> unit_ties(const Catalog& catalog);
 
-// Freezes every tensor whose whole name matches the glob (* any run of characters, ? one). Splits runs where units
-// come to differ. Returns how many tensors matched.
+// Freezes every tensor whose whole name matches the glob (base/glob.h). Splits runs where units come to differ. Returns
+// how many tensors matched. Throws ConfigError for a tied tensor whose owner does not match too, and for more than a
+// million units.
 std::uint64_t freeze(Catalog& catalog, std::string_view glob);
 
 // Builds a catalog from tensors with whole names in order: consecutive tensors of one unit are grouped, and

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 
 #include "base/text.h"
 
@@ -165,15 +164,29 @@ std::vector<Explanation> explain_paper(const Catalog& catalog, const Setup& setu
   state(optimizer.first_moment, "first moment", policy.first_moment);
   state(optimizer.second_moment, "second moment", policy.second_moment);
   state(setup.ema, "moving average", DType::f32);
-  return {
-      line("parameters", device.parameters, placements.parameter,
-           fmt::format("{} B ({})", bits(policy.parameter) / 8, name(policy.parameter)), parameter_elements(catalog)),
-      line("gradients", device.gradients, placements.gradient,
-           fmt::format("{} B ({})", bits(policy.gradient) / 8, name(policy.gradient)), trainable_elements(catalog)),
-      line("optimizer states", device.optimizer_states, placements.optimizer_state,
-           states.empty() ? "0 B (no state)" : fmt::format("({})", states), trainable_elements(catalog)),
-      {"model states", device.model_states(), "parameters + gradients + optimizer states", "the lines above",
-       "ZeRO, arXiv 1910.02054, table 1"}};
+  const auto per_parameter = [&](DType dtype) { return fmt::format("{} B ({})", bits(dtype) / 8, name(dtype)); };
+  const Bytes accumulator = paper_accumulator(catalog, setup);
+  std::vector<Explanation> lines{line("parameters", device.parameters, placements.parameter,
+                                      per_parameter(policy.parameter), parameter_elements(catalog)),
+                                 line("gradients", device.gradients - accumulator, placements.gradient,
+                                      per_parameter(policy.gradient), trainable_elements(catalog))};
+  if (accumulator > Bytes{}) {
+    const bool split = resolved_cadence(setup) == Cadence::micro_batch;
+    lines.push_back(line("gradients: accumulator", accumulator, split ? Placement::sharded : Placement::replicated,
+                         per_parameter(policy.gradient_accumulator), trainable_elements(catalog)));
+  }
+  lines.push_back(line("optimizer states", device.optimizer_states, placements.optimizer_state,
+                       states.empty() ? "0 B (no state)" : fmt::format("({})", states), trainable_elements(catalog)));
+  lines.push_back({"model states", device.model_states(), "the lines above", "parameters, gradients, optimizer states",
+                   "ZeRO, arXiv 1910.02054, table 1"});
+  const auto fixed = [](const Tensor& tensor) { return tensor.dtype.has_value(); };
+  const bool some_fixed = std::any_of(catalog.runs.begin(), catalog.runs.end(), [&](const UnitRun& run) {
+    return std::any_of(run.tensors.begin(), run.tensors.end(), fixed);
+  });
+  for (Explanation& explanation : lines) {
+    if (some_fixed) explanation.formula += "; tensors whose dtype the model fixes count in theirs";
+  }
+  return lines;
 }
 
 std::vector<Explanation> explain_traffic(const Catalog& catalog, const Setup& setup, const Report& report) {

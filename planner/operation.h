@@ -1,4 +1,9 @@
 // Operations and programs: the ordered part of a step plan.
+//
+// How they are executed. Two streams, each in the program's order: computation (compute, accumulate, norm, update,
+// cast) and communication (gather, reduce, agree). What an operation waits for on the other stream stands in
+// `waits_for`; on its own, the order is enough. A program begins when the one before it has finished on both. Where
+// everything runs in line, as on the CPU, the order of the list is all there is.
 #pragma once
 
 #include <array>

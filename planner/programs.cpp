@@ -100,7 +100,10 @@ class ProgramBuilder {
                        .step_stride = 0,
                        .operations = {on(OperationKind::norm, run.first_unit)}});
     });
-    segments.append({.count = 1, .unit_stride = 0, .step_stride = 0, .operations = {on(OperationKind::agree, 0)}});
+    Operation agree = on(OperationKind::agree, 0);
+    if (const auto last = last_trainable_unit())
+      agree.waits_for[0] = Dependency{OperationKind::norm, Pass::none, *last};
+    segments.append({.count = 1, .unit_stride = 0, .step_stride = 0, .operations = {agree}});
     const bool gathers = optimizer_states_sharded(plan_) && !parameters_sharded(plan_);
     for_each_trainable_run([&](const LayoutRun& run, const UnitTraffic& traffic) {
       std::vector<Operation> operations{on(OperationKind::update, run.first_unit)};
@@ -132,6 +135,12 @@ class ProgramBuilder {
     for (std::size_t run = 0; run < plan_.layout.runs.size(); ++run) {
       if (traffic_[run].trainable && plan_.layout.runs[run].count > 0) visit(plan_.layout.runs[run], traffic_[run]);
     }
+  }
+
+  std::optional<std::uint64_t> last_trainable_unit() const {
+    std::optional<std::uint64_t> last;
+    for_each_trainable_run([&](const LayoutRun& run, const UnitTraffic&) { last = run.first_unit + run.count - 1; });
+    return last;
   }
 
   Pass pass_of(std::uint64_t step) const { return step < schedule_.units() ? Pass::forward : Pass::backward; }
@@ -176,7 +185,8 @@ class ProgramBuilder {
 
   bool added_locally() const { return plan_.setup.accumulation > 1 && resolved_cadence(plan_.setup) == Cadence::step; }
 
-  // The last reduction that is issued at a backward step or before it: reductions finish in order. Frozen units have none.
+  // The last reduction that is issued at a backward step or before it: reductions finish in order. Frozen units have
+  // none.
   std::optional<Dependency> last_reduction(std::uint64_t step) const {
     const std::uint64_t unit = schedule_.unit_of(step);
     for (std::size_t run = schedule_.run_of(unit); run < traffic_.size(); ++run) {
@@ -218,7 +228,8 @@ class ProgramBuilder {
     };
     if (added_locally()) append(OperationKind::accumulate, Scope::none, Bytes{}, computed);
     if (added_locally() && !last) return;
-    append(OperationKind::reduce, Scope::shard_group, traffic.reduce_in_group, computed);
+    const Dependency summed{OperationKind::accumulate, Pass::none, unit};
+    append(OperationKind::reduce, Scope::shard_group, traffic.reduce_in_group, added_locally() ? summed : computed);
     const Dependency reduced{OperationKind::reduce, Pass::none, unit};
     if (plan_.layout.replicas > 1) {
       append(OperationKind::reduce, Scope::replicas, traffic.reduce_among_replicas, reduced);

@@ -90,6 +90,13 @@ Traffic textbook_traffic(const Catalog& catalog, const Setup& setup) {
   if (setup.stage == 0) traffic.gather_gradients = moved(states.gradients, 1);
   if (setup.stage == 1 || setup.stage == 2) traffic.gather_parameters = moved(states.trainable_parameters, 1);
   if (setup.stage == 3) traffic.gather_parameters = moved(states.parameters, 2 * setup.accumulation);
+  if (setup.replicate > 1) {
+    // An all-reduce of the shard's fp32 sums among R replicas: 2 x 4 psi/N (R-1)/R.
+    const std::uint64_t replicas = setup.replicate;
+    const Bytes shard = split(bytes_for(DType::f32, trainable_elements(catalog)), shards);
+    traffic.reduce_among_replicas =
+        (each_micro_batch ? setup.accumulation : 1) * split(2 * shard * (replicas - 1), replicas);
+  }
   traffic.textbook = traffic.total();
   return traffic;
 }
@@ -111,7 +118,7 @@ Bytes least_device_bytes(const RankReport& rank) {
 }
 
 std::string moment_name(const Catalog& catalog, const StepPlan& plan, std::uint64_t moment) {
-  const std::uint64_t step = moment / 4;
+  const std::uint64_t step = moment / kPhases;
   const std::uint64_t unit = unit_of_step(plan, step);
   const UnitPlace place = place_of_unit(catalog, unit);
   return fmt::format("{} of {}", step < plan.layout.units ? "forward" : "backward",
@@ -172,9 +179,14 @@ Report report_shardplan(const Catalog& catalog, const StepPlan& plan) {
   add(report.traffic, program(ProgramKind::train_micro_batch), plan.setup.accumulation - 1);
   add(report.traffic, program(ProgramKind::last_micro_batch), 1);
   add(report.traffic, program(ProgramKind::update), 1);
-  report.traffic.control = (plan.setup.world_size - 1) * 64_B;
+  report.traffic.control = (plan.setup.world_size - 1) * kControlRecord;
   report.traffic.textbook = textbook_traffic(catalog, plan.setup).textbook;
   return report;
+}
+
+Bytes paper_accumulator(const Catalog& catalog, const Setup& setup) {
+  const Bytes whole = whole_states(catalog, setup).accumulators;
+  return resolved_cadence(setup) == Cadence::micro_batch ? split(whole, shard_count(setup)) : whole;
 }
 
 Report report_paper(const Catalog& catalog, const Setup& setup) {
@@ -188,9 +200,7 @@ Report report_paper(const Catalog& catalog, const Setup& setup) {
   RankReport rank;
   rank.count = setup.world_size;
   rank.device.parameters = held(states.parameters, placements.parameter);
-  const bool small_accumulator = resolved_cadence(setup) == Cadence::micro_batch;
-  rank.device.gradients = held(states.gradients, placements.gradient) +
-                          held(states.accumulators, small_accumulator ? Placement::sharded : Placement::replicated);
+  rank.device.gradients = held(states.gradients, placements.gradient) + paper_accumulator(catalog, setup);
   rank.device.optimizer_states = held(states.optimizer_states, placements.optimizer_state);
   rank.device.allocated_after_step = rank.device.model_states();
   report.ranks.push_back(rank);

@@ -103,6 +103,8 @@ struct Report {
 Report report_shardplan(const Catalog& catalog, const StepPlan& plan);
 
 Report report_paper(const Catalog& catalog, const Setup& setup);
+// The part of engine paper's gradients that is the accumulator of micro-batches (A > 1).
+Bytes paper_accumulator(const Catalog& catalog, const Setup& setup);
 
 // What is known to be needed on the device: the arena, or the model states where there is none.
 Bytes least_device_bytes(const RankReport& rank);

@@ -12,15 +12,12 @@ Schedule::Schedule(std::vector<std::uint64_t> run_starts, const std::vector<Unit
     breaks_.push_back(2 * units_ - unit);
   }
   for (const UnitTie& tie : ties_) {
-    owners_.push_back(tie.owner);
     for (const std::uint64_t unit : {tie.unit, tie.owner}) {
       breaks_.insert(breaks_.end(), {unit, unit + 1, backward_of(unit), backward_of(unit) + 1});
     }
   }
-  for (std::vector<std::uint64_t>* sorted : {&breaks_, &owners_}) {
-    std::sort(sorted->begin(), sorted->end());
-    sorted->erase(std::unique(sorted->begin(), sorted->end()), sorted->end());
-  }
+  std::sort(breaks_.begin(), breaks_.end());
+  breaks_.erase(std::unique(breaks_.begin(), breaks_.end()), breaks_.end());
 }
 
 std::size_t Schedule::run_of(std::uint64_t unit) const {

@@ -45,8 +45,6 @@ class Schedule {
 
   // The backward step at which a unit's gradient is first written: its own, or that of the last unit tied to it.
   std::uint64_t first_gradient_step(std::uint64_t unit) const;
-  // The units that own tensors of others, each once, in order.
-  const std::vector<std::uint64_t>& owners() const { return owners_; }
 
   // Whether one of units [first, end) owns a tensor of another unit or uses one of another's.
   bool has_ties(std::uint64_t first, std::uint64_t end) const;
@@ -59,7 +57,6 @@ class Schedule {
 
   std::vector<std::uint64_t> run_starts_;
   std::vector<UnitTie> ties_;
-  std::vector<std::uint64_t> owners_;
   std::vector<std::uint64_t> breaks_;  // steps at which the pattern can change, sorted
   std::uint64_t units_;
   std::uint64_t prefetch_;

@@ -23,9 +23,6 @@ Placements placements_of_stage(int stage) {
   }
 }
 
-std::string_view name(Placement placement) {
-  return placement == Placement::sharded ? "sharded" : "replicated";
-}
 std::string_view name(Transport transport) {
   return transport == Transport::staged ? "staged" : "direct";
 }
@@ -63,8 +60,19 @@ void validate(const Setup& setup) {
   placements_of_stage(setup.stage);
   require(setup.accumulation > 0, "--grad-accum", "0 is no number of micro-batches: expected 1 or more");
   require(setup.prefetch <= 64, "--prefetch", fmt::format("{} units ahead is more than 64", setup.prefetch));
-  require(setup.stage < 2 || resolved_cadence(setup) == Cadence::micro_batch, "--cadence",
+  require(setup.stage < 2 || shard_count(setup) == 1 || resolved_cadence(setup) == Cadence::micro_batch, "--cadence",
           fmt::format("stage {} shards gradients, so it reduces every micro-batch: expected micro_batch", setup.stage));
+  const auto require_float = [&](DType dtype, const char* flag) {
+    require(is_trainable_dtype(dtype), flag,
+            fmt::format("{} cannot be trained in: expected fp32, bf16, fp16 or fp64", name(dtype)));
+  };
+  require_float(setup.policy.parameter, "--param-dtype");
+  require_float(setup.policy.gradient, "--grad-dtype");
+  require_float(setup.policy.gradient_accumulator, "--grad-accum-dtype");
+  require_float(setup.policy.first_moment, "--moment-dtype");
+  require_float(setup.policy.second_moment, "--moment-dtype");
+  require_float(setup.policy.wire, "--wire-dtype");
+  if (setup.policy.master) require_float(*setup.policy.master, "--master-dtype");
   const std::uint64_t group = resolved_reduction_group(setup);
   require(group > 0 && setup.world_size % group == 0, "--reduction-group",
           fmt::format("{} does not divide the {} ranks of the data axis", group, setup.world_size));

@@ -35,7 +35,6 @@ enum class Cadence : std::uint8_t { micro_batch, step };
 // none: activations stay. full: each unit's forward runs again before its backward.
 enum class Recompute : std::uint8_t { none, full };
 
-std::string_view name(Placement placement);
 std::string_view name(Transport transport);
 std::string_view name(Reduction reduction);
 std::string_view name(Cadence cadence);

@@ -48,7 +48,22 @@ class PlanDigest {
         resolved_cadence(setup), setup.recompute, setup.transport, setup.reduction, resolved_reduction_group(setup));
   }
 
+  // Names, shapes and ties: models of equal sizes are not equal.
+  void add_catalog(const Catalog& catalog) {
+    for (const UnitRun& run : catalog.runs) {
+      add_text(run.name);
+      add(run.numbered, run.first_number, run.count, run.tensors.size());
+      for (const Tensor& tensor : run.tensors) {
+        add_text(tensor.name);
+        add_text(tensor.tied_to);
+        add(tensor.shape.size());
+        for (const std::uint64_t dim : tensor.shape) add(dim);
+      }
+    }
+  }
+
   void add_layout(const StepPlan& plan) {
+    add(plan.layout.runs.size(), plan.ties.size());
     for (std::size_t r = 0; r < plan.layout.runs.size(); ++r) {
       const LayoutRun& run = plan.layout.runs[r];
       add(run.count, run.unit.buffers.size());
@@ -57,7 +72,7 @@ class PlanDigest {
         const Policy& policy = plan.buffers[r][i].policy;
         add(buffer.trainable, buffer.padded_elements, buffer.granule, policy.compute, policy.parameter, policy.gradient,
             policy.gradient_accumulator, policy.master ? static_cast<int>(*policy.master) : -1, policy.first_moment,
-            policy.second_moment, policy.wire);
+            policy.second_moment, policy.wire, buffer.tensors.size());
         for (const TensorSlot& tensor : buffer.tensors) add(tensor.tensor, tensor.range.begin, tensor.range.end);
       }
     }
@@ -65,7 +80,7 @@ class PlanDigest {
   }
 
   void add_arena(const ArenaPlan& arena) {
-    add(arena.bytes.count(), arena.live_peak.count());
+    add(arena.bytes.count(), arena.live_peak.count(), arena.arrays.size(), arena.slots.size());
     for (const Array& array : arena.arrays) add(array.role, array.offset.count(), array.stride.count());
     for (const Slot& slot : arena.slots) add(slot.role, slot.offset.count(), slot.begin, slot.end);
   }
@@ -73,15 +88,24 @@ class PlanDigest {
   void add_program(const Program& program) {
     add(program.segments.size());
     for (const Segment& segment : program.segments) {
-      add(segment.count, segment.unit_stride, segment.operations.size());
+      add(segment.count, segment.unit_stride, segment.step_stride, segment.operations.size());
       for (const Operation& operation : segment.operations) {
         add(operation.kind, operation.pass, operation.subject, operation.scope, operation.unit, operation.step,
             operation.sent.count());
+        for (const auto& dependency : operation.waits_for) {
+          add(dependency.has_value());
+          if (dependency) add(dependency->kind, dependency->pass, dependency->unit);
+        }
       }
     }
   }
 
  private:
+  void add_text(std::string_view text) {
+    const XXH128_hash_t hash = XXH3_128bits(text.data(), text.size());
+    add(hash.high64, hash.low64);
+  }
+
   template <typename... Values>
   void add(Values... values) {
     (words_.push_back(static_cast<std::uint64_t>(values)), ...);
@@ -152,6 +176,7 @@ StepPlan make_step_plan(const Catalog& catalog, const Setup& setup) {
 
   PlanDigest digest;
   digest.add_setup(setup);
+  digest.add_catalog(catalog);
   digest.add_layout(plan);
   digest.add_arena(plan.device);
   for (const Program& program : plan.programs) digest.add_program(program);
@@ -169,10 +194,6 @@ bool gradients_sharded(const StepPlan& plan) {
 
 bool optimizer_states_sharded(const StepPlan& plan) {
   return plan.layout.shards > 1 && placements_of_stage(plan.setup.stage).optimizer_state == Placement::sharded;
-}
-
-std::uint64_t forward_step(const StepPlan&, std::uint64_t unit) {
-  return unit;
 }
 
 std::uint64_t backward_step(const StepPlan& plan, std::uint64_t unit) {

@@ -29,6 +29,9 @@
 
 namespace shardplan {
 
+inline constexpr std::uint64_t kPhases = 4;
+inline constexpr Bytes kControlRecord{64};  // what each rank says in `agree`
+
 // What a buffer is for. The comment names its length per (unit, flat buffer): padded = the whole flat buffer,
 // shard = padded / shards.
 enum class BufferRole : std::uint8_t {
@@ -39,7 +42,7 @@ enum class BufferRole : std::uint8_t {
   first_moment,
   second_moment,
   ema,
-  control,             // resident: one 64-byte record per rank, for `agree`
+  control,             // resident: one kControlRecord per rank, for `agree`
   staging,             // resident, transport staged only: the contributions of the other ranks to a piece of a shard
   gathered_parameter,  // a slot: padded
   contribution,        // a slot: padded, in the wire dtype; what the client writes gradients into
@@ -127,7 +130,7 @@ struct StepPlan {
   std::vector<UnitTie> ties;
   ArenaPlan device;
   std::array<Program, kPrograms> programs;  // indexed by ProgramKind
-  std::string hash;                         // XXH3-128 of all of the above, 32 hex digits
+  std::string hash;                         // XXH3-128 of the catalog and of all of the above, 32 hex digits
   bool operator==(const StepPlan&) const = default;
 };
 
@@ -139,15 +142,14 @@ bool parameters_sharded(const StepPlan& plan);
 bool gradients_sharded(const StepPlan& plan);
 bool optimizer_states_sharded(const StepPlan& plan);
 
-std::uint64_t forward_step(const StepPlan& plan, std::uint64_t unit);
 std::uint64_t backward_step(const StepPlan& plan, std::uint64_t unit);
 std::uint64_t unit_of_step(const StepPlan& plan, std::uint64_t step);
 
 // Where a unit's resident buffer is; nothing if the plan has none of that role for it.
 std::optional<ByteRange> resident_range(const StepPlan& plan, BufferRole role, std::uint64_t unit,
                                         std::size_t buffer = 0);
-// Where the slot is that holds `unit`'s buffers of that role at `step`; nothing if the plan has none. A contribution's and
-// a partial's `step` is the unit's own backward.
+// Where the slot is that holds `unit`'s buffers of that role at `step`; nothing if the plan has none. A contribution's
+// and a partial's `step` is the unit's own backward.
 std::optional<ByteRange> slot_range(const StepPlan& plan, BufferRole role, std::uint64_t step, std::uint64_t unit);
 // Where flat buffer `buffer` is inside such a slot.
 ByteRange buffer_in_slot(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer);

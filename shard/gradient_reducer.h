@@ -1,5 +1,5 @@
-// The way of a gradient (docs/numerics.md): contribution in the wire dtype -> fp32 sum in tree order -> times 1/(N A) ->
-// added to the accumulator -> rounded once to the gradient dtype. Carries out the plan's accumulate and reduce.
+// The way of a gradient (docs/numerics.md): contribution in the wire dtype -> fp32 sum in tree order -> times 1/(N A)
+// -> added to the accumulator -> rounded once to the gradient dtype. Carries out the plan's accumulate and reduce.
 #pragma once
 
 #include <cstdint>

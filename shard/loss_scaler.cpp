@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/error.h"
 
@@ -50,7 +51,7 @@ void LossScaler::update(bool finite) {
   clean_steps_ = 0;
   hysteresis_left_ = scaling_.hysteresis;
   const double grown = scale_ * scaling_.growth;
-  if (std::isfinite(grown)) scale_ = grown;
+  if (grown <= std::numeric_limits<float>::max()) scale_ = grown;  // losses are multiplied in fp32
 }
 
 void LossScaler::restore(double scale, std::uint64_t clean_steps, std::uint64_t hysteresis_left) {

@@ -1,8 +1,8 @@
 // The loss scale: what the client multiplies its loss by, so that small fp16 gradients do not vanish.
 //
-// A step's gradients are unscaled with the scale that its loss was multiplied by; the scale changes afterwards, by one of
-// the field's three rules. A value: comparable, copyable, without a clock; the same on every rank, since all ranks agree
-// on whether a step was finite.
+// A step's gradients are unscaled with the scale that its loss was multiplied by; the scale changes afterwards, by one
+// of the field's three rules. A value, without a clock; the same on every rank, since all ranks agree on whether a step
+// was finite.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace shardplan {
 enum class LossScaleRule : std::uint8_t {
   constant,  // never changes
   torch,     // torch.amp.GradScaler: halve after a skipped step, double after `window` clean ones
-  deepspeed,  // DeepSpeed's DynamicLossScaler: halve only once `hysteresis` is used up; it is restored when the scale grows
-  megatron,  // Megatron-LM's DynamicGradScaler: like deepspeed's, and clean windows restore the hysteresis
+  deepspeed,  // DeepSpeed's DynamicLossScaler: halve only once `hysteresis` is used up; a clean window restores it
+  megatron,   // Megatron-LM's DynamicGradScaler: the same, from 2^32 on
 };
 
 struct LossScaling {

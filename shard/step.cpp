@@ -15,7 +15,7 @@ namespace {
 
 // What each rank says before the commit: its shard's sums of squares. 64 bytes, as the plan's control buffer has it.
 using Record = std::array<double, 8>;
-static_assert(sizeof(Record) == 64 && kMostGroups + 1 <= 8);
+static_assert(sizeof(Record) == kControlRecord.count() && kMostGroups + 1 <= 8);
 
 double clip_factor(double norm, double limit) {
   return limit > 0 ? std::min(1.0, limit / (norm + 1e-6)) : 1.0;  // torch.nn.utils.clip_grad_norm_
@@ -119,7 +119,7 @@ StepReport ZeroOptimizer::roll_forward() {
       update(operation.unit);
     } else {
       const auto timer = meter_.communication();
-      gather(operation);
+      gather(operation, commit.done_in_unit);
       meter_.add_sent(operation.sent);
     }
     commit.next.advance();

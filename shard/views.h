@@ -16,9 +16,9 @@ struct TensorView {
   std::uint64_t elements = 0;
 };
 
-// Parameters are read-only by contract. Gradients are the unit's contribution in the wire dtype: in `enter(unit, backward)`
-// they are zero (or, for a tied tensor, hold what later units have added), and the client adds to them. A frozen tensor's
-// gradient view is empty. A tied tensor's views are its owner's.
+// Parameters are read-only by contract. Gradients are the unit's contribution in the wire dtype: after
+// `enter(unit, backward)` they are zero (or, for a tied tensor, hold what later units have added), and the client adds
+// to them. A frozen tensor's gradient view is empty. A tied tensor's views are its owner's.
 struct UnitViews {
   std::span<const TensorView> parameters;
   std::span<const TensorView> gradients;

@@ -16,8 +16,27 @@ namespace {
 
 constexpr std::size_t kInitialChunk = 1 << 16;  // elements asked of the client at once
 
+// What the kernels can do: fp32, bf16 and fp16, with masters in fp32.
+void check_dtypes(const StepPlan& plan) {
+  const auto computable = [](DType dtype) {
+    return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16;
+  };
+  for (const auto& run : plan.buffers) {
+    for (const BufferPlan& buffer : run) {
+      const Policy& policy = buffer.policy;
+      const bool known = computable(policy.parameter) && computable(policy.gradient) && computable(policy.wire) &&
+                         computable(policy.gradient_accumulator) && computable(policy.first_moment) &&
+                         computable(policy.second_moment) && policy.master.value_or(DType::f32) == DType::f32;
+      if (known || !buffer.trainable) continue;
+      throw ConfigError("plan", policy.name,
+                        "can be planned, not trained: expected fp32, bf16 or fp16, masters in fp32");
+    }
+  }
+}
+
 // Ranks of one plan, and the same one: before anything is allocated.
 const Communicators& checked(const Communicators& communicators, const StepPlan& plan) {
+  check_dtypes(plan);
   const auto size = [](const Communicator* communicator) {
     return communicator == nullptr ? 0 : static_cast<std::uint64_t>(communicator->size());
   };
@@ -141,7 +160,7 @@ UnitViews ZeroOptimizer::enter(std::uint64_t unit, Pass pass) {
   SHARDPLAN_CHECK(!entered_,
                   fmt::format("enter({} {}) inside of {}: expected leave()", name(pass), unit, describe(*entered_)));
   try {
-    if (!cursor_.done()) memory_.release_ended(4 * step_of_next_compute());
+    if (!cursor_.done()) memory_.release_ended(kPhases * step_of_next_compute());
     while (!cursor_.done() && cursor_.operation().kind != OperationKind::compute) {
       execute(cursor_.operation());
       cursor_.advance();
@@ -207,9 +226,11 @@ void ZeroOptimizer::execute(const Operation& operation) {
   const GradientReducer::MicroBatch micro_batch{.first = micro_batches_ == 1,
                                                 .last = program_ == ProgramKind::last_micro_batch};
   switch (operation.kind) {
-    case OperationKind::gather:
-      gather(operation);
+    case OperationKind::gather: {
+      std::size_t done = 0;
+      gather(operation, done);
       break;
+    }
     case OperationKind::release:
       memory_.release(BufferRole::gathered_parameter, operation.unit);
       break;
@@ -227,13 +248,14 @@ void ZeroOptimizer::execute(const Operation& operation) {
 }
 
 // Into a slot (stage 3), into the resident parameters (after an update), or of the reduced gradient (stage 0).
-void ZeroOptimizer::gather(const Operation& operation) {
+void ZeroOptimizer::gather(const Operation& operation, std::size_t& done) {
   const std::uint64_t unit = operation.unit;
   const std::size_t run = run_index_of_unit(plan_.layout, unit);
   const bool of_gradient = operation.subject == Subject::gradient;
   const bool into_slot = !of_gradient && parameters_sharded(plan_);
   if (into_slot) memory_.acquire(BufferRole::gathered_parameter, operation.step, unit, UINT64_MAX);
-  for (std::size_t i = 0; i < plan_.layout.runs[run].unit.buffers.size(); ++i) {
+  for (; done < plan_.layout.runs[run].unit.buffers.size(); ++done) {
+    const std::size_t i = done;
     const BufferLayout& layout = plan_.layout.runs[run].unit.buffers[i];
     const BufferPlan& buffer = plan_.buffers[run][i];
     if (!into_slot && !buffer.trainable) continue;

@@ -11,19 +11,19 @@
 //     StepReport report = optimizer.step();
 //   }
 //
-// Losses are means over a rank's micro-batch, multiplied by loss_scale(); gradients are averaged over ranks and the plan's
-// A micro-batches (a step with fewer micro-batches still divides by A). The backward of a unit adds to its gradient views;
-// a unit that is left without adding contributes zeros.
+// Losses are means over a rank's micro-batch, multiplied by loss_scale(); gradients are averaged over ranks and the
+// plan's A micro-batches (a step with fewer micro-batches still divides by A). The backward of a unit adds to its
+// gradient views; a unit that is left without adding contributes zeros.
 //
 // Invariants:
 //   1. Every byte is where the plan says: one arena, allocated by the constructor. A step that does not fail allocates
 //      nothing here.
 //   2. A call that does not match the plan is a CheckFailure that names the expected and the actual operation.
 //   3. A step has one commit point: the agreement of all ranks inside step(). A failure before it (a kernel, a
-//      collective, a client that gives up) leaves parameters, moments, masters, loss scale and step number as they were:
-//      the step is forgotten, and the next begin() starts it anew. After it the step only rolls forward: scale, clip and
-//      step number are fixed, and whatever interrupted it, the next call of begin() or step() finishes it first, with the
-//      bits of an undisturbed step.
+//      collective, a client that gives up) leaves parameters, moments, masters, loss scale and step number as they
+//      were: the step is forgotten, and the next begin() starts it anew. After it the step only rolls forward: scale,
+//      clip and step number are fixed, and whatever interrupted it, the next call of begin() or step() finishes it
+//      first, with the bits of an undisturbed step.
 //   4. A gradient that is not finite, on any rank, in any precision, skips the step on every rank.
 //
 // Errors: ConfigError (plan and options contradict each other, ranks with different plans), OutOfMemory from the
@@ -87,14 +87,15 @@ class ZeroOptimizer {
     std::array<Hyperparameters, kMostGroups> groups{};
     std::array<float, kMostGroups> gradient_factors{};  // clip factor over loss scale
     ProgramCursor next;                                 // operation of the update program
-    std::size_t done_in_unit = 0;                       // tensors of that operation's unit that have been updated
+    std::size_t done_in_unit = 0;                       // tensors of that operation's unit updated, or buffers gathered
   };
 
   void fill_initial_values();
   void store_initial(std::uint64_t unit, std::size_t buffer, std::uint64_t first, std::span<const float> values);
 
   void execute(const Operation& operation);
-  void gather(const Operation& operation);
+  // `done` counts the flat buffers that are gathered: an interrupted gather goes on where its peers are.
+  void gather(const Operation& operation, std::size_t& done);
   void gather_buffer(const ArenaPlace& input, const ArenaPlace& output, DType dtype, const BufferLayout& buffer);
   void prepare_gradients(std::uint64_t unit);
   UnitViews make_views(std::uint64_t unit, bool with_gradients);

@@ -102,8 +102,9 @@ std::vector<Gpu> gpu_table(const std::vector<std::string>& files) {
 }
 
 const Gpu& find_gpu(const std::vector<Gpu>& table, std::string_view name) {
-  const auto found = std::find_if(table.begin(), table.end(), [&](const Gpu& gpu) { return is_called(gpu, name); });
-  if (found != table.end()) return *found;
+  // From the end: a user's alias wins over the name of a row before it.
+  const auto found = std::find_if(table.rbegin(), table.rend(), [&](const Gpu& gpu) { return is_called(gpu, name); });
+  if (found != table.rend()) return *found;
   std::vector<std::string> names;
   for (const Gpu& gpu : table) {
     names.push_back(gpu.name);

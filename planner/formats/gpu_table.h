@@ -3,9 +3,9 @@
 //   {"schema": "shardplan.gpus/1",
 //    "gpus": [{"name": "my-gpu-48gb", "memory_bytes": 51539607552}, ...]}
 //
-// Required: name, memory_bytes. Optional, null or absent where not known: aliases, vendor, capacity_bytes (what the driver
-// shows), bandwidth_bytes_per_second, bf16_flops, fp16_flops, fp32_flops (dense), link_bytes_per_second (one direction),
-// pcie_generation, source, note. Another key is an error.
+// Required: name, memory_bytes. Optional, null or absent where not known: aliases, vendor, capacity_bytes (what the
+// driver shows), bandwidth_bytes_per_second, bf16_flops, fp16_flops, fp32_flops (dense), link_bytes_per_second (one
+// direction), pcie_generation, source, note. Another key is an error.
 #pragma once
 
 #include <string>

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <string>
 #include <type_traits>
@@ -10,14 +11,12 @@
 namespace shardplan {
 namespace {
 
-using std::chrono_literals::operator""ms;
-
 void expect_says(const std::exception& error, std::initializer_list<const char*> words) {
   for (const char* word : words) EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
 }
 
 template <typename... Errors>
-constexpr bool all_recoverable = (std::is_base_of_v<Error, Errors> && ...);
+constexpr bool kAllRecoverable = (std::is_base_of_v<Error, Errors> && ...);
 static_assert(
     all_recoverable<ArithmeticOverflow, ConfigError, OutOfMemory, CommunicationError, IoError, CheckpointError>);
 static_assert(!std::is_base_of_v<Error, CheckFailure> && std::is_base_of_v<std::logic_error, CheckFailure>);
@@ -42,12 +41,12 @@ TEST(Errors, OutOfMemoryCarriesTheNumbers) {
 }
 
 TEST(Errors, CommunicationErrorNamesRankOperationAndDeadline) {
-  const CommunicationError error(3, "all_gather", 1500ms, "no answer");
+  const CommunicationError error(3, "all_gather", std::chrono::milliseconds(1500), "no answer");
   EXPECT_EQ(error.rank(), 3);
   EXPECT_EQ(error.operation(), "all_gather");
-  EXPECT_EQ(error.deadline(), 1500ms);
+  EXPECT_EQ(error.deadline(), std::chrono::milliseconds(1500));
   expect_says(error, {"rank 3", "all_gather", "no answer", "1500"});
-  const CommunicationError unknown(-1, "agree", 10ms, "poisoned");
+  const CommunicationError unknown(-1, "agree", std::chrono::milliseconds(10), "poisoned");
   EXPECT_EQ(unknown.rank(), -1);
   EXPECT_EQ(std::string(unknown.what()).find("-1"), std::string::npos) << unknown.what();
   expect_says(unknown, {"agree", "poisoned"});

@@ -55,8 +55,8 @@ Script script_for(const Setup& setup, std::uint64_t seed) {
 }
 
 using WorldShape = std::array<std::uint64_t, 2>;  // ranks, replicas
-constexpr std::array<OptimizerKind, 5> kOptimizers{OptimizerKind::adamw, OptimizerKind::sgd_momentum, OptimizerKind::lion,
-                                                   OptimizerKind::sgd, OptimizerKind::adam};
+constexpr std::array<OptimizerKind, 5> kOptimizers{OptimizerKind::adamw, OptimizerKind::sgd_momentum,
+                                                   OptimizerKind::lion, OptimizerKind::sgd, OptimizerKind::adam};
 
 using Case = std::tuple<std::string, WorldShape>;
 class DigestTest : public ::testing::TestWithParam<Case> {};

@@ -67,9 +67,9 @@ Catalog odd_catalog() {
   builder.begin_unit("one");
   builder.add(tensor_of("one.scale", {}));
   builder.add_run("layers", 0, 3,
-                  {tensor_of("weight", {24, 17}), tensor_of("router", {5, 3}, DType::f32),
-                   tensor_of("norm.bias", {7}), tensor_of("base", {33}, DType::bf16, false),
-                   tensor_of("adapter", {2, 9}, DType::f16), tensor_of("table", {11}, std::nullopt, false)});
+                  {tensor_of("weight", {24, 17}), tensor_of("router", {5, 3}, DType::f32), tensor_of("norm.bias", {7}),
+                   tensor_of("base", {33}, DType::bf16, false), tensor_of("adapter", {2, 9}, DType::f16),
+                   tensor_of("table", {11}, std::nullopt, false)});
   builder.begin_unit("frozen");
   builder.add(tensor_of("frozen.weight", {19, 5}, std::nullopt, false));
   builder.begin_unit("nothing");
@@ -98,7 +98,8 @@ RankGroups::RankGroups(Communicator& world, const Setup& setup) {
 
 std::string difference(const StepReport& actual, const StepReport& expected) {
   if (actual.step != expected.step) return fmt::format("step {}, expected {}", actual.step, expected.step);
-  if (actual.skipped != expected.skipped) return fmt::format("skipped {}, expected {}", actual.skipped, expected.skipped);
+  if (actual.skipped != expected.skipped)
+    return fmt::format("skipped {}, expected {}", actual.skipped, expected.skipped);
   if (!same(actual.norm, expected.norm)) return fmt::format("norm {:a}, expected {:a}", actual.norm, expected.norm);
   for (std::size_t i = 0; i < kMostGroups; ++i) {
     if (same(actual.group_norms[i], expected.group_norms[i])) continue;

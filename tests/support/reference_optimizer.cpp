@@ -171,7 +171,8 @@ double ReferenceOptimizer::group_partial(std::uint64_t shard, const TensorState&
   const BufferLayout& layout = run_of_unit(layout_, tensor.unit).unit.buffers[tensor.buffer];
   const Range held = intersect(tensor.range, shard_range(layout, shard));
   if (held.empty()) return 0;
-  return lane_sum(held.size(), [&](std::uint64_t i) { return tensor.gradient.at(held.begin - tensor.range.begin + i); });
+  return lane_sum(held.size(),
+                  [&](std::uint64_t i) { return tensor.gradient.at(held.begin - tensor.range.begin + i); });
 }
 
 std::vector<double> ReferenceOptimizer::sums_of_squares() const {

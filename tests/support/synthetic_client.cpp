@@ -34,8 +34,8 @@ float synthetic_gradient(const Script& script, const GradientPlace& place, std::
     }
   }
   std::uint64_t bits = script.seed;
-  for (const std::uint64_t coordinate : {place.step, place.micro_batch, static_cast<std::uint64_t>(place.rank),
-                                         place.unit, place.tensor, element}) {
+  for (const std::uint64_t coordinate :
+       {place.step, place.micro_batch, static_cast<std::uint64_t>(place.rank), place.unit, place.tensor, element}) {
     bits = mixed(bits, coordinate);
   }
   return number_of(bits, 11);

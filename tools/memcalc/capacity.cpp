@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <cctype>
 
 #include "base/error.h"
@@ -9,7 +11,9 @@ namespace shardplan::memcalc {
 Capacity find_capacity(const std::string& text, const std::vector<std::string>& gpu_files) {
   if (!text.empty() && std::isdigit(static_cast<unsigned char>(text.front())) != 0) {
     try {
-      return {text, parse_bytes(text)};
+      const Bytes bytes = parse_bytes(text);
+      if (bytes == Bytes{}) throw ConfigError("", "", fmt::format("'{}' is no memory: expected more than 0", text));
+      return {text, bytes};
     } catch (const ConfigError& error) {
       throw ConfigError("--gpu", "", error.problem());
     }

@@ -63,7 +63,8 @@ DType dtype_of(const char* flag, const std::string& text) {
 }
 
 // Whole numbers only: "8", not "8.5", "-1" or "8x".
-void add_count(CLI::App* app, const std::string& flag, std::uint64_t& value, const std::string& help) {
+template <typename Count>
+void add_count(CLI::App* app, const std::string& flag, Count& value, const std::string& help) {
   app->add_option(flag, value, help)->type_name("N")->check([flag](const std::string& text) -> std::string {
     if (!text.empty() && text.size() < 19 && text.find_first_not_of("0123456789") == std::string::npos) return {};
     return fmt::format("{}: '{}' is not a whole number", flag, text);
@@ -150,14 +151,13 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy) {
   add_word<Reduction>(
       app, "--reduction", setup.reduction, "order of sums: canonical (same bits everywhere) or fast (canonical)",
       word_of<Reduction>("--reduction", {{"canonical", Reduction::canonical}, {"fast", Reduction::fast}}));
-  app->add_option("--reduction-group", setup.reduction_group, "ranks that are summed first (the shard group)")
-      ->type_name("N");
+  add_count(app, "--reduction-group", setup.reduction_group, "ranks that are summed first (the shard group)");
   add_word<Transport>(
       app, "--transport", setup.transport, "direct (ranks read each other's memory) or staged (direct)",
       word_of<Transport>("--transport", {{"direct", Transport::direct}, {"staged", Transport::staged}}));
   add_word<Recompute>(app, "--recompute", setup.recompute, "none or full (none)",
                       word_of<Recompute>("--recompute", {{"none", Recompute::none}, {"full", Recompute::full}}));
-  app->add_option("--seq", options.sequence, "tokens per sequence")->type_name("N");
+  add_count(app, "--seq", options.sequence, "tokens per sequence");
   add_count(app, "--micro-batch", options.micro_batch, "sequences per micro-batch (1)");
   add_precision(app, policy);
   std::vector<std::string_view> optimizers;

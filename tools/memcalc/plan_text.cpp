@@ -80,6 +80,15 @@ std::string dtypes_of_states(const Setup& setup) {
   return text.empty() ? "no state" : text;
 }
 
+std::string communication_words(const Planned& planned) {
+  std::string words = "agreement records";
+  for (const Array& array : planned.plan->device.arrays) {
+    if (array.role == BufferRole::staging) words += ", staging";
+  }
+  if (planned.plan->layout.replicas > 1) words += ", sums on their way through the replicas";
+  return words;
+}
+
 std::vector<Line> device_lines(const PlanOptions& options, const Planned& planned) {
   const Setup& setup = options.setup;
   const DeviceMemory& device = planned.worst().device;
@@ -97,8 +106,7 @@ std::vector<Line> device_lines(const PlanOptions& options, const Planned& planne
     lines.push_back({"gathered parameters", Bytes{}, peak.gathered_parameters, "whole units, while they compute"});
   }
   if (peak.communication_buffers) {
-    lines.push_back({"communication buffers", std::nullopt, peak.communication_buffers,
-                     setup.transport == Transport::staged ? "staging, control" : "control"});
+    lines.push_back({"communication buffers", std::nullopt, peak.communication_buffers, communication_words(planned)});
   }
   return lines;
 }
@@ -161,8 +169,8 @@ std::string verdict(const Planned& planned, const Style& style) {
     text = fmt::format("{}It does not fit:{} the {} alone is {} more than the GPU has", style.bad, style.off, what,
                        in_gb(needed - planned.gpu->bytes));
   } else if (planned.gpu) {
-    text = fmt::format("{}The {} fits{} and leaves {} for activations, which are not yet counted", style.good, what,
-                       style.off, in_gb(planned.gpu->bytes - needed));
+    text = fmt::format("{}The {}{} and leaves {} for activations, which are not yet counted", style.good,
+                       rank.arenas ? "arena fits" : "model states fit", style.off, in_gb(planned.gpu->bytes - needed));
   } else {
     text = fmt::format("Each GPU needs {} and its activations", both(needed));
   }
@@ -172,6 +180,7 @@ std::string verdict(const Planned& planned, const Style& style) {
 }
 
 std::string traffic(const PlanOptions& options, const Planned& planned, const Style& style) {
+  const Setup& setup = options.setup;
   const Traffic& sent = planned.report.traffic;
   if (sent.total() == Bytes{}) return {};
   std::string parts;
@@ -184,8 +193,13 @@ std::string traffic(const PlanOptions& options, const Planned& planned, const St
   std::string text =
       fmt::format("{:<24}{:>12}   {}{}{}\n", "sent per GPU and step", in_gb(sent.total()), style.dim, parts, style.off);
   if (options.engine != Engine::paper && !planned.catalog.count_only) {
-    text += fmt::format("{:<24}{:>12}   {}{} psi (N-1)/N, without padding{}\n", "  ZeRO's own figure",
-                        in_gb(sent.textbook), style.dim, options.setup.stage == 3 ? 3 : 2, style.off);
+    const bool plain = setup.accumulation == 1 && setup.replicate == 1 &&
+                       trainable_elements(planned.catalog) == parameter_elements(planned.catalog);
+    text += fmt::format("{:<24}{:>12}   {}{}{}\n", "  ZeRO's own figure", in_gb(sent.textbook), style.dim,
+                        !plain             ? "its terms for this set-up, without padding"
+                        : setup.stage == 3 ? "3 psi (N-1)/N, without padding"
+                                           : "2 psi (N-1)/N, without padding",
+                        style.off);
   }
   return text;
 }

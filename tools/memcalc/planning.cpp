@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <cctype>
-
 #include "base/error.h"
 #include "planner/formats/parameter_count.h"
 #include "planner/formats/read_model.h"
@@ -36,9 +34,7 @@ void add_notes(const PlanOptions& options, Report& report) {
   }
 }
 
-}  // namespace
-
-Planned make_planned(const PlanOptions& options) {
+Planned plan_and_report(const PlanOptions& options) {
   Planned planned;
   planned.catalog = read_catalog(options);
   if (options.gpu) planned.gpu = find_capacity(*options.gpu, options.gpu_files);
@@ -51,6 +47,17 @@ Planned make_planned(const PlanOptions& options) {
   add_notes(options, planned.report);
   if (planned.gpu && least_device_bytes(planned.worst()) > planned.gpu->bytes) planned.fits = false;
   return planned;
+}
+
+}  // namespace
+
+Planned make_planned(const PlanOptions& options) {
+  try {
+    return plan_and_report(options);
+  } catch (const ArithmeticOverflow& error) {
+    throw ConfigError(options.parameters ? "--params" : options.model, "",
+                      fmt::format("is too large to be counted: {}", error.what()));
+  }
 }
 
 }  // namespace shardplan::memcalc

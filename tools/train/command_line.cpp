@@ -92,9 +92,9 @@ ParseResult parse_command_line(int argc, char** argv) {
   app.add_flag("--untied", words.untied, "give the head a matrix of its own");
   app.add_option("--micro-batch", options.micro_batch, "sequences per rank and micro-batch (8)");
   app.add_option("--grad-accum", options.setup.accumulation, "micro-batches per step (1)");
-  app.add_option("--steps", options.steps, "the number of the last step (300)");
-  app.add_option("--lr", options.hyperparameters.learning_rate, "learning rate (3e-3)");
-  app.add_option("--weight-decay", options.hyperparameters.weight_decay, "weight decay (0.1)");
+  app.add_option("--steps", options.steps, "the number of the last step (400)");
+  app.add_option("--lr", options.hyperparameters.learning_rate, "learning rate (1e-3)");
+  app.add_option("--weight-decay", options.hyperparameters.weight_decay, "weight decay (0.01)");
   app.add_option("--seed", options.model.seed, "of initial values and data order (0)");
   app.add_option("--clip", options.clip_norm, "clip gradients to this norm; 0: off (1)");
   app.add_option("--loss-scale", words.loss_scale,

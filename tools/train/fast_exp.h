@@ -13,7 +13,7 @@ namespace shardplan {
 // 1.5 * 2^23 rounds to the nearest integer and leaves it in the lower bits.
 inline float fast_exp(float x) {
   constexpr float kRound = 0x1.8p23F;
-  constexpr float kLn2High = 0x1.63p-1F;  // few enough bits that n * kLn2High is exact
+  constexpr float kLn2High = 0x1.63p-1F;  // NOLINT(modernize-use-std-numbers): so short that n * kLn2High is exact
   constexpr float kLn2Low = -2.12194440e-4F;
   x = x < -87.0F ? -87.0F : x;
   x = x > 88.0F ? 88.0F : x;

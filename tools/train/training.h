@@ -19,9 +19,9 @@ struct TrainingOptions {
   std::uint64_t ranks = 1;
   GptConfig model{.layers = 2, .width = 128, .heads = 4, .context = 64, .tied = true, .seed = 0};
   std::uint64_t micro_batch = 8;  // sequences
-  std::uint64_t steps = 300;
+  std::uint64_t steps = 400;
   Setup setup;  // world size and micro-batches per step included
-  Hyperparameters hyperparameters{.learning_rate = 3e-3, .weight_decay = 0.1};
+  Hyperparameters hyperparameters{.learning_rate = 1e-3, .weight_decay = 0.01};
   double clip_norm = 1;
   LossScaling loss_scaling;
   bool json = false;

@@ -129,6 +129,12 @@ TEST(Memcalc, ThePaperEngineHasNoArenas) {
   EXPECT_TRUE(result.at("worst").at("device").at("at_peak").at("gathered_parameters").is_null());
 }
 
+TEST(Memcalc, HybridShardingSendsBetweenReplicas) {
+  // Eight replicas of one rank are plain data parallelism: an all-reduce of fp32 sums, 2 x 4 psi (R-1)/R.
+  const json::object result = plan("--params 7e9 --gpus 8 --replicate 8 --engine paper");
+  EXPECT_EQ(number(result.at("communication").at("bytes_sent_per_step")), 49'000'000'000U);
+}
+
 TEST(Memcalc, EveryPrecisionHasItsBytes) {
   struct Row {
     const char* precision;
@@ -164,6 +170,14 @@ TEST(Memcalc, CommandLinesThatAreWrong) {
   expect_failure("plan --params seven", 2, "--params");
   expect_failure("plan llama-2-7b --optimizer adagrad", 2, "adamw");
   expect_failure("plan llama-2-7b --freeze 'no.such.*'", 2, "no.such.*");
+  expect_failure("plan llama-2-7b --freeze model.embed_tokens.bias", 2, "matches no tensor");
+  expect_failure("plan gpt2 --freeze lm_head.weight", 3, "transformer.wte.weight");  // tied: one parameter, two names
+  expect_failure("plan llama-2-7b --seq -1", 2, "--seq");
+  expect_failure("plan llama-2-7b --gpus 8 --reduction-group 0x4", 2, "--reduction-group");
+  expect_failure("plan llama-2-7b --moment-dtype bool", 2, "--moment-dtype");
+  expect_failure("plan llama-2-7b --param-dtype nf4", 2, "--param-dtype");
+  expect_failure("plan llama-2-7b --gpu 0GB", 2, "--gpu");
+  expect_failure("plan --params 9e18", 2, "too large");
   expect_failure("plan llama-2-7b --no-such-flag", 2, "--no-such-flag");
   expect_failure("guess", 2, "guess");
 }
