@@ -1,4 +1,4 @@
-#include <vector>
+#include <boost/container/static_vector.hpp>
 
 #include "runtime/collective_kernels.h"
 
@@ -15,13 +15,14 @@ extern const CollectiveKernels kernels;
 }
 
 std::span<const CollectiveKernels> collective_kernels() {
-  static const std::vector<CollectiveKernels> runnable = [] {
-    std::vector<CollectiveKernels> list{kernels_x86_64_v2::kernels};
+  // No allocation: this may be the first thing that a step calls.
+  static const auto runnable = [] {
+    boost::container::static_vector<CollectiveKernels, 3> list{kernels_x86_64_v2::kernels};
     if (__builtin_cpu_supports("x86-64-v3")) list.push_back(kernels_x86_64_v3::kernels);
     if (__builtin_cpu_supports("x86-64-v4")) list.push_back(kernels_x86_64_v4::kernels);
     return list;
   }();
-  return runnable;
+  return {runnable.data(), runnable.size()};
 }
 
 }  // namespace shardplan

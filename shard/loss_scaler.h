@@ -11,8 +11,8 @@
 namespace shardplan {
 
 enum class LossScaleRule : std::uint8_t {
-  constant,  // never changes
-  torch,     // torch.amp.GradScaler: halve after a skipped step, double after `window` clean ones
+  constant,   // never changes
+  torch,      // torch.amp.GradScaler: halve after a skipped step, double after `window` clean ones
   deepspeed,  // DeepSpeed's DynamicLossScaler: halve only once `hysteresis` is used up; a clean window restores it
   megatron,   // Megatron-LM's DynamicGradScaler: the same, from 2^32 on
 };
@@ -24,7 +24,7 @@ struct LossScaling {
   double backoff = 0.5;  // factor after a skipped step
   std::uint64_t window = 2000;
   std::uint64_t hysteresis = 1;  // skipped steps until the scale shrinks
-  double minimum = 1;
+  double minimum = 1;            // the scale stays there (DeepSpeed stops the training then)
 };
 
 // The rules as their projects set them: torch 2^16, 2000; DeepSpeed 2^16, 1000, hysteresis 2; Megatron 2^32, 1000,

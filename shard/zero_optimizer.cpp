@@ -1,6 +1,8 @@
 #include "shard/zero_optimizer.h"
 
 #include <fmt/format.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 #include <algorithm>
 #include <array>
@@ -34,6 +36,33 @@ void check_dtypes(const StepPlan& plan) {
   }
 }
 
+void compare_between_ranks(Communicator& world, const char* what, const std::string& mine) {
+  std::vector<char> all(mine.size() * static_cast<std::size_t>(world.size()));
+  world.all_gather_bytes(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
+  for (std::size_t rank = 0; rank * mine.size() < all.size(); ++rank) {
+    const std::string_view other(all.data() + rank * mine.size(), mine.size());
+    if (other == mine) continue;
+    throw ConfigError(what, "",
+                      fmt::format("rank {} has {}, rank {} has {}: expected the same on every rank", world.rank(), mine,
+                                  rank, other));
+  }
+}
+
+// What must be equal on every rank, for its bits decide the result's: all options but the functions.
+std::string digest_of(const ZeroOptions& options) {
+  std::string text = fmt::format("{} {} {} {}", options.clip_norm, static_cast<int>(options.clip), options.ema_decay,
+                                 options.groups.size());
+  for (const ParameterGroup& group : options.groups) {
+    const Hyperparameters& h = group.values;
+    text += fmt::format("|{} {} {} {} {} {}", group.match, h.learning_rate, h.beta1, h.beta2, h.eps, h.weight_decay);
+  }
+  const LossScaling& scaling = options.loss_scaling;
+  text += fmt::format("|{} {} {} {} {} {} {}", static_cast<int>(scaling.rule), scaling.initial, scaling.growth,
+                      scaling.backoff, scaling.window, scaling.hysteresis, scaling.minimum);
+  const XXH128_hash_t hash = XXH3_128bits(text.data(), text.size());
+  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+}
+
 // Ranks of one plan, and the same one: before anything is allocated.
 const Communicators& checked(const Communicators& communicators, const StepPlan& plan) {
   check_dtypes(plan);
@@ -46,24 +75,17 @@ const Communicators& checked(const Communicators& communicators, const StepPlan&
                       fmt::format("the plan is for {} ranks, {} shards and {} replicas", plan.setup.world_size,
                                   plan.layout.shards, plan.layout.replicas));
   }
-  std::vector<char> all(plan.hash.size() * plan.setup.world_size);
-  communicators.world->all_gather_bytes(std::as_bytes(std::span(plan.hash)), std::as_writable_bytes(std::span(all)));
-  for (std::uint64_t rank = 0; rank < plan.setup.world_size; ++rank) {
-    const std::string_view other(all.data() + rank * plan.hash.size(), plan.hash.size());
-    if (other == plan.hash) continue;
-    throw ConfigError("plan", "",
-                      fmt::format("rank {} has plan {}, rank {} has plan {}: expected the same model and set-up",
-                                  communicators.world->rank(), plan.hash, rank, other));
-  }
+  compare_between_ranks(*communicators.world, "plan", plan.hash);
   return communicators;
 }
 
-ZeroOptions checked(ZeroOptions options) {
+ZeroOptions checked(ZeroOptions options, Communicator& world) {
   if (!options.initial_values) throw ConfigError("options", "initial_values", "expected a function");
   if (options.groups.empty()) throw ConfigError("options", "groups", "expected one group or more");
   if (options.groups.size() > kMostGroups) {
     throw ConfigError("options", "groups", fmt::format("{} are more than {}", options.groups.size(), kMostGroups));
   }
+  compare_between_ranks(world, "options", digest_of(options));
   return options;
 }
 
@@ -78,7 +100,7 @@ ZeroOptimizer::ZeroOptimizer(const Catalog& catalog, const StepPlan& plan, Devic
     : catalog_(catalog),
       plan_(plan),
       communicators_(checked(communicators, plan)),
-      options_(checked(std::move(options))),
+      options_(checked(std::move(options), *communicators.world)),
       place_(place_of_rank(plan.layout, static_cast<std::uint64_t>(communicators.world->rank()))),
       stream_(device.make_stream()),
       memory_(plan, device, *communicators.world),

@@ -1,4 +1,4 @@
-#include <vector>
+#include <boost/container/static_vector.hpp>
 
 #include "shard/kernels/optimizer_kernels.h"
 
@@ -15,13 +15,14 @@ extern const OptimizerKernels optimizer_kernels;
 }
 
 std::span<const OptimizerKernels> optimizer_kernels() {
-  static const std::vector<OptimizerKernels> runnable = [] {
-    std::vector<OptimizerKernels> list{kernels_x86_64_v2::optimizer_kernels};
+  // No allocation: this may be the first thing that a step calls.
+  static const auto runnable = [] {
+    boost::container::static_vector<OptimizerKernels, 3> list{kernels_x86_64_v2::optimizer_kernels};
     if (__builtin_cpu_supports("x86-64-v3")) list.push_back(kernels_x86_64_v3::optimizer_kernels);
     if (__builtin_cpu_supports("x86-64-v4")) list.push_back(kernels_x86_64_v4::optimizer_kernels);
     return list;
   }();
-  return runnable;
+  return {runnable.data(), runnable.size()};
 }
 
 }  // namespace shardplan

@@ -18,7 +18,7 @@ void expect_says(const std::exception& error, std::initializer_list<const char*>
 template <typename... Errors>
 constexpr bool kAllRecoverable = (std::is_base_of_v<Error, Errors> && ...);
 static_assert(
-    all_recoverable<ArithmeticOverflow, ConfigError, OutOfMemory, CommunicationError, IoError, CheckpointError>);
+    kAllRecoverable<ArithmeticOverflow, ConfigError, OutOfMemory, CommunicationError, IoError, CheckpointError>);
 static_assert(!std::is_base_of_v<Error, CheckFailure> && std::is_base_of_v<std::logic_error, CheckFailure>);
 
 TEST(Errors, ConfigErrorIsSourceKeyProblem) {

@@ -1,5 +1,5 @@
-// The 16-bit conversions against their definition: a float becomes the nearest of the 65536 values, so all floats between
-// the two midpoints around a value become that value, and a midpoint becomes the even one of its neighbours.
+// The 16-bit conversions against their definition: a float becomes the nearest of the 65536 values, so all floats
+// between the two midpoints around a value become that value, and a midpoint becomes the even one of its neighbours.
 //
 // The oracle rounds nothing: it walks through the values and computes midpoints, which are exact. Every midpoint and
 // both of its neighbours are checked in every run; of the floats between them every 251st, or all with

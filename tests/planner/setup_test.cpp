@@ -32,8 +32,6 @@ TEST(Stages, AreThreePlacements) {
 }
 
 TEST(SetupNames, AreThoseOfTheFlags) {
-  EXPECT_EQ(name(kReplicated), "replicated");
-  EXPECT_EQ(name(kSharded), "sharded");
   EXPECT_EQ(name(Transport::direct), "direct");
   EXPECT_EQ(name(Transport::staged), "staged");
   EXPECT_EQ(name(Reduction::canonical), "canonical");
