@@ -15,5 +15,6 @@ if(SHARDPLAN_BUILD_FUZZERS)
   set(tidy_folders tests/fuzz)
 endif()
 add_custom_target(tidy COMMAND run-clang-tidy-19 -quiet -j ${cores} -p ${PROJECT_BINARY_DIR}
+                               -extra-arg=-Wno-unknown-warning-option
                                "^${PROJECT_SOURCE_DIR}/(${tidy_folders})/"
                   WORKING_DIRECTORY ${PROJECT_SOURCE_DIR} VERBATIM USES_TERMINAL)

@@ -254,6 +254,7 @@ TEST(Freeze, SplitsOnlyWhereUnitsDiffer) {
   EXPECT_EQ(freeze(none, "layers"), 0U);  // a tensor's whole name, not a unit's
 }
 
+// A tied tensor is frozen with its owner or not at all.
 TEST(Freeze, FreezesExactlyWhatMatches) {
   check_property(500, [] {
     auto catalog = *any_catalog(test_support::Sizes::small);
@@ -261,16 +262,35 @@ TEST(Freeze, FreezesExactlyWhatMatches) {
                                                             "run0.?.t1", "none", "");
     std::vector<Named> wanted = expanded(catalog);
     std::uint64_t matching = 0;
+    bool splits_a_tie = false;
     for (Named& named : wanted) {
       if (!glob_matches(glob, named.name)) continue;
       ++matching;
       named.tensor.trainable = false;
+      const std::string& owner = named.tensor.tied_to;
+      splits_a_tie = splits_a_tie || (!owner.empty() && !glob_matches(glob, owner));
     }
     RC_CLASSIFY(matching > 0, "matches");
+    RC_CLASSIFY(splits_a_tie, "splits a tie");
+    if (splits_a_tie) {
+      const Catalog before = catalog;
+      RC_ASSERT_THROWS_AS(freeze(catalog, glob), ConfigError);
+      RC_ASSERT(catalog == before);
+      return;
+    }
     RC_ASSERT(freeze(catalog, glob) == matching);
     RC_ASSERT(expanded(catalog) == wanted);
     for (const UnitRun& run : catalog.runs) RC_ASSERT((run.numbered || run.count == 1));
   });
+}
+
+TEST(Freeze, RefusesWhatItCannotDo) {
+  Catalog tied = blocks(2);
+  tied.runs[2].tensors[0].tied_to = "embed.weight";
+  EXPECT_THROW(freeze(tied, "head.*"), ConfigError);
+  EXPECT_EQ(freeze(tied, "embed.*"), 1U);
+  Catalog large = test_support::uniform_catalog(1'000'000'000'000, 1);
+  EXPECT_THROW(freeze(large, "*.7.*"), ConfigError);
 }
 
 TEST(Freeze, MakesAsFewRunsAsItCan) {
