@@ -2,8 +2,9 @@
 // fp16's subnormals, one exact scaling or one rounded addition in fp32, in the default rounding mode).
 //
 // No conversion instruction is used: hardware conversions flush denormals (bf16) and some libraries truncate; these do
-// neither, so a value has the same bits on every path. Infinities stay; a value beyond the largest finite one becomes infinity; a NaN stays a NaN of
-// the same sign, made quiet, with the upper bits of its payload. tests/base compares all 2^32 floats with an oracle.
+// neither, so a value has the same bits on every path. Infinities stay; a value beyond the largest finite one becomes
+// infinity; a NaN stays a NaN of the same sign with the upper bits of its payload, made quiet on its way to 16 bits.
+// tests/base compares all 2^32 floats with an oracle.
 //
 // constexpr and branch-free where it counts: compilers vectorise loops over them.
 #pragma once

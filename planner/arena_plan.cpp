@@ -276,7 +276,7 @@ Bytes slot_bytes(const StepPlan& plan, BufferRole role, std::size_t run) {
 
 bool reduction_reads_slot(const StepPlan& plan, std::size_t run) {
   if (plan.setup.accumulation == 1 || resolved_cadence(plan.setup) == Cadence::micro_batch) return true;
-  // Cadence step: the sum lies in the resident gradient where that is the accumulator; else it is rounded into the slot.
+  // Cadence step: the sum lies in the resident gradient where that is the accumulator, else it is rounded to the slot.
   for (const BufferPlan& buffer : plan.buffers[run]) {
     if (!buffer.trainable || buffer.contribution_in_gradient) continue;
     if (buffer.policy.gradient_accumulator != buffer.policy.gradient) return true;

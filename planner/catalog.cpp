@@ -61,8 +61,9 @@ std::optional<Owner> find_tensor(const Catalog& catalog, std::string_view whole_
         while (digits < rest.size() && digits < 19 && rest[digits] >= '0' && rest[digits] <= '9') {
           number = number * 10 + static_cast<std::uint64_t>(rest[digits++] - '0');
         }
-        candidate = digits > 0 && digits < rest.size() && rest[digits] == '.' && number >= run.first_number &&
-                    number - run.first_number < run.count;
+        // A number as names are printed: no leading zero.
+        candidate = digits > 0 && (digits == 1 || rest[0] != '0') && digits < rest.size() && rest[digits] == '.' &&
+                    number >= run.first_number && number - run.first_number < run.count;
         if (candidate) {
           index = number - run.first_number;
           rest.remove_prefix(digits + 1);
@@ -172,9 +173,12 @@ std::uint64_t freeze(Catalog& catalog, std::string_view glob) {
       for (Tensor& tensor : unit.tensors) {
         if (!glob_matches(glob, tensor_name(unit, 0, tensor))) continue;
         if (!tensor.tied_to.empty() && !glob_matches(glob, tensor.tied_to)) {
-          throw ConfigError(
-              catalog.name, tensor_name(unit, 0, tensor),
-              fmt::format("is tied to '{0}', one parameter with two names: freeze '{0}' too", tensor.tied_to));
+          const std::optional<Owner> owner = find_tensor(catalog, tensor.tied_to);
+          if (owner && owner->tensor->trainable) {
+            throw ConfigError(
+                catalog.name, tensor_name(unit, 0, tensor),
+                fmt::format("is tied to '{0}', one parameter with two names: freeze '{0}' too", tensor.tied_to));
+          }
         }
         tensor.trainable = false;
         ++matched;

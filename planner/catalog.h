@@ -103,7 +103,7 @@ struct UnitTie {
 std::vector<UnitTie> unit_ties(const Catalog& catalog);
 
 // Freezes every tensor whose whole name matches the glob (base/glob.h). Splits runs where units come to differ. Returns
-// how many tensors matched. Throws ConfigError for a tied tensor whose owner does not match too, and for more than a
+// how many tensors matched. Throws ConfigError for a tied tensor whose owner stays trainable, and for more than a
 // million units.
 std::uint64_t freeze(Catalog& catalog, std::string_view glob);
 

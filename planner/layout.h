@@ -49,7 +49,7 @@ struct BufferLayout {
   bool trainable = true;
   std::vector<TensorSlot> tensors;
   std::uint64_t tensor_elements = 0;  // without any padding
-  std::uint64_t used_elements = 0;    // up to the end of the last tensor
+  std::uint64_t used_elements = 0;    // up to the end of the last tensor that has elements
   std::uint64_t granule = 1;
   std::uint64_t padded_elements = 0;  // a multiple of granule x shards
   std::uint64_t shard_elements = 0;   // padded_elements / shards

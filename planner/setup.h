@@ -69,7 +69,7 @@ struct Setup {
   Transport transport = Transport::direct;
   Reduction reduction = Reduction::canonical;
   // Consecutive ranks whose contributions are summed first; the groups' sums follow in order. Empty: the shard group
-  // (the whole world without hybrid sharding). Changes bits, never bytes.
+  // (the whole world without hybrid sharding), which is the only choice with replicas. Changes bits, never bytes.
   std::optional<std::uint64_t> reduction_group;
 
   bool operator==(const Setup&) const = default;
@@ -81,7 +81,7 @@ std::uint64_t shard_count(const Setup& setup);  // world_size / replicate
 Cadence resolved_cadence(const Setup& setup);
 std::uint64_t resolved_reduction_group(const Setup& setup);
 
-// Throws ConfigError, with the flag as its key, for a setup that contradicts itself.
+// Throws ConfigError, with the flag as its source, for a setup that contradicts itself.
 void validate(const Setup& setup);
 
 }  // namespace shardplan

@@ -14,7 +14,9 @@ int main() {
   builder.add({.name = "layer.weight", .shape = {4}});
   const Catalog catalog = builder.finish();
 
-  Setup setup{.world_size = 2, .stage = 3};
+  Setup setup;
+  setup.world_size = 2;
+  setup.stage = 3;
   setup.policy = policy_named("fp32");
   const StepPlan plan = make_step_plan(catalog, setup);  // pure: print it, size it, hash it
 

@@ -128,7 +128,7 @@ TEST(MisuseTest, RanksWithDifferentPlansAllHearOfIt) {
   });
   for (std::size_t rank = 0; rank < outcomes.size(); ++rank) {
     ASSERT_TRUE(outcomes[rank]);
-    expect_config_error([&] { std::rethrow_exception(outcomes[rank]); }, "plan", "", "expected the same model");
+    expect_config_error([&] { std::rethrow_exception(outcomes[rank]); }, "plan", "", "expected the same on every rank");
     EXPECT_EQ(reports[rank], RecordingDevice::Report{}) << "rank " << rank;
   }
 }
