@@ -123,6 +123,42 @@ TEST_P(DigestTest, WithOneMicroBatchTheCadencesAreOne) {
   expect_stages(setup, Cadence::step, Cadence::micro_batch);
 }
 
+// Stages 0 to 3 against the reference, for what the grid does not vary.
+void expect_all_stages(Setup setup, const Catalog& catalog, const ZeroOptions& options) {
+  setup.accumulation = 2;
+  setup.cadence = Cadence::micro_batch;
+  const Script script = script_for(setup, 5);
+  const Outcome expected = run_reference(catalog, setup, options, script);
+  for (setup.stage = 0; setup.stage < 4; ++setup.stage) {
+    SCOPED_TRACE(fmt::format("stage {}", setup.stage));
+    expect_run(catalog, setup, options, script, expected);
+  }
+}
+
+TEST(Digest, ReductionTreesOfOneShardGroup) {
+  for (const auto& [ranks, group] : {std::pair<std::uint64_t, std::uint64_t>{4, 2}, {6, 2}, {6, 3}, {4, 1}}) {
+    SCOPED_TRACE(fmt::format("{} ranks in groups of {}", ranks, group));
+    auto setup = setup_of({"bf16-mixed", {ranks, 1}});
+    setup.reduction_group = group;
+    expect_all_stages(setup, odd_catalog(), options_for("bf16-mixed", 0));
+  }
+}
+
+TEST(Digest, ClippingGroupByGroup) {
+  for (const char* precision : {"fp32", "bf16-mixed"}) {
+    ZeroOptions options = options_for(precision, 0);
+    options.clip = ClipNorm::per_group;
+    options.clip_norm = 0.1;
+    expect_all_stages(setup_of({precision, {3, 1}}), odd_catalog(), options);
+  }
+}
+
+TEST(Digest, AModelThatIsAllFrozenStaysAsItIs) {
+  Catalog catalog = odd_catalog();
+  freeze(catalog, "*");
+  expect_all_stages(setup_of({"bf16-mixed", {2, 1}}), catalog, options_for("bf16-mixed", 0));
+}
+
 std::string case_name(const ::testing::TestParamInfo<DigestTest::ParamType>& info) {
   std::string name = fmt::format("{}_{}_ranks_{}_replicas", std::get<0>(info.param), std::get<1>(info.param)[0],
                                  std::get<1>(info.param)[1]);
