@@ -80,6 +80,12 @@ std::string dtypes_of_states(const Setup& setup) {
   return text.empty() ? "no state" : text;
 }
 
+// With A > 1, where the gradient is not the accumulator itself.
+std::string accumulator_words(const Setup& setup) {
+  if (setup.accumulation == 1 || setup.policy.gradient_accumulator == setup.policy.gradient) return {};
+  return fmt::format(" + {} accumulator", name(setup.policy.gradient_accumulator));
+}
+
 std::string communication_words(const Planned& planned) {
   std::string words = "agreement records";
   for (const Array& array : planned.plan->device.arrays) {
@@ -96,12 +102,13 @@ std::vector<Line> device_lines(const PlanOptions& options, const Planned& planne
   const std::uint64_t shards = shard_count(setup);
   const Placements placements = placements_of_stage(setup.stage);
   const auto sharded = [&](Placement placement) { return held(placement == Placement::sharded && shards > 1, shards); };
-  std::vector<Line> lines{{"parameters", device.parameters, peak.parameters,
-                           fmt::format("{}, {}", name(setup.policy.parameter), sharded(placements.parameter))},
-                          {"gradients", device.gradients, peak.gradients,
-                           fmt::format("{}, {}", name(setup.policy.gradient), sharded(placements.gradient))},
-                          {"optimizer states", device.optimizer_states, peak.optimizer_states,
-                           fmt::format("{}, {}", dtypes_of_states(setup), sharded(placements.optimizer_state))}};
+  std::vector<Line> lines{
+      {"parameters", device.parameters, peak.parameters,
+       fmt::format("{}, {}", name(setup.policy.parameter), sharded(placements.parameter))},
+      {"gradients", device.gradients, peak.gradients,
+       fmt::format("{}{}, {}", name(setup.policy.gradient), accumulator_words(setup), sharded(placements.gradient))},
+      {"optimizer states", device.optimizer_states, peak.optimizer_states,
+       fmt::format("{}, {}", dtypes_of_states(setup), sharded(placements.optimizer_state))}};
   if (peak.gathered_parameters.value_or(Bytes{}) > Bytes{}) {
     lines.push_back({"gathered parameters", Bytes{}, peak.gathered_parameters, "whole units, while they compute"});
   }
@@ -225,7 +232,8 @@ std::string units(const Planned& planned) {
       text += fmt::format("  {:>5} x", segment.count);
       for (const Operation& operation : segment.operations) {
         const std::string_view pass = name(operation.pass);
-        text += fmt::format(" {}{}{} {}", name(operation.kind), pass.empty() ? "" : " ", pass, operation.unit);
+        text += fmt::format(" {}{}{} {}{}", name(operation.kind), pass.empty() ? "" : " ", pass, operation.unit,
+                            operation.scope == Scope::replicas ? " among replicas" : "");
         text += &operation == &segment.operations.back() ? "" : ";";
       }
       text += "\n";
