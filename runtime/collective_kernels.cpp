@@ -124,7 +124,7 @@ void reduce(const ReduceRange& range) {
 
 }  // namespace
 
-extern const CollectiveKernels kernels;
-const CollectiveKernels kernels{SHARDPLAN_KERNEL_NAME, reduce};
+extern const CollectiveKernels kKernels;
+const CollectiveKernels kKernels{SHARDPLAN_KERNEL_NAME, reduce};
 
 }  // namespace shardplan::SHARDPLAN_KERNEL_LEVEL

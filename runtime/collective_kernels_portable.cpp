@@ -3,11 +3,11 @@
 namespace shardplan {
 
 namespace kernels_portable {
-extern const CollectiveKernels kernels;
+extern const CollectiveKernels kKernels;
 }
 
 std::span<const CollectiveKernels> collective_kernels() {
-  return {&kernels_portable::kernels, 1};
+  return {&kernels_portable::kKernels, 1};
 }
 
 }  // namespace shardplan

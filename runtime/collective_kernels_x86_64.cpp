@@ -5,21 +5,21 @@
 namespace shardplan {
 
 namespace kernels_x86_64_v2 {
-extern const CollectiveKernels kernels;
+extern const CollectiveKernels kKernels;
 }
 namespace kernels_x86_64_v3 {
-extern const CollectiveKernels kernels;
+extern const CollectiveKernels kKernels;
 }
 namespace kernels_x86_64_v4 {
-extern const CollectiveKernels kernels;
+extern const CollectiveKernels kKernels;
 }
 
 std::span<const CollectiveKernels> collective_kernels() {
   // No allocation: this may be the first thing that a step calls.
   static const auto runnable = [] {
-    boost::container::static_vector<CollectiveKernels, 3> list{kernels_x86_64_v2::kernels};
-    if (__builtin_cpu_supports("x86-64-v3")) list.push_back(kernels_x86_64_v3::kernels);
-    if (__builtin_cpu_supports("x86-64-v4")) list.push_back(kernels_x86_64_v4::kernels);
+    boost::container::static_vector<CollectiveKernels, 3> list{kernels_x86_64_v2::kKernels};
+    if (__builtin_cpu_supports("x86-64-v3")) list.push_back(kernels_x86_64_v3::kKernels);
+    if (__builtin_cpu_supports("x86-64-v4")) list.push_back(kernels_x86_64_v4::kKernels);
     return list;
   }();
   return {runnable.data(), runnable.size()};

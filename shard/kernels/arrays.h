@@ -14,6 +14,7 @@
 namespace shardplan {
 
 // `elements` elements of `dtype` from `data` on, aligned as the element is. By default: no array.
+// NOLINTBEGIN(google-explicit-constructor): a span of floats is such an array, and what can be written can be read
 struct Elements {
   DType dtype = DType::f32;
   std::byte* data = nullptr;
@@ -42,6 +43,7 @@ struct ConstElements {
   ConstElements(DType type, std::span<const std::uint16_t> values)
       : ConstElements(type, reinterpret_cast<const std::byte*>(values.data()), values.size()) {}
 };
+// NOLINTEND(google-explicit-constructor)
 
 // Every element of `from` in the dtype of `to`: exact to fp32, rounded to nearest even to bf16 and fp16 (from one
 // 16-bit type to the other that is still one rounding). As many elements; no overlap.

@@ -245,7 +245,7 @@ double sum_of_squares(DType dtype, const std::byte* values, std::size_t elements
 
 }  // namespace
 
-extern const OptimizerKernels optimizer_kernels;
-const OptimizerKernels optimizer_kernels{SHARDPLAN_KERNEL_NAME, update, sum_of_squares, cast};
+extern const OptimizerKernels kKernels;
+const OptimizerKernels kKernels{SHARDPLAN_KERNEL_NAME, update, sum_of_squares, cast};
 
 }  // namespace shardplan::SHARDPLAN_KERNEL_LEVEL

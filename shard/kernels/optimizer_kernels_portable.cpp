@@ -3,11 +3,11 @@
 namespace shardplan {
 
 namespace kernels_portable {
-extern const OptimizerKernels optimizer_kernels;
+extern const OptimizerKernels kKernels;
 }
 
 std::span<const OptimizerKernels> optimizer_kernels() {
-  return {&kernels_portable::optimizer_kernels, 1};
+  return {&kernels_portable::kKernels, 1};
 }
 
 }  // namespace shardplan

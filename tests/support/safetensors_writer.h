@@ -104,7 +104,7 @@ inline void write_sharded_safetensors(const std::string& folder, const std::vect
     const auto end = tensors.begin() + static_cast<std::ptrdiff_t>(std::min((shard + 1) * per_shard, tensors.size()));
     write_safetensors((std::filesystem::path(folder) / name).string(), {begin, end});
     for (auto tensor = begin; tensor != end; ++tensor) {
-      weight_map += fmt::format("{}\"{}\": \"{}\"", weight_map.empty() ? "" : ", ", tensor->name, name);
+      weight_map += fmt::format(R"({}"{}": "{}")", weight_map.empty() ? "" : ", ", tensor->name, name);
       bytes += bytes_for(tensor->dtype, elements(tensor->shape)).count();
     }
   }

@@ -3,11 +3,11 @@
 namespace shardplan::bench {
 
 namespace kernels_portable {
-extern const LimitKernels limit_kernels;
+extern const LimitKernels kKernels;
 }
 
 const LimitKernels& limit_kernels() {
-  return kernels_portable::limit_kernels;
+  return kernels_portable::kKernels;
 }
 
 }  // namespace shardplan::bench

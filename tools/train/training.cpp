@@ -121,8 +121,8 @@ class RankTraining {
     if (options_.json && !terminal) return;
     if (!terminal && done % 50 != 0 && done != options_.steps) return;
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    const double tokens = static_cast<double>(done * options_.ranks * options_.setup.accumulation *
-                                              options_.micro_batch * options_.model.context);
+    const auto tokens = static_cast<double>(done * options_.ranks * options_.setup.accumulation * options_.micro_batch *
+                                            options_.model.context);
     fmt::print(stderr, "{}step {:>5} of {}   loss {:.4f}   {:>8.0f} tokens/s   memory planned {}, held {}{}",
                terminal ? "\r" : "", done, options_.steps, result_.losses.back(), tokens / elapsed.count(),
                in_gb(training_.plan.device.bytes), in_gb(device_.report(MemoryTier::device).high_water),
