@@ -78,6 +78,7 @@ void sum_tree(const ReduceRange& range, std::size_t at, std::size_t elements, fl
   }
 }
 
+// NOLINTBEGIN(clang-analyzer-core.UndefinedBinaryOperatorResult): there is a rank, so sum_tree has filled `sum`
 template <typename Output>
 void finish(const ReduceRange& range, std::size_t first, std::size_t elements, const float* __restrict sum) {
   auto* __restrict output = reinterpret_cast<typename Output::Stored*>(range.output) + first;
@@ -88,6 +89,7 @@ void finish(const ReduceRange& range, std::size_t first, std::size_t elements, c
     for (std::size_t i = 0; i < elements; ++i) output[i] = Output::store(sum[i] * scale);
   }
 }
+// NOLINTEND(clang-analyzer-core.UndefinedBinaryOperatorResult)
 
 template <typename Wire>
 void reduce_wire(const ReduceRange& range) {

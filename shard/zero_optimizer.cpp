@@ -64,7 +64,7 @@ std::string digest_of(const ZeroOptions& options) {
 }
 
 // Ranks of one plan, and the same one: before anything is allocated.
-const Communicators& checked(const Communicators& communicators, const StepPlan& plan) {
+Communicators checked(const Communicators& communicators, const StepPlan& plan) {
   check_dtypes(plan);
   const auto size = [](const Communicator* communicator) {
     return communicator == nullptr ? 0 : static_cast<std::uint64_t>(communicator->size());

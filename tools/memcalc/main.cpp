@@ -12,10 +12,8 @@
 #include "tools/memcalc/output.h"
 #include "tools/memcalc/planning.h"
 
+namespace shardplan::memcalc {
 namespace {
-
-using namespace shardplan;
-using namespace shardplan::memcalc;
 
 constexpr int kDone = 0;
 constexpr int kDoesNotFit = 1;
@@ -51,7 +49,8 @@ int run(const CommandLine& line) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+// Everything that is thrown becomes one line on stderr and an exit status.
+int main_with_errors(int argc, char** argv) {
   const ParseResult parsed = parse_command_line(argc, argv);
   if (parsed.exit_status) return *parsed.exit_status;
   try {
@@ -63,4 +62,10 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "memcalc: {}\n", error.what());
     return kBadInput;
   }
+}
+
+}  // namespace shardplan::memcalc
+
+int main(int argc, char** argv) {
+  return shardplan::memcalc::main_with_errors(argc, argv);
 }

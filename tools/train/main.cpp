@@ -12,10 +12,8 @@
 #include "tools/train/command_line.h"
 #include "tools/train/training.h"
 
+namespace shardplan::train {
 namespace {
-
-using namespace shardplan;
-using namespace shardplan::train;
 
 // Ranks are threads. The first exception aborts the others and is thrown once all have ended.
 std::vector<RankResult> train(const Training& training) {
@@ -100,7 +98,8 @@ int run(const TrainingOptions& options) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+// Everything that is thrown becomes one line on stderr and an exit status.
+int main_with_errors(int argc, char** argv) {
   const ParseResult parsed = parse_command_line(argc, argv);
   if (parsed.exit_status) return *parsed.exit_status;
   try {
@@ -109,4 +108,10 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "shardplan-train: {}\n", error.what());
     return 3;
   }
+}
+
+}  // namespace shardplan::train
+
+int main(int argc, char** argv) {
+  return shardplan::train::main_with_errors(argc, argv);
 }
