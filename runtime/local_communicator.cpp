@@ -114,7 +114,7 @@ void LocalCommunicator::all_gather_bytes(std::span<const std::byte> mine, std::s
   SHARDPLAN_CHECK(all.size() == mine.size() * static_cast<std::size_t>(size()),
                   "all_gather_bytes needs one record per rank");
   const std::byte* place = all.data() + static_cast<std::size_t>(rank()) * mine.size();
-  const std::less<const std::byte*> before;
+  const std::less<> before;  // a total order, of pointers into different arrays too
   const bool apart = !before(mine.data(), all.data() + all.size()) || !before(all.data(), mine.data() + mine.size());
   SHARDPLAN_CHECK(mine.empty() || apart || mine.data() == place,
                   "the record overlaps the records elsewhere than at this rank's place");

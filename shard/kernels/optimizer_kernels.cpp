@@ -100,6 +100,7 @@ void update_block(const UpdateScalars& scalars, float* __restrict p, const float
   const UpdateScalars s = scalars;
   for (std::size_t i = 0; i < elements; ++i) {
     float none = 0;
+    // NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): a moment that the optimizer has is there
     Optimizer::update(s, p[i], g[i] * s.gradient_factor, Optimizer::kMoments > 0 ? m[i] : none,
                       Optimizer::kMoments > 1 ? v[i] : none);
   }

@@ -90,7 +90,7 @@ Policy resolve(const PolicyFlags& flags) {
     if (flag == "--wire-dtype") policy.wire = dtype;
   }
   // A gradient that travels as itself goes on doing so.
-  if (flags.overrides.count("--grad-dtype") != 0 && flags.overrides.count("--wire-dtype") == 0) {
+  if (flags.overrides.contains("--grad-dtype") && !flags.overrides.contains("--wire-dtype")) {
     policy.wire = policy.gradient;
   }
   return policy;
