@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/text.h"
 #include "planner/explain.h"
@@ -154,7 +155,7 @@ std::string bar(const Planned& planned, const Style& style) {
   constexpr std::uint64_t kWidth = 50;
   const Bytes needed = least_device_bytes(planned.worst());
   const double share = static_cast<double>(needed.count()) / static_cast<double>(planned.gpu->bytes.count());
-  const auto filled = static_cast<std::uint64_t>(std::min(share, 1.0) * static_cast<double>(kWidth) + 0.5);
+  const auto filled = static_cast<std::uint64_t>(std::lround(std::min(share, 1.0) * static_cast<double>(kWidth)));
   return fmt::format("{}[{}{}]{} {:.0f} % of {} ({}, {})\n", share > 1 ? style.bad : style.good,
                      std::string(filled, '#'), std::string(kWidth - filled, '.'), style.off, share * 100,
                      planned.gpu->name, in_gb(planned.gpu->bytes), in_gib(planned.gpu->bytes));
