@@ -96,7 +96,7 @@ ElementState<double> exact_update(const UpdateOptions& o, ElementState<double> s
     case OptimizerKind::adam: {
       s.m = o.beta1 * s.m + (1 - o.beta1) * g;
       s.v = o.beta2 * s.v + (1 - o.beta2) * g * g;
-      const double step = static_cast<double>(o.step);
+      const auto step = static_cast<double>(o.step);
       const double mean = s.m / (1 - std::pow(o.beta1, step));
       const double spread = std::sqrt(s.v / (1 - std::pow(o.beta2, step)));
       s.p -= o.lr * mean / (spread + o.eps);
