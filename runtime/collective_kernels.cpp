@@ -126,7 +126,7 @@ void reduce(const ReduceRange& range) {
 
 }  // namespace
 
-extern const CollectiveKernels kKernels;
-const CollectiveKernels kKernels{SHARDPLAN_KERNEL_NAME, reduce};
+extern const CollectiveKernels kCollectiveKernels;
+const CollectiveKernels kCollectiveKernels{SHARDPLAN_KERNEL_NAME, reduce};
 
 }  // namespace shardplan::SHARDPLAN_KERNEL_LEVEL

@@ -3,11 +3,11 @@
 namespace shardplan {
 
 namespace kernels_portable {
-extern const CollectiveKernels kKernels;
+extern const CollectiveKernels kCollectiveKernels;
 }
 
 std::span<const CollectiveKernels> collective_kernels() {
-  return {&kernels_portable::kKernels, 1};
+  return {&kernels_portable::kCollectiveKernels, 1};
 }
 
 }  // namespace shardplan

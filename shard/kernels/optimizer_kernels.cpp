@@ -246,7 +246,7 @@ double sum_of_squares(DType dtype, const std::byte* values, std::size_t elements
 
 }  // namespace
 
-extern const OptimizerKernels kKernels;
-const OptimizerKernels kKernels{SHARDPLAN_KERNEL_NAME, update, sum_of_squares, cast};
+extern const OptimizerKernels kOptimizerKernels;
+const OptimizerKernels kOptimizerKernels{SHARDPLAN_KERNEL_NAME, update, sum_of_squares, cast};
 
 }  // namespace shardplan::SHARDPLAN_KERNEL_LEVEL

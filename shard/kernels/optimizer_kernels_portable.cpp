@@ -3,11 +3,11 @@
 namespace shardplan {
 
 namespace kernels_portable {
-extern const OptimizerKernels kKernels;
+extern const OptimizerKernels kOptimizerKernels;
 }
 
 std::span<const OptimizerKernels> optimizer_kernels() {
-  return {&kernels_portable::kKernels, 1};
+  return {&kernels_portable::kOptimizerKernels, 1};
 }
 
 }  // namespace shardplan

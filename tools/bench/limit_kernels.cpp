@@ -44,7 +44,7 @@ std::uint32_t read(const std::uint32_t* words, std::size_t count) {
 
 }  // namespace
 
-extern const LimitKernels kKernels;
-const LimitKernels kKernels{stream, read};
+extern const LimitKernels kLimitKernels;
+const LimitKernels kLimitKernels{stream, read};
 
 }  // namespace shardplan::bench::SHARDPLAN_KERNEL_LEVEL

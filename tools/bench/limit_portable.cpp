@@ -3,11 +3,11 @@
 namespace shardplan::bench {
 
 namespace kernels_portable {
-extern const LimitKernels kKernels;
+extern const LimitKernels kLimitKernels;
 }
 
 const LimitKernels& limit_kernels() {
-  return kernels_portable::kKernels;
+  return kernels_portable::kLimitKernels;
 }
 
 }  // namespace shardplan::bench
