@@ -230,7 +230,7 @@ TEST(Mismatches, PiecesMustTileTheBuffer) {
   for (const int change : {-8, 8}) {
     for (const std::string& message : messages_when([&](Rank& rank, bool culprit) {
            ReduceScatter call = rank.reduction();
-           if (culprit) call.mine.first = static_cast<std::uint64_t>(static_cast<int>(call.mine.first) + change);
+           if (culprit) call.mine.first += static_cast<std::uint64_t>(std::int64_t{change});
            rank.communicator.reduce_scatter(call, *rank.stream);
          })) {
       EXPECT_NE(message.find("rank 2's piece starts at element"), std::string::npos) << message;
