@@ -61,6 +61,8 @@ struct Catalog {
   std::string name;    // of the model: a preset's, a file's
   std::string family;  // the model_type, or "tensors" where only tensors are known
   std::vector<UnitRun> runs;
+  // Of the state dict, but no parameters: neither trained nor sharded. Not in the counts below.
+  std::vector<Tensor> buffers{};
   // For models that know it (mixture of experts): the parameters that one token uses. Otherwise all of them.
   std::optional<std::uint64_t> active_parameters;
   // True where only a count of parameters is known (--params): model states can be sized, units cannot.

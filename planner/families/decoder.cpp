@@ -22,10 +22,7 @@ Architecture read_sizes(ModelConfig& config, const Architecture& defaults) {
 }
 
 std::uint64_t head_share(const ModelConfig& config, const Architecture& a) {
-  if (a.hidden % a.heads != 0) {
-    config.fail("num_attention_heads",
-                fmt::format("expected a divisor of hidden_size, {}, found {}", a.hidden, a.heads));
-  }
+  config.require_divisor("num_attention_heads", a.heads, "hidden_size", a.hidden);
   return a.hidden / a.heads;
 }
 
@@ -40,13 +37,15 @@ Architecture read_decoder(ModelConfig& config, const Architecture& defaults) {
 
 Architecture read_grouped_decoder(ModelConfig& config, const Architecture& defaults) {
   Architecture a = read_sizes(config, defaults);
-  a.kv_heads = config.optional_size("num_key_value_heads").value_or(a.heads);
-  if (a.heads % a.kv_heads != 0) {
-    config.fail("num_key_value_heads",
-                fmt::format("expected a divisor of num_attention_heads, {}, found {}", a.heads, a.kv_heads));
-  }
-  const auto head_size = config.optional_size("head_dim");
-  a.head_size = head_size ? *head_size : head_share(config, a);
+  const auto read = [&](std::string_view attribute, std::uint64_t class_default) {
+    const bool absent = !config.present(attribute) && class_default > 0;
+    return absent ? config.size(attribute, class_default) : config.optional_size(attribute).value_or(0);
+  };
+  a.head_size = read("head_dim", defaults.head_size);
+  if (a.head_size == 0) a.head_size = head_share(config, a);
+  a.kv_heads = read("num_key_value_heads", defaults.kv_heads);
+  if (a.kv_heads == 0) a.kv_heads = a.heads;
+  config.require_divisor("num_key_value_heads", a.kv_heads, "num_attention_heads", a.heads);
   return a;
 }
 
@@ -54,19 +53,40 @@ AttentionSizes attention_sizes(const Architecture& architecture, bool rotary) {
   return {architecture.heads, architecture.kv_heads, architecture.head_size, rotary};
 }
 
-Modules split_attention(const std::string& name, const Architecture& a, bool bias) {
+Modules split_attention(std::string_view name, const Architecture& a, const AttentionOptions& options) {
   const std::uint64_t queries = a.heads * a.head_size;
   const std::uint64_t keys = a.kv_heads * a.head_size;
-  return below(name, join({linear("q_proj", a.hidden, queries, bias), linear("k_proj", a.hidden, keys, bias),
-                           linear("v_proj", a.hidden, keys, bias), attention("attention", attention_sizes(a, true)),
-                           linear("o_proj", queries, a.hidden, bias)}));
+  return below(
+      name,
+      join({linear("q_proj", a.hidden, queries, options.bias), linear("k_proj", a.hidden, keys, options.bias),
+            linear("v_proj", a.hidden, keys, options.bias), attention("attention", attention_sizes(a, options.rotary)),
+            linear(std::string(options.output), queries, a.hidden, options.output_bias), options.norms}));
 }
 
-Modules gated_mlp(const std::string& name, const Architecture& a, const std::string& function, bool bias) {
-  return below(name,
-               join({linear("gate_proj", a.hidden, a.intermediate, bias),
-                     linear("up_proj", a.hidden, a.intermediate, bias), activation("act_fn", function, a.intermediate),
-                     multiply("gate", a.intermediate), linear("down_proj", a.intermediate, a.hidden, bias)}));
+Modules gated_mlp(std::string_view name, std::uint64_t hidden, std::uint64_t intermediate, const std::string& function,
+                  bool bias) {
+  return below(name, join({linear("gate_proj", hidden, intermediate, bias),
+                           linear("up_proj", hidden, intermediate, bias), activation("act_fn", function, intermediate),
+                           multiply("gate", intermediate), linear("down_proj", intermediate, hidden, bias)}));
+}
+
+Modules plain_mlp(std::string_view name, const std::string& up, const std::string& down, std::uint64_t hidden,
+                  std::uint64_t intermediate, const std::string& function, bool bias) {
+  return below(name, join({linear(up, hidden, intermediate, bias), activation("act", function, intermediate),
+                           linear(down, intermediate, hidden, bias)}));
+}
+
+Routing read_routing(ModelConfig& config, std::string_view attribute, std::uint64_t class_default,
+                     std::uint64_t experts) {
+  const std::uint64_t chosen = config.size(attribute, class_default);
+  if (chosen > experts)
+    config.fail(attribute, fmt::format("expected at most the {} experts, found {}", experts, chosen));
+  return {.experts = experts, .chosen = chosen};
+}
+
+Modules gated_experts(std::string_view name, const Routing& routing, std::uint64_t hidden, std::uint64_t intermediate,
+                      const std::string& function) {
+  return routed(repeated(name, routing.experts, gated_mlp("", hidden, intermediate, function, false)), routing);
 }
 
 std::span<const Head> decoder_heads() {

@@ -1,8 +1,9 @@
-// What decoder-only transformers have in common.
+// What transformers have in common: sizes, attention, feed-forward layers, experts.
 #pragma once
 
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "planner/families/family.h"
 #include "planner/families/model.h"
@@ -10,23 +11,44 @@
 
 namespace shardplan {
 
-// Reads the sizes of a decoder whose heads share out its width; `defaults` are those of its class. Absent or null,
+// Reads the sizes of a transformer whose heads share out its width; `defaults` are those of its class. Absent or null,
 // intermediate_size is 4 x hidden_size where the class has no number for it (0). Throws ConfigError where
 // num_attention_heads does not divide hidden_size.
 Architecture read_decoder(ModelConfig& config, const Architecture& defaults);
 
-// The same for grouped queries: absent or null, num_key_value_heads is num_attention_heads, and head_dim is
-// hidden_size / num_attention_heads, which has to be whole only then. Throws ConfigError where num_key_value_heads does
-// not divide num_attention_heads.
+// The same for grouped queries: num_key_value_heads and head_dim. Absent, they are the class's where it has numbers
+// for them; else, and where they are null, num_attention_heads and hidden_size / num_attention_heads, which has to be
+// whole only then. Throws ConfigError where num_key_value_heads does not divide num_attention_heads.
 Architecture read_grouped_decoder(ModelConfig& config, const Architecture& defaults);
 
 AttentionSizes attention_sizes(const Architecture& architecture, bool rotary);
 
-// q_proj, k_proj, v_proj, attention, o_proj.
-Modules split_attention(const std::string& name, const Architecture& architecture, bool bias);
+struct AttentionOptions {
+  bool bias = false;         // of the projections to queries, keys and values
+  bool output_bias = false;  // of the projection from the heads
+  bool rotary = true;
+  std::string_view output = "o_proj";
+  Modules norms{};  // of queries and keys, after the projections in the state dict
+};
+
+// q_proj, k_proj, v_proj, attention, the projection from the heads, norms.
+Modules split_attention(std::string_view name, const Architecture& architecture, const AttentionOptions& options);
 
 // down(act(gate(x)) * up(x)): gate_proj, up_proj, down_proj.
-Modules gated_mlp(const std::string& name, const Architecture& architecture, const std::string& function, bool bias);
+Modules gated_mlp(std::string_view name, std::uint64_t hidden, std::uint64_t intermediate, const std::string& function,
+                  bool bias);
+
+// down(act(up(x))).
+Modules plain_mlp(std::string_view name, const std::string& up, const std::string& down, std::uint64_t hidden,
+                  std::uint64_t intermediate, const std::string& function, bool bias);
+
+// Reads how many of `experts` a token passes; throws ConfigError for more than there are.
+Routing read_routing(ModelConfig& config, std::string_view attribute, std::uint64_t class_default,
+                     std::uint64_t experts);
+
+// name.0, name.1, ...: one gated MLP for each expert.
+Modules gated_experts(std::string_view name, const Routing& routing, std::uint64_t hidden, std::uint64_t intermediate,
+                      const std::string& function);
 
 // ForCausalLM, Model, ForSequenceClassification, ForTokenClassification, ForQuestionAnswering, as Llama and its kin
 // have them.

@@ -42,17 +42,17 @@ Modules mlp(const Architecture& a, const std::string& function) {
                      transposed_linear("c_proj", a.intermediate, a.hidden)}));
 }
 
-Model gpt2(ModelConfig& config) {
+void gpt2(ModelConfig& config, ModelBuilder& model) {
   const Architecture a = read_decoder(config, kGpt2);
   const std::string function = config.text("activation_function", "gelu_new");
   const bool crossed = config.flag("add_cross_attention", false);
-  ModelBuilder model(config, a);
-  model.embeddings({embedding("wte", a.vocabulary, a.hidden), embedding("wpe", a.max_positions, a.hidden)});
+  model.describe(a);
+  model.add(join({embedding("wte", a.vocabulary, a.hidden), embedding("wpe", a.max_positions, a.hidden)}));
   model.blocks("h", a.layers,
-               {layer_norm("ln_1", a.hidden), fused_attention(a), layer_norm("ln_2", a.hidden),
-                crossed ? cross_attention(a) : Modules{}, mlp(a, function)});
-  model.head({layer_norm("ln_f", a.hidden)}, "wte", true);
-  return model.finish();
+               join({layer_norm("ln_1", a.hidden), fused_attention(a), layer_norm("ln_2", a.hidden),
+                     crossed ? cross_attention(a) : Modules{}, mlp(a, function)}));
+  model.add(layer_norm("ln_f", a.hidden));
+  model.head("wte", true);
 }
 
 }  // namespace

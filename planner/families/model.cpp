@@ -2,22 +2,87 @@
 
 #include <fmt/format.h>
 
+#include <map>
+#include <set>
 #include <utility>
 
+#include "base/error.h"
+#include "planner/families/family.h"
 #include "planner/families/model_config.h"
+#include "planner/units.h"
 
 namespace shardplan {
 namespace {
+
+constexpr std::uint64_t kMostKindsOfLayers = 65'536;
+constexpr std::size_t kMostModules = 1'000'000;  // listed; blocks of a run count once
+
+std::string dotted(std::string_view prefix, std::string_view name) {
+  return prefix.empty() ? std::string(name) : fmt::format("{}.{}", prefix, name);
+}
 
 std::vector<Tensor> tensors_of(const Modules& modules) {
   std::vector<Tensor> tensors;
   for (const Module& module : modules) {
     for (Tensor tensor : module.tensors) {
-      tensor.name = fmt::format("{}.{}", module.name, tensor.name);
+      tensor.name = name_of_tensor(module, tensor);
       tensors.push_back(std::move(tensor));
     }
   }
   return tensors;
+}
+
+// The name by which a loose module finds its unit: its first tensor's, or that of one it might have.
+std::string placing_name(const Module& module) {
+  return module.tensors.empty() ? module.name + ".weight" : name_of_tensor(module, module.tensors[0]);
+}
+
+// Runs as a builder collected them: numbered ones are blocks of a stack, the others hold loose modules.
+std::set<std::string, std::less<>> stacks_of(const std::vector<ModuleRun>& runs) {
+  std::vector<std::string> names;
+  std::set<std::string, std::less<>> stacks;
+  for (const ModuleRun& run : runs) {
+    if (run.numbered) {
+      stacks.insert(run.name);
+      continue;
+    }
+    for (const Module& module : run.modules) {
+      for (const Tensor& tensor : module.tensors) names.push_back(name_of_tensor(module, tensor));
+    }
+  }
+  stacks.merge(stacks_in(std::vector<std::string_view>(names.begin(), names.end())));
+  return stacks;
+}
+
+std::vector<ModuleRun> in_units(std::vector<ModuleRun> runs) {
+  const UnitNames units(stacks_of(runs));
+  std::map<UnitNames::Place, ModuleRun> sorted;
+  for (ModuleRun& run : runs) {
+    if (run.numbered) {
+      const auto place = units.block(run.name, run.first_number);
+      sorted.emplace(place, std::move(run));
+      continue;
+    }
+    for (Module& module : run.modules) {
+      const std::string name = placing_name(module);
+      const std::string_view tie = module.tensors.empty() ? std::string_view() : module.tensors[0].tied_to;
+      const auto place = units.place(name, tie);
+      ModuleRun& unit = sorted[place];
+      if (place.in_block()) {
+        const NumberedName split = units.in_stack(name);
+        unit.name = split.prefix;
+        unit.numbered = true;
+        unit.first_number = split.number;
+        module.name = module.name.substr(name.size() - split.rest.size());
+      } else {
+        unit.name = units.name(place);
+      }
+      unit.modules.push_back(std::move(module));
+    }
+  }
+  std::vector<ModuleRun> result;
+  for (auto& [place, run] : sorted) result.push_back(std::move(run));
+  return result;
 }
 
 }  // namespace
@@ -36,47 +101,106 @@ Catalog make_catalog(std::string name, std::string family, const std::vector<Mod
   return builder.finish();
 }
 
-ModelBuilder::ModelBuilder(ModelConfig& config, const Architecture& architecture) : config_(config) {
-  model_.architecture = architecture;
+std::optional<std::uint64_t> active_parameters(const std::vector<ModuleRun>& runs) {
+  std::uint64_t active = 0;
+  bool any_routed = false;
+  for (const ModuleRun& run : runs) {
+    std::uint64_t always = 0;
+    std::map<std::pair<std::uint64_t, std::uint64_t>, std::uint64_t> routed;  // by (experts, chosen)
+    for (const Module& module : run.modules) {
+      for (const Tensor& tensor : module.tensors) {
+        if (!tensor.tied_to.empty()) continue;
+        const std::uint64_t size = elements(tensor.shape);
+        if (module.routing) {
+          routed[{module.routing->experts, module.routing->chosen}] += size;
+        } else {
+          always += size;
+        }
+      }
+    }
+    for (const auto& [routing, size] : routed) always += size / routing.first * routing.second;
+    any_routed = any_routed || !routed.empty();
+    active += run.count * always;
+  }
+  return any_routed ? std::optional(active) : std::nullopt;
+}
+
+void finish_model(Model& model, std::string name, std::string family) {
+  std::vector<Tensor> buffers = std::move(model.catalog.buffers);
+  model.modules = in_units(std::move(model.modules));
+  model.catalog = make_catalog(std::move(name), std::move(family), model.modules);
+  model.catalog.buffers = std::move(buffers);
+}
+
+ModelBuilder::ModelBuilder(ModelConfig& config, Model& model) : ModelBuilder(config, model, "", Part::main) {}
+
+ModelBuilder::ModelBuilder(ModelConfig& config, Model& model, std::string prefix, Part part)
+    : config_(config), model_(model), prefix_(std::move(prefix)), part_(part) {}
+
+void ModelBuilder::describe(const Architecture& architecture) {
+  architecture_ = architecture;
+  if (part_ == Part::main) model_.architecture = architecture;
 }
 
 std::string ModelBuilder::whole(const std::string& name) const {
-  const std::string& prefix = config_.base_prefix();
-  return prefix.empty() ? name : fmt::format("{}.{}", prefix, name);
+  return dotted(prefix_, dotted(config_.base_prefix(), name));
 }
 
-void ModelBuilder::embeddings(std::initializer_list<Modules> parts) {
-  model_.modules.push_back({.name = kEmbeddingUnit, .modules = below(config_.base_prefix(), join(parts))});
+Modules ModelBuilder::placed(std::string_view prefix, Modules modules) const {
+  modules = below(prefix, std::move(modules));
+  return part_ == Part::frozen_tower ? frozen(std::move(modules)) : modules;
 }
 
-void ModelBuilder::blocks(const std::string& name, std::uint64_t count, std::initializer_list<Modules> parts) {
-  ModuleRun run{.name = whole(name), .numbered = true, .count = count, .modules = join(parts)};
+void ModelBuilder::add(Modules modules) {
+  add_outside(below(config_.base_prefix(), std::move(modules)));
+}
+
+void ModelBuilder::add_outside(Modules modules) {
+  model_.modules.push_back({.name = {}, .modules = placed(prefix_, std::move(modules))});
+}
+
+void ModelBuilder::blocks(const std::string& stack, std::uint64_t count, const Modules& modules) {
+  if (count == 0) return;
+  ModuleRun run{.name = whole(stack), .numbered = true, .count = count, .modules = placed("", modules)};
+  std::size_t listed = run.modules.size();
   for (const ModuleRun& before : model_.modules) {
+    listed += before.modules.size();
     if (before.numbered && before.name == run.name) run.first_number = before.first_number + before.count;
   }
-  if (count > 0) model_.modules.push_back(std::move(run));
-}
-
-void ModelBuilder::head(std::initializer_list<Modules> parts, const std::string& embedding, bool tied_by_default) {
-  Modules modules = below(config_.base_prefix(), join(parts));
-  const Head& head = config_.head();
-  if (head.output != HeadOutput::none) {
-    const bool language_model = head.output == HeadOutput::vocabulary;
-    const std::uint64_t width = language_model                      ? model_.architecture.vocabulary
-                                : head.output == HeadOutput::labels ? config_.labels()
-                                                                    : 2;
-    Modules last = linear(std::string(head.module), model_.architecture.hidden, width, head.bias);
-    if (language_model && config_.ties_embeddings(tied_by_default)) {
-      last = tied(std::move(last), whole(embedding) + ".weight");
-    }
-    modules.insert(modules.end(), last.begin(), last.end());
+  if (listed > kMostModules) {
+    throw ConfigError(config_.source(), "", fmt::format("has more than {} different modules", kMostModules));
   }
-  model_.modules.push_back({.name = kHeadUnit, .modules = std::move(modules)});
+  model_.modules.push_back(std::move(run));
 }
 
-Model ModelBuilder::finish() {
-  model_.catalog = make_catalog(config_.source(), std::string(config_.family().model_type), model_.modules);
-  return std::move(model_);
+void ModelBuilder::require_listable(std::uint64_t layers) const {
+  if (layers <= kMostKindsOfLayers) return;
+  config_.fail("num_hidden_layers",
+               fmt::format("expected at most {} layers of several kinds, found {}", kMostKindsOfLayers, layers));
+}
+
+void ModelBuilder::head(const std::string& embedding, bool tied_by_default) {
+  const Head& head = config_.head();
+  if (head.output == HeadOutput::none || head.output == HeadOutput::custom) return;
+  const bool language_model = head.output == HeadOutput::vocabulary;
+  const std::uint64_t width = language_model                      ? architecture_.vocabulary
+                              : head.output == HeadOutput::labels ? config_.labels()
+                                                                  : 2;
+  Modules last = linear(std::string(head.module), architecture_.hidden, width, head.bias);
+  if (language_model && config_.ties_embeddings(tied_by_default)) {
+    last = tied(std::move(last), whole(embedding) + ".weight");
+  }
+  add_outside(std::move(last));
+}
+
+void ModelBuilder::buffer(const std::string& name, Shape shape) {
+  model_.catalog.buffers.push_back({.name = whole(name), .shape = std::move(shape), .trainable = false});
+}
+
+void ModelBuilder::nested(const std::string& prefix, ModelConfig config, Part part) {
+  const Part inner = part_ == Part::main ? part : part_ == Part::frozen_tower ? part_ : Part::tower;
+  ModelBuilder builder(config, model_, dotted(prefix_, dotted(config_.base_prefix(), prefix)), inner);
+  config.family().build(config, builder);
 }
 
 }  // namespace shardplan

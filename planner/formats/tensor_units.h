@@ -1,14 +1,5 @@
-// Units from the names of tensors, where nothing else says what belongs together.
-//
-//   <prefix>.<number>.<rest>   is of block <prefix>.<number>, for the outermost number whose prefix numbers modules:
-//                              somewhere in the model, <rest> has a dot ("self_attn.q_proj.weight"). The members of a
-//                              Sequential of plain layers ("classifier.0.weight") are no blocks.
-//   a part of the name says    embed, wte, wpe, shared, cls_token: the embedding unit (but for embed_out, which is
-//   embedding                  GPT-NeoX's head)
-//   everything else            the head unit
-//
-// Order: embedding; blocks, those of encoders and of vision and audio towers first, those of decoders last, in numeric
-// order; head. Inside a unit tensors stay in the order given.
+// A catalog from tensors alone: units follow from their names (planner/units.h). Inside a unit tensors stay in the order
+// given.
 #pragma once
 
 #include <string>

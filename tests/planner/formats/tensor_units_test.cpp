@@ -63,7 +63,7 @@ TEST(TensorUnits, SequentialsOfPlainLayersAreNoBlocks) {
 
 TEST(TensorUnits, EncodersAndTowersFirstDecodersLast) {
   EXPECT_EQ(lines(grouped({"decoder.block.0.a.w", "encoder.block.0.a.w", "shared.weight"})),
-            (Lines{"embedding: shared.weight", "encoder.block.0: encoder.block.0.a.w",
+            (Lines{"shared: shared.weight", "encoder.block.0: encoder.block.0.a.w",
                    "decoder.block.0: decoder.block.0.a.w"}));
   EXPECT_EQ(lines(grouped({"language_model.layers.0.a.w", "vision_tower.layers.0.a.w"})),
             (Lines{"vision_tower.layers.0: vision_tower.layers.0.a.w",
