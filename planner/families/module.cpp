@@ -175,7 +175,9 @@ Modules join(std::initializer_list<Modules> parts) {
 
 Modules below(std::string_view prefix, Modules modules) {
   if (prefix.empty()) return modules;
-  for (Module& module : modules) module.name = fmt::format("{}.{}", prefix, module.name);
+  for (Module& module : modules) {
+    module.name = module.name.empty() ? std::string(prefix) : fmt::format("{}.{}", prefix, module.name);
+  }
   return modules;
 }
 

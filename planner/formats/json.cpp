@@ -321,7 +321,7 @@ std::uint64_t JsonView::integer(std::uint64_t smallest, std::uint64_t largest, c
   }
   // The bound is worth a word only where the number is beyond it.
   const bool too_large =
-      number != nullptr && (is_integer || number->kind == Kind::real) && as_number() > static_cast<double>(smallest);
+      number != nullptr && (is_integer || number->kind == Kind::real) && as_number() >= static_cast<double>(largest);
   fail_expected(too_large ? fmt::format("{} up to {}", what, largest) : what);
 }
 

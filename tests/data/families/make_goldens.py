@@ -35,7 +35,8 @@ def build(config):
         model_class = getattr(diffusers, config["_class_name"])
         return model_class.from_config(config)
     config_class = transformers.models.auto.configuration_auto.CONFIG_MAPPING[config["model_type"]]
-    model = getattr(transformers, config["architectures"][0])(config_class.from_dict(config))
+    with transformers.modeling_utils.no_init_weights():
+        model = getattr(transformers, config["architectures"][0])(config_class.from_dict(config))
     model.tie_weights()
     return model
 
