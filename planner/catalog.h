@@ -63,6 +63,8 @@ struct Catalog {
   std::vector<UnitRun> runs;
   // Of the state dict, but no parameters: neither trained nor sharded. Not in the counts below.
   std::vector<Tensor> buffers{};
+  // In which the file says its weights are (dtype, torch_dtype); the precision policy decides what training holds.
+  std::optional<DType> stored_dtype{};
   // For models that know it (mixture of experts): the parameters that one token uses. Otherwise all of them.
   std::optional<std::uint64_t> active_parameters;
   // True where only a count of parameters is known (--params): model states can be sized, units cannot.

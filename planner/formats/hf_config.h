@@ -1,8 +1,8 @@
 // Hugging Face's config.json.
 //
 // `model_type` chooses the family (planner/families), `architectures` the head. Keys that a file leaves out have the
-// defaults of the family's class in transformers, and the catalog's notes say which were taken. The file's dtype is not
-// used: the precision policy decides.
+// defaults of the family's class in transformers, and the catalog's notes say which were taken. The file's dtype is the
+// catalog's stored_dtype; what training holds, the precision policy decides.
 #pragma once
 
 #include <string>

@@ -48,8 +48,8 @@ std::optional<DType> parse_safetensors_dtype(std::string_view text);
 //
 // Units come from the names (planner/formats/tensor_units.h); in a unit, tensors are in order of name. Floating-point
 // tensors are trainable and leave their dtype to the policy; others (quantised, integer) keep it and are frozen.
-// Buffers that older versions of transformers saved beside the parameters (rotary_emb.inv_freq, GPT-2's causal masks)
-// are left out. Notes say so, and that a tied head is not in such files. Throws ConfigError and IoError.
+// Buffers are told from parameters by their names (planner/formats/buffers.h). Notes say so, and that a tied head is not
+// in such files. Throws ConfigError and IoError.
 Model model_from_safetensors(const std::string& path);
 
 }  // namespace shardplan

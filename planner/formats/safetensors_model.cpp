@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "planner/formats/buffers.h"
 #include "planner/formats/file.h"
 #include "planner/formats/json.h"
 #include "planner/formats/safetensors.h"
@@ -99,15 +100,6 @@ Found read_any(const std::string& path) {
   return found;
 }
 
-// What older versions of transformers saved beside the parameters: rotary frequencies, position numbers, and GPT-2's
-// causal masks, of which attn.bias is one by its shape [1, 1, positions, positions].
-bool is_saved_buffer(const SafetensorsTensor& tensor) {
-  const std::string& name = tensor.name;
-  return name.ends_with("rotary_emb.inv_freq") || name.ends_with("position_ids") ||
-         name.ends_with("attn.masked_bias") ||
-         (name.ends_with("attn.bias") && tensor.shape.size() == 4 && tensor.shape[0] == 1 && tensor.shape[1] == 1);
-}
-
 Tensor parameter(const SafetensorsTensor& stored) {
   Tensor tensor{.name = stored.name, .shape = stored.shape, .dtype = {}, .tied_to = {}};
   tensor.trainable = is_trainable_dtype(stored.dtype);
@@ -122,10 +114,10 @@ Model model_from_safetensors(const std::string& path) {
   std::sort(found.tensors.begin(), found.tensors.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   std::vector<Tensor> tensors;
   tensors.reserve(found.tensors.size());
-  std::vector<std::string> buffers;
+  std::vector<Tensor> buffers;
   for (const SafetensorsTensor& stored : found.tensors) {
-    if (is_saved_buffer(stored)) {
-      buffers.push_back(stored.name);
+    if (is_saved_buffer(stored.name, stored.shape)) {
+      buffers.push_back({.name = stored.name, .shape = stored.shape, .dtype = stored.dtype, .trainable = false});
     } else {
       tensors.push_back(parameter(stored));
     }
@@ -135,10 +127,8 @@ Model model_from_safetensors(const std::string& path) {
   Model model;
   model.catalog = catalog_from_tensors(path, std::move(tensors));
   model.catalog.notes = std::move(found.notes);
-  if (!buffers.empty()) {
-    model.catalog.notes.push_back(
-        fmt::format("{} buffers that are no parameters are left out, '{}' first", buffers.size(), buffers.front()));
-  }
+  model.catalog.buffers = std::move(buffers);
+  note_buffers(model.catalog);
   model.catalog.notes.emplace_back("units are taken from the names of the tensors; a tied head is not in such files");
   return model;
 }

@@ -20,8 +20,12 @@ Catalog read_catalog(const PlanOptions& options) {
   return catalog;
 }
 
-void add_notes(const PlanOptions& options, Report& report) {
+void add_notes(const PlanOptions& options, const Catalog& catalog, Report& report) {
   const Setup& setup = options.setup;
+  if (catalog.stored_dtype && *catalog.stored_dtype != setup.policy.parameter) {
+    report.notes.push_back(fmt::format("the model's file says {}; {} trains parameters in {}",
+                                       name(*catalog.stored_dtype), setup.policy.name, name(setup.policy.parameter)));
+  }
   if (setup.policy.compute != setup.policy.parameter) {
     report.notes.push_back(
         fmt::format("{}: copies of the weights in {} are made by the client's code and not yet counted",
@@ -44,7 +48,7 @@ Planned plan_and_report(const PlanOptions& options) {
     planned.plan = make_step_plan(planned.catalog, options.setup);
     planned.report = report_shardplan(planned.catalog, *planned.plan);
   }
-  add_notes(options, planned.report);
+  add_notes(options, planned.catalog, planned.report);
   if (planned.gpu && least_device_bytes(planned.worst()) > planned.gpu->bytes) planned.fits = false;
   return planned;
 }

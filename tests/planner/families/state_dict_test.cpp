@@ -15,12 +15,14 @@
 #include "planner/formats/hf_config.h"
 #include "planner/formats/tensor_units.h"
 #include "tests/support/config_error.h"
+#include "tests/support/unit_lines.h"
 
 namespace shardplan {
 namespace {
 
 namespace json = boost::json;
 using test_support::expect_config_error;
+using test_support::unit_lines;
 
 using Lines = std::vector<std::string>;
 
@@ -47,25 +49,6 @@ Lines listing(const Catalog& catalog) {
   for_each_tensor(catalog, [&](const std::string& name, const Tensor& t) { lines.push_back(line(name, t)); });
   for (const Tensor& buffer : catalog.buffers) {
     lines.push_back(fmt::format("{} [{}] buffer", buffer.name, fmt::join(buffer.shape, ",")));
-  }
-  return lines;
-}
-
-// "unit: tensors" for each unit, in order of use; tied tensors are in no file, so they are left out.
-Lines units(const Catalog& catalog) {
-  Lines lines;
-  for (const UnitRun& run : catalog.runs) {
-    for (std::uint64_t i = 0; i < run.count; ++i) {
-      Lines tensors;
-      for (const Tensor& tensor : run.tensors) {
-        if (tensor.tied_to.empty()) {
-          tensors.push_back(fmt::format("{} {}", tensor_name(run, i, tensor), fmt::join(tensor.shape, ",")));
-        }
-      }
-      if (!tensors.empty()) {
-        lines.push_back(fmt::format("{}: {}", unit_name(run, i), fmt::join(sorted(std::move(tensors)), "; ")));
-      }
-    }
   }
   return lines;
 }
@@ -103,7 +86,7 @@ TEST_P(StateDicts, UnitsFollowFromTheNames) {
     const Model model = model_from_hf_config(json::serialize(row.at("config")), "config.json");
     std::vector<Tensor> tensors = untied(model.catalog);
     std::sort(tensors.begin(), tensors.end(), [](const Tensor& a, const Tensor& b) { return a.name < b.name; });
-    EXPECT_EQ(units(catalog_from_tensors("config.json", std::move(tensors))), units(model.catalog));
+    EXPECT_EQ(unit_lines(catalog_from_tensors("config.json", std::move(tensors))), unit_lines(model.catalog));
   }
 }
 

@@ -38,8 +38,25 @@ TEST(HfConfig, IgnoresWhatDoesNotDecideShapes) {
   const Model decorated =
       parse(R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16",
       "dtype": null, "rope_theta": Infinity, "rope_scaling": {"factor": {"__float__": "Infinity"}}, "future_key": [1, 2, {"a": null}]})");
-  EXPECT_EQ(plain, decorated);
+  EXPECT_EQ(decorated.catalog.stored_dtype, DType::bf16);
+  EXPECT_EQ(plain.catalog.runs, decorated.catalog.runs);
+  EXPECT_EQ(plain.catalog.notes, decorated.catalog.notes);
+  EXPECT_EQ(plain.modules, decorated.modules);
   EXPECT_FALSE(plain.catalog.runs.at(0).tensors.at(0).dtype.has_value());
+}
+
+TEST(HfConfig, ReadsTheDtypeUnderBothItsNames) {
+  const auto stored = [](const std::string& members) {
+    return parse(R"({"model_type": "llama", )" + members + "}").catalog.stored_dtype;
+  };
+  EXPECT_EQ(stored(R"("torch_dtype": "float16")"), DType::f16);
+  EXPECT_EQ(stored(R"("dtype": "bfloat16", "torch_dtype": "float16")"), DType::bf16);
+  EXPECT_EQ(stored(R"("dtype": "torch.float32")"), DType::f32);
+  EXPECT_EQ(stored(R"("torch_dtype": "auto")"), std::nullopt);
+  EXPECT_EQ(stored(R"("torch_dtype": null)"), std::nullopt);
+  expect_config_error([&] { stored(R"("torch_dtype": "bloat16")"); }, "dir/config.json", "torch_dtype",
+                      "expected the name of a dtype, such as \"bfloat16\", found \"bloat16\"");
+  expect_config_error([&] { stored(R"("dtype": 16)"); }, "dir/config.json", "dtype", "expected a string, found 16");
 }
 
 TEST(HfConfig, SaysWhatItAssumed) {
