@@ -28,6 +28,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -98,6 +99,12 @@ class Communicator {
   // Records of `mine.size()` bytes, the same on every rank: all = the ranks' records in rank order. For
   // hashes, agreement and the like.
   virtual void all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
+
+  // The same, one record after the other: calls visit with each rank's, in rank order, and ends when it has seen all of
+  // them. visit must not throw, nor call this communicator. `scratch` has room for all records and may be filled.
+  using RecordVisitor = std::function<void(int rank, std::span<const std::byte> record)>;
+  virtual void visit_records(std::span<const std::byte> mine, std::span<std::byte> scratch,
+                             const RecordVisitor& visit);
 
   // Collective: an arena on every rank, equal in tier and bytes. Options.rank is set here, to world_rank(). If a rank
   // has not enough memory it throws OutOfMemory, and the others CommunicationError.

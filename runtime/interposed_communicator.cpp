@@ -12,6 +12,12 @@ void InterposedCommunicator::all_gather_bytes(std::span<const std::byte> mine, s
   inner_->all_gather_bytes(mine, all);
 }
 
+void InterposedCommunicator::visit_records(std::span<const std::byte> mine, std::span<std::byte> scratch,
+                                           const RecordVisitor& visit) {
+  before("visit_records");
+  inner_->visit_records(mine, scratch, visit);
+}
+
 std::unique_ptr<SymmetricArena> InterposedCommunicator::make_arena(Device& device, const ArenaOptions& options) {
   before("make_arena");
   return inner_->make_arena(device, options);

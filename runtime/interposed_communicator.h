@@ -16,6 +16,8 @@ class InterposedCommunicator : public Communicator {
   std::chrono::milliseconds deadline() const override { return inner_->deadline(); }
   void barrier() override;
   void all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) override;
+  void visit_records(std::span<const std::byte> mine, std::span<std::byte> scratch,
+                     const RecordVisitor& visit) override;
   std::unique_ptr<SymmetricArena> make_arena(Device& device, const ArenaOptions& options) override;
   void reduce_scatter(const ReduceScatter& call, Stream& stream) override;
   void all_gather(const AllGather& call, Stream& stream) override;

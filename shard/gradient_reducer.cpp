@@ -2,8 +2,6 @@
 
 #include "base/error.h"
 #include "planner/arena_plan.h"
-#include "shard/kernels/accumulate.h"
-#include "shard/kernels/arrays.h"
 
 namespace shardplan {
 namespace {
@@ -16,11 +14,13 @@ ArenaPlace after(ArenaPlace place, DType dtype, std::uint64_t elements) {
 }  // namespace
 
 GradientReducer::GradientReducer(const StepPlan& plan, PlanMemory& memory, const Communicators& communicators,
-                                 Stream& stream, std::uint64_t shard)
+                                 const Kernels& kernels, OperationEvents& events, std::uint64_t shard)
     : plan_(plan),
       memory_(memory),
       communicators_(communicators),
-      stream_(stream),
+      kernels_(kernels),
+      compute_(events.compute()),
+      communication_(events.communication()),
       shard_(shard),
       scale_(static_cast<float>(1.0 / static_cast<double>(plan.setup.world_size * plan.setup.accumulation))) {}
 
@@ -58,7 +58,7 @@ void GradientReducer::prepare(std::uint64_t unit) {
   }
   for (std::size_t i = 0; i < buffers_of(unit); ++i) {
     if (!plan_of(unit, i).trainable) continue;
-    stream_.zero(memory_.data(contribution(unit, i)),
+    compute_.zero(memory_.data(contribution(unit, i)),
                  bytes_for(plan_of(unit, i).policy.wire, layout_of(unit, i).padded_elements));
   }
 }
@@ -78,14 +78,13 @@ void GradientReducer::accumulate(std::uint64_t unit, MicroBatch micro_batch) {
     const BufferRole sums = adds_in_gradient(buffer) ? BufferRole::gradient : BufferRole::accumulator;
     const Elements sum(buffer.policy.gradient_accumulator, memory_.data(memory_.resident(sums, unit, i)), elements);
     const Elements part(buffer.policy.wire, memory_.data(contribution(unit, i)), elements);
-    stream_.launching("accumulate");
     const bool sum_is_reduced = sum.dtype == part.dtype && adds_in_gradient(buffer);
     if (micro_batch.last && !sum_is_reduced) {
-      if (!micro_batch.first) accumulate_elements(part, sum);
+      if (!micro_batch.first) kernels_.accumulate(compute_, part, sum);
     } else if (micro_batch.first) {
-      cast(sum, part);
+      kernels_.cast(compute_, sum, part);
     } else {
-      accumulate_elements(sum, part);
+      kernels_.accumulate(compute_, sum, part);
     }
   }
 }
@@ -115,8 +114,7 @@ GradientReducer::Destination GradientReducer::destination(std::uint64_t unit, st
 void GradientReducer::finish(std::uint64_t unit, std::size_t buffer, const Destination& destination) {
   if (!destination.then_round) return;
   const std::uint64_t elements = layout_of(unit, buffer).shard_elements;
-  stream_.launching("cast");
-  cast({plan_of(unit, buffer).policy.gradient, memory_.data(own_gradient(unit, buffer)), elements},
+  kernels_.cast(communication_, {plan_of(unit, buffer).policy.gradient, memory_.data(own_gradient(unit, buffer)), elements},
        ConstElements(destination.dtype, memory_.data(destination.place), elements));
 }
 
@@ -133,7 +131,7 @@ void GradientReducer::reduce_in_group(std::uint64_t unit, std::size_t buffer, Mi
   call.mine = {own.begin, own.size()};
   if (plan_.layout.replicas > 1) {
     call.output = {.dtype = DType::f32, .place = memory_.slot(BufferRole::partial, unit, buffer)};
-    communicators_.shard_group->reduce_scatter(call, stream_);
+    communicators_.shard_group->reduce_scatter(call, communication_);
     return;
   }
   const Destination to = destination(unit, buffer, micro_batch);
@@ -141,7 +139,7 @@ void GradientReducer::reduce_in_group(std::uint64_t unit, std::size_t buffer, Mi
   call.scale = scale_;
   call.output = {
       .mode = to.add ? ReductionOutput::Mode::add : ReductionOutput::Mode::store, .dtype = to.dtype, .place = to.place};
-  communicators_.shard_group->reduce_scatter(call, stream_);
+  communicators_.shard_group->reduce_scatter(call, communication_);
   finish(unit, buffer, to);
 }
 
@@ -158,21 +156,20 @@ void GradientReducer::reduce_among_replicas(std::uint64_t unit, std::size_t buff
   call.mine = {own.begin, own.size()};
   call.scale = scale_;
   call.output = {.dtype = DType::f32, .place = own_place};
-  communicators_.replicas->reduce_scatter(call, stream_);
+  communicators_.replicas->reduce_scatter(call, communication_);
   communicators_.replicas->all_gather({.dtype = DType::f32,
                                        .input = own_place,
                                        .output = partial,
                                        .elements = layout.shard_elements,
                                        .mine = {own.begin, own.size()}},
-                                      stream_);
+                                      communication_);
   const Destination to = destination(unit, buffer, micro_batch);
   const ConstElements sums(DType::f32, memory_.data(partial), layout.shard_elements);
   const Elements target(to.dtype, memory_.data(to.place), layout.shard_elements);
-  stream_.launching("accumulate");
   if (to.add) {
-    accumulate_elements(target, sums);
+    kernels_.accumulate(communication_, target, sums);
   } else {
-    cast(target, sums);
+    kernels_.cast(communication_, target, sums);
   }
   finish(unit, buffer, to);
 }

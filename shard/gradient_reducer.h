@@ -1,11 +1,13 @@
 // The way of a gradient (docs/numerics.md): contribution in the wire dtype -> fp32 sum in tree order -> times 1/(N A)
-// -> added to the accumulator -> rounded once to the gradient dtype. Carries out the plan's accumulate and reduce.
+// -> added to the accumulator -> rounded once to the gradient dtype. Carries out the plan's accumulate, on the compute
+// stream, and reduce, on the communication stream.
 #pragma once
 
 #include <cstdint>
 
 #include "planner/step_plan.h"
 #include "runtime/device.h"
+#include "shard/operation_events.h"
 #include "shard/options.h"
 #include "shard/plan_memory.h"
 
@@ -13,8 +15,8 @@ namespace shardplan {
 
 class GradientReducer {
  public:
-  GradientReducer(const StepPlan& plan, PlanMemory& memory, const Communicators& communicators, Stream& stream,
-                  std::uint64_t shard);
+  GradientReducer(const StepPlan& plan, PlanMemory& memory, const Communicators& communicators, const Kernels& kernels,
+                  OperationEvents& events, std::uint64_t shard);
 
   // Where the client writes the contribution of a unit's flat buffer.
   ArenaPlace contribution(std::uint64_t unit, std::size_t buffer) const;
@@ -54,7 +56,9 @@ class GradientReducer {
   const StepPlan& plan_;
   PlanMemory& memory_;
   Communicators communicators_;
-  Stream& stream_;
+  const Kernels& kernels_;
+  Stream& compute_;
+  Stream& communication_;
   std::uint64_t shard_;
   float scale_;  // 1/(N A)
 };

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/communicator.h"
+#include "shard/kernels/kernels.h"
 #include "shard/loss_scaler.h"
 #include "shard/step_report.h"
 
@@ -43,6 +44,8 @@ struct ZeroOptions {
   ClipNorm clip = ClipNorm::global;
   LossScaling loss_scaling;
   double ema_decay = 0.999;  // with Setup::ema
+  // Those of the device that the optimizer is on; they must outlive it.
+  const Kernels* kernels = &host_kernels();
   // Initial values in fp32, asked for in ranges, so that no rank ever holds the whole model. They must be the same
   // function of (tensor, element) on every rank. Called in the constructor.
   std::function<void(const TensorRange&, std::span<float>)> initial_values;

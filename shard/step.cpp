@@ -4,10 +4,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
+#include <functional>
 #include <utility>
 
 #include "base/error.h"
-#include "shard/kernels/optimizer_update.h"
 #include "shard/zero_optimizer.h"
 
 namespace shardplan {
@@ -40,17 +41,17 @@ StepReport ZeroOptimizer::step() {
 void ZeroOptimizer::sum_norms() {
   const auto timer = meter_.update();
   partials_ = {};
+  events_.join();
   ProgramCursor cursor(plan_.programs[static_cast<std::size_t>(ProgramKind::update)]);
   for (; cursor.operation().kind == OperationKind::norm; cursor.advance()) {
     const std::uint64_t unit = cursor.operation().unit;
     const std::size_t run = run_index_of_unit(plan_.layout, unit);
-    stream_->launching("norm");
     for (std::size_t b = 0; b < plan_.buffers[run].size(); ++b) {
       if (!plan_.buffers[run][b].trainable) continue;
       const BufferLayout& layout = plan_.layout.runs[run].unit.buffers[b];
       const DType dtype = plan_.buffers[run][b].policy.gradient;
       const std::byte* gradient = memory_.data(reducer_.own_gradient(unit, b));
-      partials_[0] += sum_of_squares({dtype, gradient, layout.shard_elements}).sum;
+      partials_[0] += kernels().sum_of_squares(events_.compute(), {dtype, gradient, layout.shard_elements});
       if (options_.groups.size() == 1) continue;
       const Range own = shard_range(layout, own_shard());
       for (const TensorPlace& tensor : index_.tensors(unit)) {
@@ -58,7 +59,7 @@ void ZeroOptimizer::sum_norms() {
         const Range held = intersect(tensor.range, own);
         if (held.empty()) continue;
         const std::byte* first = gradient + bytes_for(dtype, held.begin - own.begin).count();
-        partials_[1 + tensor.group] += sum_of_squares({dtype, first, held.size()}).sum;
+        partials_[1 + tensor.group] += kernels().sum_of_squares(events_.compute(), {dtype, first, held.size()});
       }
     }
   }
@@ -70,16 +71,17 @@ void ZeroOptimizer::agree() {
   const auto timer = meter_.communication();
   Record mine{};
   std::copy(partials_.begin(), partials_.end(), mine.begin());
-  auto* all = reinterpret_cast<Record*>(memory_.data(memory_.control()));
-  const std::span<Record> records(all, plan_.setup.world_size);
-  communicators_.world->all_gather_bytes(std::as_bytes(std::span(mine)), std::as_writable_bytes(records));
-
   bool finite = true;
-  for (const Record& record : records) finite = finite && std::isfinite(record[0]);
   NormSums norms{};
-  for (std::uint64_t shard = 0; shard < plan_.layout.shards; ++shard) {
-    for (std::size_t i = 0; i < norms.size(); ++i) norms[i] += records[shard][i];
-  }
+  const auto take = [&](int rank, std::span<const std::byte> bytes) {
+    Record record;
+    std::memcpy(record.data(), bytes.data(), sizeof record);
+    finite = finite && std::isfinite(record[0]);
+    if (static_cast<std::uint64_t>(rank) >= plan_.layout.shards) return;  // the other replicas' are the same
+    for (std::size_t i = 0; i < norms.size(); ++i) norms[i] += record[i];
+  };
+  const std::span<std::byte> scratch(memory_.data(memory_.control()), plan_.setup.world_size * sizeof(Record));
+  communicators_.world->visit_records(std::as_bytes(std::span(mine)), scratch, std::ref(take));
   for (double& norm : norms) norm = std::sqrt(norm) / scaler_.scale();
   commit(norms, finite);
 }
@@ -114,6 +116,7 @@ StepReport ZeroOptimizer::roll_forward() {
   Commit& commit = *commit_;
   while (!commit.report.skipped && !commit.next.done()) {
     const Operation operation = commit.next.operation();
+    events_.before(operation);
     if (operation.kind == OperationKind::update) {
       const auto timer = meter_.update();
       update(operation.unit);
@@ -122,6 +125,7 @@ StepReport ZeroOptimizer::roll_forward() {
       gather(operation, commit.done_in_unit);
       meter_.add_sent(operation.sent);
     }
+    events_.after(operation);
     commit.next.advance();
     commit.done_in_unit = 0;
   }
@@ -162,8 +166,7 @@ void ZeroOptimizer::update(std::uint64_t unit) {
     };
     const Policy& policy = plan_.buffers[run][tensor.buffer].policy;
     const Hyperparameters& group = commit.groups[tensor.group];
-    stream_->launching("update");
-    optimizer_update({.kind = plan_.setup.optimizer,
+    kernels().update(events_.compute(), {.kind = plan_.setup.optimizer,
                       .lr = group.learning_rate,
                       .beta1 = group.beta1,
                       .beta2 = group.beta2,

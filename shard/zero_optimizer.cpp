@@ -7,11 +7,12 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <utility>
 
 #include "base/error.h"
 #include "planner/arena_plan.h"
-#include "shard/kernels/arrays.h"
 
 namespace shardplan {
 namespace {
@@ -37,15 +38,17 @@ void check_dtypes(const StepPlan& plan) {
 }
 
 void compare_between_ranks(Communicator& world, const char* what, const std::string& mine) {
-  std::vector<char> all(mine.size() * static_cast<std::size_t>(world.size()));
-  world.all_gather_bytes(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(all)));
-  for (std::size_t rank = 0; rank * mine.size() < all.size(); ++rank) {
-    const std::string_view other(all.data() + rank * mine.size(), mine.size());
-    if (other == mine) continue;
-    throw ConfigError(what, "",
-                      fmt::format("rank {} has {}, rank {} has {}: expected the same on every rank", world.rank(), mine,
-                                  rank, other));
-  }
+  const std::size_t bytes = mine.size() * static_cast<std::size_t>(world.size());
+  const auto scratch = std::make_unique_for_overwrite<std::byte[]>(bytes);
+  std::string difference;
+  const auto compare = [&](int rank, std::span<const std::byte> record) {
+    const std::string_view other(reinterpret_cast<const char*>(record.data()), record.size());
+    if (other == mine || !difference.empty()) return;
+    difference = fmt::format("rank {} has {}, rank {} has {}: expected the same on every rank", world.rank(), mine,
+                             rank, other);
+  };
+  world.visit_records(std::as_bytes(std::span(mine)), {scratch.get(), bytes}, std::ref(compare));
+  if (!difference.empty()) throw ConfigError(what, "", difference);
 }
 
 // What must be equal on every rank, for its bits decide the result's: all options but the functions.
@@ -102,15 +105,15 @@ ZeroOptimizer::ZeroOptimizer(const Catalog& catalog, const StepPlan& plan, Devic
       communicators_(checked(communicators, plan)),
       options_(checked(std::move(options), *communicators.world)),
       place_(place_of_rank(plan.layout, static_cast<std::uint64_t>(communicators.world->rank()))),
-      stream_(device.make_stream()),
+      events_(plan, device),
       memory_(plan, device, *communicators.world),
       index_(catalog, plan, options_.groups),
-      reducer_(plan, memory_, communicators_, *stream_, place_.shard),
+      reducer_(plan, memory_, communicators_, kernels(), events_, place_.shard),
       scaler_(options_.loss_scaling),
       prepared_(plan.layout.units, false),
       parameter_views_(index_.most_tensors()),
       gradient_views_(index_.most_tensors()) {
-  fill_initial_values();
+  if (kernels().hold_values()) fill_initial_values();
 }
 
 void ZeroOptimizer::fill_initial_values() {
@@ -152,8 +155,8 @@ void ZeroOptimizer::store_initial(std::uint64_t unit, std::size_t buffer, std::u
     const DType dtype = role == BufferRole::parameter ? policy.parameter : DType::f32;
     std::byte* base = memory_.data(memory_.resident(role, unit, buffer));
     const std::uint64_t offset = held.begin - (sharded ? own.begin : 0);
-    cast({dtype, base + bytes_for(dtype, offset).count(), held.size()},
-         ConstElements(values.subspan(held.begin - first, held.size())));
+    kernels().cast(events_.compute(), {dtype, base + bytes_for(dtype, offset).count(), held.size()},
+                   ConstElements(values.subspan(held.begin - first, held.size())));
   }
 }
 
@@ -170,6 +173,12 @@ void ZeroOptimizer::begin(ProgramKind kind) {
         micro_batches_ < plan_.setup.accumulation,
         fmt::format("begin({}): the plan has {} micro-batches per step", name(kind), plan_.setup.accumulation));
     ++micro_batches_;
+  }
+  try {
+    events_.join();
+  } catch (...) {
+    forget_step();
+    throw;
   }
   program_ = kind;
   cursor_ = ProgramCursor(program);
@@ -193,6 +202,7 @@ UnitViews ZeroOptimizer::enter(std::uint64_t unit, Pass pass) {
     SHARDPLAN_CHECK(expected.unit == unit && expected.pass == pass,
                     fmt::format("enter({} {}): the plan's next operation is {}", name(pass), unit, describe(expected)));
     const bool with_gradients = pass == Pass::backward;
+    events_.before(expected);
     if (with_gradients) prepare_gradients(unit);
     entered_ = expected;
     cursor_.advance();
@@ -213,8 +223,9 @@ void ZeroOptimizer::leave(std::uint64_t unit) {
   SHARDPLAN_CHECK(
       entered_ && entered_->unit == unit,
       fmt::format("leave({}): {}", unit, entered_ ? "inside of " + describe(*entered_) : "no unit is entered"));
-  entered_.reset();
   try {
+    events_.after(*entered_);
+    entered_.reset();
     // What belongs to the step that ends: all up to the next step's gathers.
     while (!cursor_.done()) {
       const Operation operation = cursor_.operation();
@@ -245,6 +256,7 @@ void ZeroOptimizer::forget_step() {
 
 void ZeroOptimizer::execute(const Operation& operation) {
   const auto timer = meter_.communication();
+  events_.before(operation);
   const GradientReducer::MicroBatch micro_batch{.first = micro_batches_ == 1,
                                                 .last = program_ == ProgramKind::last_micro_batch};
   switch (operation.kind) {
@@ -266,6 +278,7 @@ void ZeroOptimizer::execute(const Operation& operation) {
       SHARDPLAN_CHECK(false,
                       fmt::format("operation {} has no place in program {}", name(operation.kind), name(*program_)));
   }
+  events_.after(operation);
   meter_.add_sent(operation.sent);
 }
 
@@ -301,7 +314,7 @@ void ZeroOptimizer::gather_buffer(const ArenaPlace& input, const ArenaPlace& out
                                           .output = output,
                                           .elements = buffer.padded_elements,
                                           .mine = {own.begin, own.size()}},
-                                         *stream_);
+                                         events_.communication());
 }
 
 // A unit's own contribution, and those of the owners of its tied tensors: zero until somebody adds.
@@ -364,14 +377,16 @@ void ZeroOptimizer::visit_parameters(const std::function<void(const TensorRange&
         const std::byte* base = memory_.data(memory_.resident(role, unit, b));
         values[b].resize(buffers[b].padded_elements);
         if (!sharded) {
-          cast(Elements(std::span(values[b])), ConstElements(dtype, base, values[b].size()));
+          kernels().cast(events_.compute(), Elements(std::span(values[b])),
+                         ConstElements(dtype, base, values[b].size()));
           continue;
         }
         const std::uint64_t shard = buffers[b].shard_elements;
         for (std::uint64_t first = 0; first < shard; first += kChunk) {
           const std::uint64_t count = std::min<std::uint64_t>(kChunk, shard - first);
           const std::span<float> part = std::span(mine).first(count);
-          cast(Elements(part), ConstElements(dtype, base + bytes_for(dtype, first).count(), count));
+          kernels().cast(events_.compute(), Elements(part),
+                         ConstElements(dtype, base + bytes_for(dtype, first).count(), count));
           const std::span<float> gathered = std::span(all).first(count * plan_.layout.shards);
           communicators_.shard_group->all_gather_bytes(std::as_bytes(part), std::as_writable_bytes(gathered));
           for (std::uint64_t s = 0; s < plan_.layout.shards; ++s) {

@@ -42,6 +42,7 @@
 #include "planner/step_plan.h"
 #include "runtime/device.h"
 #include "shard/gradient_reducer.h"
+#include "shard/operation_events.h"
 #include "shard/options.h"
 #include "shard/parameter_index.h"
 #include "shard/plan_memory.h"
@@ -64,6 +65,10 @@ class ZeroOptimizer {
   void leave(std::uint64_t unit);
   // Ends a step after its last micro-batch.
   StepReport step();
+
+  // On which the client computes: what it puts there runs after what enter() waited for, and before what follows
+  // leave(). On the CPU everything has finished when a call returns.
+  Stream& compute_stream() { return events_.compute(); }
 
   double loss_scale() const { return scaler_.scale(); }
   std::uint64_t steps_applied() const { return steps_applied_; }
@@ -108,6 +113,7 @@ class ZeroOptimizer {
   StepReport roll_forward();
   void update(std::uint64_t unit);
 
+  const Kernels& kernels() const { return *options_.kernels; }
   std::uint64_t own_shard() const { return place_.shard; }
 
   const Catalog& catalog_;
@@ -115,7 +121,7 @@ class ZeroOptimizer {
   Communicators communicators_;
   ZeroOptions options_;
   RankPlace place_;
-  std::unique_ptr<Stream> stream_;
+  OperationEvents events_;
   PlanMemory memory_;
   ParameterIndex index_;
   GradientReducer reducer_;

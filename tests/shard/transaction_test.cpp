@@ -190,14 +190,16 @@ TEST(TransactionTest, BeginFinishesAnInterruptedStep) {
   const Outcome expected = run_reference(catalog, setup, options_of(), script);
   CpuDevice cpu;
   std::uint64_t interrupted = 0;
-  std::uint64_t operations = 1;  // of the first step
-  for (std::uint64_t fail_at = Countdown::kNever; fail_at <= operations; ++fail_at) {
+  std::uint64_t operations = 1;  // up to the end of the first step
+  std::uint64_t made = 0;        // of these, the constructor's
+  for (std::uint64_t fail_at = Countdown::kNever; fail_at <= operations; fail_at = std::max(fail_at, made) + 1) {
     run_ranks(1, [&](Communicator& world) {
       Countdown never;
       Countdown work(fail_at);
       FailingDevice device(cpu, never, work);
       const RankGroups groups(world, setup);
       ZeroOptimizer optimizer(catalog, plan, device, groups.communicators(), options_of());
+      made = work.count();
       SyntheticClient client(script, setup, plan.layout.units, 0);
       try {
         client.run_step(optimizer, 0);
