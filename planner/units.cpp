@@ -65,11 +65,13 @@ bool says_embedding(std::string_view name, std::string_view below_tower) {
   if (contains(name, "embed_out") || contains(name, "unembed")) return false;
   if (contains(name, "embed")) return true;
   for (const std::string_view part : components(name)) {
-    for (const std::string_view word : {"wte", "wpe", "shared", "cls_token", "project_in", "conv_in"}) {
+    for (const std::string_view word :
+         {"wte", "wpe", "shared", "cls_token", "project_in", "conv_in", "pre_layrnorm", "layernorm_pre"}) {
       if (part == word) return true;
     }
   }
   // The convolutions that turn sound into tokens (Whisper).
+  if (below_tower.starts_with("encoder.")) below_tower.remove_prefix(8);
   return below_tower.starts_with("conv1.") || below_tower.starts_with("conv2.");
 }
 

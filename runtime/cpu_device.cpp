@@ -46,7 +46,8 @@ class CpuStream final : public Stream {
   }
   void record(Event&) override {}
   void wait(Event&) override {}
-  void launching(std::string_view) override {}
+  void synchronize() override {}
+  void launching(std::string_view, Bytes) override {}
 };
 
 }  // namespace

@@ -69,9 +69,11 @@ class Stream {
   virtual void zero(std::byte* at, Bytes bytes) = 0;
   virtual void record(Event& event) = 0;
   virtual void wait(Event& event) = 0;  // later work of this stream waits, the rank does not
+  // The rank waits until all of it is done.
+  virtual void synchronize() = 0;
   // Every kernel and collective calls this before its work, with its name: where an adaptor counts, delays or
-  // fails.
-  virtual void launching(std::string_view kernel) = 0;
+  // fails, and a virtual device books the time. `touched` is what a kernel reads and writes; a collective's is 0.
+  virtual void launching(std::string_view kernel, Bytes touched) = 0;
 };
 
 class Device {

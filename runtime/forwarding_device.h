@@ -21,7 +21,7 @@ class ForwardingMemory : public Memory {
   std::unique_ptr<Memory> inner_;
 };
 
-// Calls before(what) ahead of each copy, zero, wait and kernel.
+// Calls before(what) ahead of each copy, zero, wait, synchronize and kernel.
 class InterposedStream : public Stream {
  public:
   explicit InterposedStream(std::unique_ptr<Stream> inner) : inner_(std::move(inner)) {}
@@ -38,9 +38,13 @@ class InterposedStream : public Stream {
     before("wait");
     inner_->wait(event);
   }
-  void launching(std::string_view kernel) override {
+  void synchronize() override {
+    before("synchronize");
+    inner_->synchronize();
+  }
+  void launching(std::string_view kernel, Bytes touched) override {
     before(kernel);
-    inner_->launching(kernel);
+    inner_->launching(kernel, touched);
   }
 
  protected:

@@ -3,14 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <functional>
 #include <numeric>
-#include <tuple>
 #include <utility>
 
 #include "base/error.h"
+#include "runtime/collective_call.h"
+#include "runtime/collective_checks.h"
 #include "runtime/collective_kernels.h"
 #include "runtime/local_group.h"
 
@@ -19,11 +19,6 @@ namespace {
 
 // Blocks between two looks at whether the family is poisoned.
 constexpr Bytes kWorkBlock = 256_KiB;
-
-std::uint64_t element_bytes(DType dtype) {
-  SHARDPLAN_CHECK(bits(dtype) % 8 == 0, fmt::format("{} has no whole bytes per element", name(dtype)));
-  return bits(dtype) / 8;
-}
 
 KernelDType kernel_dtype(DType dtype) {
   switch (dtype) {
@@ -36,40 +31,8 @@ KernelDType kernel_dtype(DType dtype) {
     default:
       break;
   }
-  SHARDPLAN_CHECK(false, fmt::format("gradients are reduced in fp32, bf16 or fp16, not in {}", name(dtype)));
+  SHARDPLAN_CHECK(false, "a dtype that cannot be summed");
   return KernelDType::f32;
-}
-
-// A range of bytes in this rank's own arena.
-struct Extent {
-  const Arena* arena = nullptr;
-  std::uint64_t begin = 0;
-  std::uint64_t end = 0;
-  bool overlaps(const Extent& other) const {
-    return arena == other.arena && std::max(begin, other.begin) < std::min(end, other.end);
-  }
-};
-
-// Checks that it is aligned and within a lease.
-Extent extent_of(const char* what, const ArenaPlace& place, std::uint64_t elements, std::uint64_t width) {
-  SHARDPLAN_CHECK(place.arena != nullptr, fmt::format("{} names no arena", what));
-  const Arena& arena = place.arena->local();
-  const std::uint64_t bytes = checked_multiply(elements, width);
-  const std::uint64_t end = checked_add(place.offset, bytes);
-  SHARDPLAN_CHECK(place.offset % width == 0, fmt::format("{} at offset {} is not aligned", what, place.offset));
-  SHARDPLAN_CHECK(arena.holds(place.offset, Bytes{bytes}),
-                  fmt::format("{} [{}, {}) is not within one lease of this rank", what, place.offset, end));
-  return {&arena, place.offset, end};
-}
-
-// `mine` may be exactly this rank's piece of `shared`; apart from that it must lie outside of it.
-void check_overlap(const char* what, const Extent& mine, const Extent& shared, const Piece& piece,
-                   std::uint64_t width) {
-  if (!mine.overlaps(shared)) return;
-  const std::uint64_t begin = shared.begin + piece.first * width;
-  SHARDPLAN_CHECK(mine.begin == begin && mine.end == begin + piece.count * width,
-                  fmt::format("{} [{}, {}) overlaps the buffer at [{}, {}) elsewhere than at this rank's piece", what,
-                              mine.begin, mine.end, shared.begin, shared.end));
 }
 
 const CollectiveKernels& best_kernels() {
@@ -118,7 +81,7 @@ void LocalCommunicator::all_gather_bytes(std::span<const std::byte> mine, std::s
   const bool apart = !before(mine.data(), all.data() + all.size()) || !before(all.data(), mine.data() + mine.size());
   SHARDPLAN_CHECK(mine.empty() || apart || mine.data() == place,
                   "the record overlaps the records elsewhere than at this rank's place");
-  const LocalCall call{.operation = "all_gather_bytes",
+  const CollectiveCall call{.operation = "all_gather_bytes",
                        .same = {{{"bytes", mine.size()}}},
                        .payload = const_cast<std::byte*>(mine.data())};  // which is only read
   group_->collective(member_, call, [&] {
@@ -131,7 +94,7 @@ void LocalCommunicator::all_gather_bytes(std::span<const std::byte> mine, std::s
 
 std::unique_ptr<SymmetricArena> LocalCommunicator::make_arena(Device& device, const ArenaOptions& options) {
   group_->keep_going();
-  LocalCall call{.operation = "make_arena",
+  CollectiveCall call{.operation = "make_arena",
                  .same = {{{"tier", static_cast<std::uint64_t>(options.tier), name(options.tier)},
                            {"bytes", options.bytes.count()}}}};
   std::unique_ptr<Arena> arena;
@@ -161,35 +124,15 @@ std::unique_ptr<SymmetricArena> LocalCommunicator::make_arena(Device& device, co
 }
 
 void LocalCommunicator::check_tiling(std::uint64_t elements) const {
-  std::uint64_t end = 0;
-  for (int peer = 0; peer < size(); ++peer) {
-    const Piece& piece = group_->call_of(peer).piece;
-    if (piece.count == 0) continue;
-    SHARDPLAN_CHECK(piece.first == end,
-                    fmt::format("rank {}'s piece starts at element {}, the ones before it end at {}",
-                                group_->world_rank(peer), piece.first, end));
-    end = checked_add(end, piece.count);
-  }
-  SHARDPLAN_CHECK(end == elements, fmt::format("the ranks' pieces end at element {} of {}", end, elements));
+  Tiling tiling;
+  for (int peer = 0; peer < size(); ++peer) tiling.add(group_->world_rank(peer), group_->call_of(peer).piece);
+  tiling.ends_at(elements);
 }
 
 void LocalCommunicator::reduce_scatter(const ReduceScatter& call, Stream& stream) {
-  const std::uint64_t width = element_bytes(call.wire);
-  const std::uint64_t output_width = element_bytes(call.output.dtype);
-  const Extent input = extent_of("the input", call.input, call.elements, width);
-  const Extent output = extent_of("the output", call.output.place, call.mine.count, output_width);
-  check_overlap("the output", output, input, call.mine, width);
-  SHARDPLAN_CHECK(call.group_size >= 0, "a reduction tree's group has at least one rank");
-  stream.launching("reduce_scatter");
-  const LocalCall local{.operation = "reduce_scatter",
-                        .same = {{{"wire dtype", static_cast<std::uint64_t>(call.wire), name(call.wire)},
-                                  {"arena", call.input.arena->group().id()},
-                                  {"input offset", call.input.offset},
-                                  {"elements", call.elements},
-                                  {"group size", static_cast<std::uint64_t>(call.group_size)},
-                                  {"scale, as bits,", std::bit_cast<std::uint32_t>(call.scale)}}},
-                        .piece = call.mine};
-  group_->collective(member_, local, [&] {
+  check_call(call);
+  stream.launching("reduce_scatter", Bytes{});
+  group_->collective(member_, describe_call(call), [&] {
     check_tiling(call.elements);
     reduce_piece(call);
   });
@@ -220,19 +163,10 @@ void LocalCommunicator::reduce_piece(const ReduceScatter& call) {
 }
 
 void LocalCommunicator::all_gather(const AllGather& call, Stream& stream) {
-  const std::uint64_t width = element_bytes(call.dtype);
-  const Extent input = extent_of("the input", call.input, call.mine.count, width);
-  const Extent output = extent_of("the output", call.output, call.elements, width);
-  check_overlap("the input", input, output, call.mine, width);
-  stream.launching("all_gather");
-  const LocalCall local{.operation = "all_gather",
-                        .same = {{{"dtype", static_cast<std::uint64_t>(call.dtype), name(call.dtype)},
-                                  {"input arena", call.input.arena->group().id()},
-                                  {"output arena", call.output.arena->group().id()},
-                                  {"output offset", call.output.offset},
-                                  {"elements", call.elements}}},
-                        .piece = call.mine,
-                        .payload = call.input.arena->data() + call.input.offset};
+  check_call(call);
+  stream.launching("all_gather", Bytes{});
+  CollectiveCall local = describe_call(call);
+  local.payload = call.input.arena->data() + call.input.offset;
   group_->collective(member_, local, [&] {
     check_tiling(call.elements);
     copy_pieces(call);
@@ -245,7 +179,7 @@ void LocalCommunicator::copy_pieces(const AllGather& call) {
   const std::uint64_t width = element_bytes(call.dtype);
   std::byte* output = call.output.arena->data() + call.output.offset;
   for (int step = 0; step < size(); ++step) {
-    const LocalCall& theirs = group_->call_of((member_ + step) % size());
+    const CollectiveCall& theirs = group_->call_of((member_ + step) % size());
     const auto* from = static_cast<const std::byte*>(theirs.payload);
     std::byte* to = output + theirs.piece.first * width;
     const std::uint64_t bytes = theirs.piece.count * width;
@@ -275,14 +209,14 @@ std::shared_ptr<LocalGroup> LocalCommunicator::make_color_group(int color) const
 }
 
 std::unique_ptr<Communicator> LocalCommunicator::split(int color, int key) {
-  LocalCall call{.operation = "split", .color = color, .key = key};
+  CollectiveCall call{.operation = "split", .color = color, .key = key};
   std::shared_ptr<LocalGroup> made;
   group_->collective(member_, call, [&] { made = make_color_group(color); });
   call.payload = &made;
   std::shared_ptr<LocalGroup> mine;
   group_->collective(member_, call, [&] {
     for (int peer = 0; peer < size() && color >= 0 && !mine; ++peer) {
-      const LocalCall& theirs = group_->call_of(peer);
+      const CollectiveCall& theirs = group_->call_of(peer);
       if (theirs.color == color) mine = *static_cast<const std::shared_ptr<LocalGroup>*>(theirs.payload);
     }
   });

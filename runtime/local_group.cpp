@@ -16,11 +16,6 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::microseconds kSpin{50};
 constexpr int kLooksPerYield = 64;
 
-std::string show(const LocalCall::Field& field) {
-  return field.text.empty() ? fmt::format("{} {}", field.name, field.value)
-                            : fmt::format("{} {}", field.name, field.text);
-}
-
 }  // namespace
 
 void LocalWorld::enroll(const std::shared_ptr<LocalGroup>& group) {
@@ -143,19 +138,9 @@ int LocalGroup::missing_member(int member) const {
 }
 
 void LocalGroup::compare_calls() const {
-  const LocalCall& expected = call_of(0);
   for (int member = 1; member < size(); ++member) {
-    const LocalCall& call = call_of(member);
-    std::string difference;
-    if (std::string_view(call.operation) != expected.operation) {
-      difference = fmt::format("rank {} calls {} while rank {} calls {}", world_rank(member), call.operation,
-                               world_rank(0), expected.operation);
-    }
-    for (std::size_t i = 0; i < call.same.size() && difference.empty(); ++i) {
-      if (call.same[i].value == expected.same[i].value) continue;
-      difference = fmt::format("rank {} calls it with {}, rank {} with {}", world_rank(member), show(call.same[i]),
-                               world_rank(0), show(expected.same[i]));
-    }
+    const CollectiveCall& call = call_of(member);
+    const std::string difference = difference_of(call, world_rank(member), call_of(0), world_rank(0));
     if (difference.empty()) continue;
     world_->poison(world_rank(member), call.operation, difference);
     world_->throw_failure();

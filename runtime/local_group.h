@@ -14,7 +14,6 @@
 //   counts.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -22,9 +21,9 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <string_view>
 #include <vector>
 
+#include "runtime/collective_call.h"
 #include "runtime/local_communicator.h"
 
 namespace shardplan {
@@ -61,21 +60,6 @@ class LocalWorld {
   std::vector<std::weak_ptr<LocalGroup>> groups_;
 };
 
-// What a rank publishes about the collective that it calls.
-struct LocalCall {
-  struct Field {
-    std::string_view name;
-    std::uint64_t value = 0;
-    std::string_view text = {};  // stands for the value in messages
-  };
-  const char* operation = "";
-  std::array<Field, 8> same = {};  // must be equal on every rank
-  Piece piece = {};                // these three are each rank's own
-  void* payload = nullptr;
-  int color = 0;
-  int key = 0;
-};
-
 class LocalGroup {
  public:
   LocalGroup(std::shared_ptr<LocalWorld> world, std::vector<int> world_ranks);
@@ -88,7 +72,7 @@ class LocalGroup {
   // One collective. `work()` runs between the meetings: it may read every member's call and arenas, must not
   // block, and calls keep_going() between blocks. Any exception poisons the family before it leaves here.
   template <typename Work>
-  void collective(int member, const LocalCall& call, Work&& work) {
+  void collective(int member, const CollectiveCall& call, Work&& work) {
     world_->throw_if_poisoned();
     try {
       publish(member, call);
@@ -104,7 +88,7 @@ class LocalGroup {
       throw;
     }
   }
-  const LocalCall& call_of(int member) const { return members_[static_cast<std::size_t>(member)].call; }
+  const CollectiveCall& call_of(int member) const { return members_[static_cast<std::size_t>(member)].call; }
   void keep_going() const { world_->throw_if_poisoned(); }
 
   void leave(int member) noexcept;
@@ -112,7 +96,7 @@ class LocalGroup {
 
  private:
   struct alignas(128) Member {
-    LocalCall call;
+    CollectiveCall call;
     std::atomic<std::uint64_t> arrivals{0};
   };
   class Working {
@@ -126,7 +110,7 @@ class LocalGroup {
     LocalGroup& group_;
   };
 
-  void publish(int member, const LocalCall& call) { members_[static_cast<std::size_t>(member)].call = call; }
+  void publish(int member, const CollectiveCall& call) { members_[static_cast<std::size_t>(member)].call = call; }
   void meet(int member, const char* operation);
   bool has_met(std::uint64_t meeting, const char* operation) const;
   void sleep_until(std::chrono::steady_clock::time_point time, std::uint64_t meeting);

@@ -43,6 +43,8 @@ struct Family {
 
 // One function for each file of families.
 std::span<const Family> bert_families();
+std::span<const Family> clip_families();
+std::span<const Family> deberta_families();
 std::span<const Family> deepseek_families();
 std::span<const Family> diffusion_families();
 std::span<const Family> flow_families();

@@ -1,10 +1,12 @@
-// GPT-2: learned positions, LayerNorm before each, one projection for q, k and v, weights stored transposed
-// (transformers' modeling_gpt2.py).
+// GPT-2 and its kin: blocks "h" with LayerNorm before attention and a plain MLP, below "transformer".
+#include <fmt/format.h>
+
 #include "planner/families/decoder.h"
 
 namespace shardplan {
 namespace {
 
+// The class of gpt_bigcode has the same.
 constexpr Architecture kGpt2{.vocabulary = 50257, .hidden = 768, .layers = 12, .heads = 12, .max_positions = 1024};
 
 constexpr Alias kAliases[] = {{"hidden_size", "n_embd"},
@@ -12,53 +14,150 @@ constexpr Alias kAliases[] = {{"hidden_size", "n_embd"},
                               {"num_hidden_layers", "n_layer"},
                               {"num_attention_heads", "n_head"},
                               {"max_position_embeddings", "n_positions"}};
+constexpr Alias kNeoAliases[] = {{"num_hidden_layers", "num_layers"}, {"num_attention_heads", "num_heads"}};
 
-constexpr Head kHeads[] = {
+constexpr std::string_view kDoubleHeads = "DoubleHeadsModel";
+constexpr Head kGpt2Heads[] = {
     {"LMHeadModel", "transformer", "lm_head", HeadOutput::vocabulary, false},
+    {"Model", "", "", HeadOutput::none, false},
+    {kDoubleHeads, "transformer", "lm_head", HeadOutput::vocabulary, false},
+    {"ForSequenceClassification", "transformer", "score", HeadOutput::labels, false},
+    {"ForTokenClassification", "transformer", "classifier", HeadOutput::labels, true},
+    {"ForQuestionAnswering", "transformer", "qa_outputs", HeadOutput::span, true},
+};
+constexpr Head kBigcodeHeads[] = {
+    {"ForCausalLM", "transformer", "lm_head", HeadOutput::vocabulary, false},
+    {"Model", "", "", HeadOutput::none, false},
+    {"ForSequenceClassification", "transformer", "score", HeadOutput::labels, false},
+    {"ForTokenClassification", "transformer", "classifier", HeadOutput::labels, true},
+};
+constexpr Head kNeoHeads[] = {
+    {"ForCausalLM", "transformer", "lm_head", HeadOutput::vocabulary, false},
     {"Model", "", "", HeadOutput::none, false},
     {"ForSequenceClassification", "transformer", "score", HeadOutput::labels, false},
     {"ForTokenClassification", "transformer", "classifier", HeadOutput::labels, true},
     {"ForQuestionAnswering", "transformer", "qa_outputs", HeadOutput::span, true},
 };
+// Question answering puts out num_labels, not a span.
+constexpr Head kGptjHeads[] = {
+    {"ForCausalLM", "transformer", "lm_head", HeadOutput::vocabulary, true},
+    {"Model", "", "", HeadOutput::none, false},
+    {"ForSequenceClassification", "transformer", "score", HeadOutput::labels, false},
+    {"ForQuestionAnswering", "transformer", "qa_outputs", HeadOutput::labels, true},
+};
 
-Modules fused_attention(const Architecture& a) {
-  return below("attn", join({transposed_linear("c_attn", a.hidden, 3 * a.hidden),
-                             attention("attention", attention_sizes(a, false)),
-                             transposed_linear("c_proj", a.hidden, a.hidden)}));
+// A linear module with a bias, as GPT-2 (transposed_linear) or as everyone else has it.
+using Projection = Modules (*)(std::string name, std::uint64_t input, std::uint64_t output);
+
+Modules biased_linear(std::string name, std::uint64_t input, std::uint64_t output) {
+  return linear(std::move(name), input, output, true);
+}
+
+Modules fused_attention(const Architecture& a, Projection project) {
+  return below("attn",
+               join({project("c_attn", a.hidden, a.hidden + 2 * a.kv_heads * a.head_size),
+                     attention("attention", attention_sizes(a, false)), project("c_proj", a.hidden, a.hidden)}));
 }
 
 // Keys and values from an encoder: in the state dict they come before the queries.
-Modules cross_attention(const Architecture& a) {
-  return join({below("crossattention", join({transposed_linear("c_attn", a.hidden, 2 * a.hidden),
-                                             transposed_linear("q_attn", a.hidden, a.hidden),
-                                             attention("attention", attention_sizes(a, false)),
-                                             transposed_linear("c_proj", a.hidden, a.hidden)})),
+Modules cross_attention(const Architecture& a, Projection project) {
+  return join({below("crossattention",
+                     join({project("c_attn", a.hidden, 2 * a.hidden), project("q_attn", a.hidden, a.hidden),
+                           attention("attention", attention_sizes(a, false)), project("c_proj", a.hidden, a.hidden)})),
                layer_norm("ln_cross_attn", a.hidden)});
 }
 
-Modules mlp(const Architecture& a, const std::string& function) {
-  return below("mlp",
-               join({transposed_linear("c_fc", a.hidden, a.intermediate), activation("act", function, a.intermediate),
-                     transposed_linear("c_proj", a.intermediate, a.hidden)}));
+// Queries come last in the state dict.
+Modules split_attention_keys_first(std::string_view name, const Architecture& a, bool rotary, bool output_bias) {
+  return below(name,
+               join({linear("k_proj", a.hidden, a.hidden, false), linear("v_proj", a.hidden, a.hidden, false),
+                     linear("q_proj", a.hidden, a.hidden, false), attention("attention", attention_sizes(a, rotary)),
+                     linear("out_proj", a.hidden, a.hidden, output_bias)}));
 }
 
-void gpt2(ModelConfig& config, ModelBuilder& model) {
-  const Architecture a = read_decoder(config, kGpt2);
-  const std::string function = config.text("activation_function", "gelu_new");
-  const bool crossed = config.flag("add_cross_attention", false);
+void positioned_decoder(ModelConfig& config, ModelBuilder& model, const Architecture& a, Projection project,
+                        std::string_view class_function, const Modules& attention, const Modules& crossed = {}) {
+  const std::string function = config.text("activation_function", class_function);
+  const Modules mlp =
+      below("mlp", join({project("c_fc", a.hidden, a.intermediate), activation("act", function, a.intermediate),
+                         project("c_proj", a.intermediate, a.hidden)}));
   model.describe(a);
   model.add(join({embedding("wte", a.vocabulary, a.hidden), embedding("wpe", a.max_positions, a.hidden)}));
   model.blocks("h", a.layers,
-               join({layer_norm("ln_1", a.hidden), fused_attention(a), layer_norm("ln_2", a.hidden),
-                     crossed ? cross_attention(a) : Modules{}, mlp(a, function)}));
+               join({layer_norm("ln_1", a.hidden), attention, layer_norm("ln_2", a.hidden), crossed, mlp}));
   model.add(layer_norm("ln_f", a.hidden));
   model.head("wte", true);
+}
+
+// Weights are stored transposed (modeling_gpt2.py).
+void gpt2(ModelConfig& config, ModelBuilder& model) {
+  const Architecture a = read_decoder(config, kGpt2);
+  const bool crossed = config.flag("add_cross_attention", false);
+  positioned_decoder(config, model, a, transposed_linear, "gelu_new", fused_attention(a, transposed_linear),
+                     crossed ? cross_attention(a, transposed_linear) : Modules{});
+  if (config.head().suffix == kDoubleHeads && config.flag("summary_use_proj", true)) {
+    const std::uint64_t width = config.flag("summary_proj_to_labels", true) ? 1 : a.hidden;
+    model.add_outside(biased_linear("multiple_choice_head.summary", a.hidden, width));
+  }
+}
+
+// One head of keys and values for all queries, unless multi_query is false (modeling_gpt_bigcode.py).
+void gpt_bigcode(ModelConfig& config, ModelBuilder& model) {
+  Architecture a = read_decoder(config, kGpt2);
+  const bool multi_query = config.flag("multi_query", true);
+  const bool crossed = config.flag("add_cross_attention", false);
+  if (multi_query && crossed) config.fail("add_cross_attention", "expected false with multi_query, found true");
+  if (multi_query) a.kv_heads = 1;
+  positioned_decoder(config, model, a, biased_linear, "gelu_pytorch_tanh", fused_attention(a, biased_linear),
+                     crossed ? cross_attention(a, biased_linear) : Modules{});
+}
+
+// Every other layer looks back over a window only; that is a mask, no tensor.
+void require_attention_layers(const ModelConfig& config, std::uint64_t layers) {
+  const auto kinds = config.texts("attention_layers");
+  if (!kinds) return;
+  if (kinds->size() != layers) {
+    config.fail("attention_layers",
+                fmt::format("expected {} entries, one for each layer, found {}", layers, kinds->size()));
+  }
+  for (const std::string& kind : *kinds) {
+    if (kind != "global" && kind != "local")
+      config.fail("attention_layers", fmt::format("expected \"global\" or \"local\", found \"{}\"", kind));
+  }
+}
+
+// Queries, keys and values on their own, without biases (modeling_gpt_neo.py).
+void gpt_neo(ModelConfig& config, ModelBuilder& model) {
+  const Architecture a =
+      read_decoder(config, {.vocabulary = 50257, .hidden = 2048, .layers = 24, .heads = 16, .max_positions = 2048});
+  require_attention_layers(config, a.layers);
+  positioned_decoder(config, model, a, biased_linear, "gelu_new",
+                     split_attention_keys_first("attn.attention", a, false, true));
+}
+
+// Rotary; attention and MLP are parallel, behind one norm; the head has a bias (modeling_gptj.py).
+void gptj(ModelConfig& config, ModelBuilder& model) {
+  const Architecture a =
+      read_decoder(config, {.vocabulary = 50400, .hidden = 4096, .layers = 28, .heads = 16, .max_positions = 2048});
+  const std::string function = config.text("activation_function", "gelu_new");
+  model.describe(a);
+  model.add(embedding("wte", a.vocabulary, a.hidden));
+  model.blocks("h", a.layers,
+               join({layer_norm("ln_1", a.hidden), split_attention_keys_first("attn", a, true, false),
+                     plain_mlp("mlp", "fc_in", "fc_out", a.hidden, a.intermediate, function, true)}));
+  model.add(layer_norm("ln_f", a.hidden));
+  model.head("wte", false);
 }
 
 }  // namespace
 
 std::span<const Family> gpt2_families() {
-  static const Family families[] = {{"gpt2", "GPT2", kHeads, kAliases, gpt2}};
+  static const Family families[] = {
+      {"gpt2", "GPT2", kGpt2Heads, kAliases, gpt2},
+      {"gpt_bigcode", "GPTBigCode", kBigcodeHeads, kAliases, gpt_bigcode},
+      {"gpt_neo", "GPTNeo", kNeoHeads, kNeoAliases, gpt_neo},
+      {"gptj", "GPTJ", kGptjHeads, kAliases, gptj},
+  };
   return families;
 }
 

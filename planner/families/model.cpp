@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 #include <utility>
@@ -132,10 +133,11 @@ void finish_model(Model& model, std::string name, std::string family) {
   model.catalog.buffers = std::move(buffers);
 }
 
-ModelBuilder::ModelBuilder(ModelConfig& config, Model& model) : ModelBuilder(config, model, "", Part::main) {}
+ModelBuilder::ModelBuilder(ModelConfig& config, Model& model)
+    : config_(config), model_(model), listed_(std::make_shared<std::size_t>(0)) {}
 
-ModelBuilder::ModelBuilder(ModelConfig& config, Model& model, std::string prefix, Part part)
-    : config_(config), model_(model), prefix_(std::move(prefix)), part_(part) {}
+ModelBuilder::ModelBuilder(ModelConfig& config, const ModelBuilder& outer, std::string prefix, Part part)
+    : config_(config), model_(outer.model_), prefix_(std::move(prefix)), part_(part), listed_(outer.listed_) {}
 
 void ModelBuilder::describe(const Architecture& architecture) {
   architecture_ = architecture;
@@ -162,12 +164,12 @@ void ModelBuilder::add_outside(Modules modules) {
 void ModelBuilder::blocks(const std::string& stack, std::uint64_t count, const Modules& modules) {
   if (count == 0) return;
   ModuleRun run{.name = whole(stack), .numbered = true, .count = count, .modules = placed("", modules)};
-  std::size_t listed = run.modules.size();
-  for (const ModuleRun& before : model_.modules) {
-    listed += before.modules.size();
-    if (before.numbered && before.name == run.name) run.first_number = before.first_number + before.count;
-  }
-  if (listed > kMostModules) {
+  const auto before = std::find_if(model_.modules.rbegin(), model_.modules.rend(), [&](const ModuleRun& earlier) {
+    return earlier.numbered && earlier.name == run.name;
+  });
+  if (before != model_.modules.rend()) run.first_number = before->first_number + before->count;
+  *listed_ += run.modules.size();
+  if (*listed_ > kMostModules) {
     throw ConfigError(config_.source(), "", fmt::format("has more than {} different modules", kMostModules));
   }
   model_.modules.push_back(std::move(run));
@@ -194,12 +196,16 @@ void ModelBuilder::head(const std::string& embedding, bool tied_by_default) {
 }
 
 void ModelBuilder::buffer(const std::string& name, Shape shape) {
-  model_.catalog.buffers.push_back({.name = whole(name), .shape = std::move(shape), .trainable = false});
+  buffer_outside(dotted(config_.base_prefix(), name), std::move(shape));
+}
+
+void ModelBuilder::buffer_outside(const std::string& name, Shape shape) {
+  model_.catalog.buffers.push_back({.name = dotted(prefix_, name), .shape = std::move(shape), .trainable = false});
 }
 
 void ModelBuilder::nested(const std::string& prefix, ModelConfig config, Part part) {
   const Part inner = part_ == Part::main ? part : part_ == Part::frozen_tower ? part_ : Part::tower;
-  ModelBuilder builder(config, model_, dotted(prefix_, dotted(config_.base_prefix(), prefix)), inner);
+  ModelBuilder builder(config, *this, dotted(prefix_, dotted(config_.base_prefix(), prefix)), inner);
   config.family().build(config, builder);
 }
 

@@ -1,7 +1,9 @@
 // A model: its catalog, and what the catalog was made from.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -70,6 +72,7 @@ class ModelBuilder {
   void head(const std::string& embedding, bool tied_by_default);
   // A tensor of the base model's state dict that is no parameter.
   void buffer(const std::string& name, Shape shape);
+  void buffer_outside(const std::string& name, Shape shape);
   // The whole model of a nested config, below `prefix` in this one's base model.
   enum class Part : std::uint8_t { main, tower, frozen_tower };
   void nested(const std::string& prefix, ModelConfig config, Part part);
@@ -78,7 +81,7 @@ class ModelBuilder {
   std::string whole(const std::string& name) const;
 
  private:
-  ModelBuilder(ModelConfig& config, Model& model, std::string prefix, Part part);
+  ModelBuilder(ModelConfig& config, const ModelBuilder& outer, std::string prefix, Part part);
   Modules placed(std::string_view prefix, Modules modules) const;
   void require_listable(std::uint64_t layers) const;
 
@@ -87,6 +90,7 @@ class ModelBuilder {
   std::string prefix_;  // of the whole nested model
   Part part_ = Part::main;
   Architecture architecture_;
+  std::shared_ptr<std::size_t> listed_;  // modules so far, in all builders of the model
 };
 
 // Sorts what a builder collected into units and makes the catalog.

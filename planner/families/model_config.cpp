@@ -82,6 +82,11 @@ std::uint64_t ModelConfig::count(std::string_view attribute, std::uint64_t class
   return class_default;
 }
 
+std::uint64_t ModelConfig::count_or_none(std::string_view attribute) const {
+  if (!has(attribute) || find(attribute).is_minus_one()) return 0;
+  return find(attribute).as_count(kLargestSize);
+}
+
 bool ModelConfig::flag(std::string_view attribute, bool class_default) const {
   return find(attribute).as_bool_or(class_default);
 }

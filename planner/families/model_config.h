@@ -37,10 +37,17 @@ class ModelConfig {
   std::optional<std::uint64_t> optional_size(std::string_view attribute) const;
   // 0..kLargestSize; null is 0: "none of them".
   std::uint64_t count(std::string_view attribute, std::uint64_t class_default);
+  // Where the class says "none" as null or -1: then, and for a missing key, 0.
+  std::uint64_t count_or_none(std::string_view attribute) const;
   bool flag(std::string_view attribute, bool class_default) const;
   // A positive factor: mlp_ratio 4.0.
   double factor(std::string_view attribute, double class_default) const;
   std::string text(std::string_view attribute, std::string_view class_default) const;
+  // The key is there, and is text; and is this text.
+  bool is_text(std::string_view attribute) const { return find(attribute).is_string(); }
+  bool says(std::string_view attribute, std::string_view text) const {
+    return is_text(attribute) && find(attribute).as_string() == text;
+  }
   // Arrays; nothing for a missing key and for null.
   std::optional<std::vector<std::uint64_t>> counts(std::string_view attribute) const;
   std::optional<std::vector<std::string>> texts(std::string_view attribute) const;

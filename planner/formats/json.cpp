@@ -259,6 +259,13 @@ bool JsonView::is_string() const {
   return exists() && node()->kind == JsonDocument::Kind::string;
 }
 
+bool JsonView::is_minus_one() const {
+  using Kind = JsonDocument::Kind;
+  const JsonDocument::Node* number = node();
+  return number != nullptr && (number->kind == Kind::integer || number->kind == Kind::whole) && number->negative &&
+         number->magnitude == 1;
+}
+
 std::string JsonView::path() const {
   if (exists()) return document_->path(node_);
   const std::string above = document_->path(parent_);

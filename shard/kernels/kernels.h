@@ -25,5 +25,13 @@ class Kernels {
 
 // The loops of this folder, at the best level that the processor has.
 const Kernels& host_kernels();
+// For virtual devices: launches with the same names and bytes, and touches nothing.
+const Kernels& booking_kernels();
+
+// What a kernel reads and writes, each array once for each of both.
+Bytes touched_by_cast(const Elements& to, const ConstElements& from);
+Bytes touched_by_accumulate(const Elements& sum, const ConstElements& part);
+Bytes touched_by_update(const UpdateArrays& arrays);
+Bytes touched_by_norm(const ConstElements& values);
 
 }  // namespace shardplan

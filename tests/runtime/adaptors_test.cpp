@@ -103,7 +103,7 @@ TEST(FailingDevice, FailsTheNthAllocationAndTheNthOperation) {
     stream->copy(b->data(), a->data(), 64_B);
     stream->record(*event);
     stream->wait(*event);
-    stream->launching("adamw");
+    stream->launching("adamw", Bytes{});
   };
   Countdown allocations;
   Countdown work;

@@ -27,6 +27,9 @@ import sys
 import torch
 import transformers
 
+# Chameleon's tokenizer of images puts out indices, so no gradient ever reaches it, though its parameters do not say so.
+NEVER_TRAINED = {"ChameleonVQVAE"}
+
 
 def build(config):
     if "model_type" not in config:
@@ -34,9 +37,12 @@ def build(config):
 
         model_class = getattr(diffusers, config["_class_name"])
         return model_class.from_config(config)
-    config_class = transformers.models.auto.configuration_auto.CONFIG_MAPPING[config["model_type"]]
+    model_class = getattr(transformers, config["architectures"][0])
+    config_classes = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    known = config["model_type"] in config_classes
+    config_class = config_classes[config["model_type"]] if known else model_class.config_class
     with transformers.modeling_utils.no_init_weights():
-        model = getattr(transformers, config["architectures"][0])(config_class.from_dict(config))
+        model = model_class(config_class.from_dict(config))
     model.tie_weights()
     return model
 
@@ -52,8 +58,18 @@ def name_in_file(model, name):
     return name
 
 
+def never_trained(model):
+    """The names of the parameters that stay as they are."""
+    names = {name for name, tensor in model.named_parameters() if not tensor.requires_grad}
+    for prefix, module in model.named_modules():
+        if type(module).__name__ in NEVER_TRAINED:
+            names |= {f"{prefix}.{name}" for name, _ in module.named_parameters()}
+    return names
+
+
 def state_dict_lines(model):
     lines, owners = [], {}
+    frozen = never_trained(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in model.state_dict(keep_vars=True).items():
         line = f"{name_in_file(model, name)} {json.dumps(list(tensor.shape), separators=(',', ':'))}"
@@ -61,7 +77,7 @@ def state_dict_lines(model):
             line += " buffer"
         elif id(tensor) in owners:
             line += f" = {owners[id(tensor)]}"
-        elif not tensor.requires_grad:
+        elif name in frozen:
             line += " frozen"
         owners.setdefault(id(tensor), name_in_file(model, name))
         lines.append(line)

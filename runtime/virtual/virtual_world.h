@@ -1,0 +1,112 @@
+// A virtual machine: ranks that book bytes and time instead of holding and spending them.
+//
+//   VirtualWorld world({.ranks = 1024, .costs = &costs});
+//   std::vector<VirtualOutcome> outcomes = world.run([&](VirtualRank& rank) {
+//     ZeroOptimizer optimizer(catalog, plan, rank.device(), {.world = &rank.communicator(), ...}, options);
+//     ...
+//   });
+//
+// Device memory has addresses, sizes and lifetimes, and no bytes behind it: nothing may be read or written there.
+// Kernels, copies and collectives cost what `costs` says. Time is virtual: each rank has a clock for itself (the host)
+// and one for each stream; an event carries the time of its stream; a collective starts when the last rank's stream has
+// come to it.
+//
+// Order. One rank runs at a time, from one wait for a peer to the next, in an order that depends on the calls alone, so
+// a run is deterministic: the same body, options and faults give the same trace. Ranks are fibers (Boost.Context) on
+// one thread; or, where a tool cannot follow those (sanitizers), threads that pass a baton in the same order. A rank
+// must not wait for a peer inside of a catch block.
+//
+// Failures. The contract is Communicator's, in virtual time: a rank that does not come ends the wait of the others at
+// their deadline. Faults are injected by operation: the n-th kernel, copy or collective of a rank.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/communicator.h"
+#include "runtime/virtual/costs.h"
+
+namespace shardplan {
+
+enum class FaultKind : std::uint8_t {
+  kill,           // the rank is gone before its operation, without a word
+  stall,          // the rank does nothing for `seconds` before its operation
+  slow_rank,      // from the operation on, its kernels take `factor` times as long
+  slow_link,      // from the operation on, collectives with the rank take `factor` times as long
+  drop,           // its message of the operation does not arrive
+  corrupt,        // its message of the operation arrives damaged, which its receivers see
+  out_of_memory,  // the device has `bytes` in all
+};
+std::string_view name(FaultKind kind);
+
+struct Fault {
+  FaultKind kind = FaultKind::kill;
+  int rank = 0;
+  std::uint64_t operation = 0;  // from 1; drop and corrupt: of the rank's collectives alone
+  double seconds = 0;
+  double factor = 1;
+  Bytes bytes{};
+  bool operator==(const Fault&) const = default;
+};
+
+// What happened, told as it happens; times in seconds from the start of the run.
+class VirtualTrace {
+ public:
+  virtual ~VirtualTrace() = default;
+  // Streams of a rank are numbered in the order they are made.
+  virtual void work(int rank, std::size_t stream, std::string_view what, Bytes bytes, double begin, double end) = 0;
+  virtual void memory(int rank, std::uint64_t offset, Bytes bytes, bool taken, double time) = 0;
+  virtual void fault(const Fault& fault, double time) = 0;
+};
+
+struct VirtualOptions {
+  int ranks = 1;
+  int ranks_per_node = 8;
+  Bytes capacity{UINT64_MAX};  // of each device
+  const Costs* costs = nullptr;
+  std::chrono::milliseconds deadline{60'000};  // virtual
+  std::vector<Fault> faults{};
+  VirtualTrace* trace = nullptr;
+  bool threads = false;           // instead of fibers
+  std::size_t stack_kib = 256;  // of a fiber
+};
+
+struct VirtualOutcome {
+  std::exception_ptr error;  // that ended the rank
+  bool killed = false;
+  double seconds = 0;                   // the rank's own clock at its end
+  std::uint64_t operations = 0;         // kernels, copies and collectives
+  double exposed_seconds = 0;           // its first stream stood still, waiting for another one or for the host
+  double busy_seconds = 0;              // its first stream worked
+  double communication_seconds = 0;     // its collectives took, from their common start
+  double waiting_seconds = 0;           // its streams waited in collectives for later ranks
+};
+
+class VirtualRank {
+ public:
+  virtual ~VirtualRank() = default;
+  virtual int rank() const = 0;
+  virtual Device& device() = 0;
+  virtual Communicator& communicator() = 0;
+  virtual double now() const = 0;  // the rank's clock
+  // Books work of a client on a stream of this rank's device.
+  virtual void work(Stream& stream, std::string_view what, double seconds) = 0;
+};
+
+class VirtualWorld {
+ public:
+  explicit VirtualWorld(VirtualOptions options);
+  // Runs `body` on every rank, and returns when all have ended. Exceptions end their rank alone.
+  std::vector<VirtualOutcome> run(const std::function<void(VirtualRank&)>& body);
+
+ private:
+  VirtualOptions options_;
+};
+
+}  // namespace shardplan

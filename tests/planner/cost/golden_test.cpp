@@ -1,0 +1,192 @@
+// Against published step times (SHARDPLAN_GOLDEN): every row of data parallel or ZeRO set-ups that can be predicted, and
+// the list of those that cannot, with the reason.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "planner/formats/cluster_table.h"
+#include "planner/formats/file.h"
+#include "planner/formats/gpu_table.h"
+#include "planner/formats/hf_config.h"
+#include "planner/formats/json.h"
+#include "planner/formats/presets.h"
+#include "published_models.h"
+#include "step_model.h"
+
+namespace shardplan::test {
+namespace {
+
+std::string golden(const std::string& file) {
+  const char* folder = std::getenv("SHARDPLAN_GOLDEN");
+  return std::string(folder != nullptr ? folder : "SHARDPLAN_GOLDEN is not set") + "/" + file;
+}
+
+struct Row {
+  std::string name;
+  double measured = 0;  // seconds of a step
+  double predicted = 0;
+  std::optional<double> peer;  // another predictor's
+
+  double error() const { return std::abs(predicted / measured - 1); }
+};
+
+class Table {
+ public:
+  void skip(const std::string& name, const std::string& reason) { ++skipped_[reason + ": " + name]; }
+  void add(Row row) { rows_.push_back(std::move(row)); }
+  std::size_t size() const { return rows_.size(); }
+
+  double print_and_median() const {
+    std::vector<double> errors;
+    for (const Row& row : rows_) {
+      errors.push_back(row.error());
+      fmt::print("{:<62} measured {:8.4f} s  predicted {:8.4f} s  {:+6.1f} %  peer {}\n", row.name, row.measured,
+                 row.predicted, 100 * (row.predicted / row.measured - 1),
+                 row.peer ? fmt::format("{:+.1f} %", 100 * (*row.peer / row.measured - 1)) : "-");
+    }
+    for (const auto& [what, count] : skipped_) fmt::print("skipped, {} ({})\n", what, count);
+    std::sort(errors.begin(), errors.end());
+    const std::size_t n = errors.size();
+    const double median = n == 0 ? 1 : (errors[(n - 1) / 2] + errors[n / 2]) / 2;
+    fmt::print("{} rows, median absolute error {:.1f} %\n", n, 100 * median);
+    std::fflush(stdout);
+    return median;
+  }
+
+ private:
+  std::vector<Row> rows_;
+  std::map<std::string, int> skipped_;
+};
+
+std::uint64_t number(JsonView text) {
+  return std::stoull(std::string(text.as_string()));
+}
+
+Cluster cluster_named(const std::string& name) {
+  return require_cluster(name, gpu_table());
+}
+
+// SimuMax's rows: Megatron with its distributed optimizer (stage 1), gradients reduced in fp32, nothing overlapped (its
+// docs/b200/b200_real_repro_guide.md).
+void add_simumax_row(JsonView row, Table& table) {
+  const JsonView config = row["config"];
+  const std::string name(config["case"].as_string());
+  const std::string parallel(config["parallel"].as_string());
+  if (!parallel.starts_with("tp1") || !parallel.ends_with("pp1"))
+    return table.skip(name, "tensor or pipeline parallel");
+  const std::uint64_t ranks = config["world_size"].as_count();
+  const std::uint64_t context = config["cp"].as_count();
+  const std::uint64_t sequence = config["seq"].as_count();
+  StepSetup setup;
+  setup.ranks = ranks;
+  setup.micro_batches = config["micro_batch_num"].as_count();
+  setup.policy = policy_named("bf16-mixed-fp32grad");
+  setup.reduced = DType::f32;
+  setup.overlapped = false;
+  setup.context_ranks = context;
+  setup.expert_ranks = parallel.find("ep8") == std::string::npos ? 1 : 8;
+  setup.work = {.tokens = config["mbs"].as_count() * sequence / context,
+                .sequence = sequence,
+                .gradient = DType::f32,
+                .accumulates = true,
+                .expert_ranks = setup.expert_ranks};
+  const Model model = published_model(std::string(row["model"].as_string()), config["layers"].as_count());
+  table.add({name, row["measured"].as_number() / 1000, step_seconds(model, setup, cluster_named("b200-simumax")),
+             row["predicted"].as_number() / 1000});
+}
+
+// NVIDIA's rows: tokens per second and GPU.
+void add_megatron_bridge_row(JsonView row, Table& table) {
+  const JsonView config = row["config"];
+  const std::string model_name(row["model"].as_string());
+  const std::string system(config["System"].as_string());
+  const std::string name = fmt::format("{} on {}", model_name, system);
+  if (number(config["TP"]) > 1 || number(config["PP"]) > 1) return table.skip(name, "tensor or pipeline parallel");
+  if (!is_published_model(model_name)) return table.skip(name, "its configuration is not known");
+  StepSetup setup;
+  setup.ranks = number(config["#-GPUs"]);
+  const std::uint64_t micro_batch = number(config["MBS"]);
+  const std::uint64_t sequence = number(config["Sequence Length"]);
+  setup.micro_batches = number(config["GBS"]) / micro_batch / setup.ranks;
+  setup.policy = policy_named("bf16-mixed-fp32grad");
+  setup.reduced = DType::bf16;
+  setup.expert_ranks = number(config["EP"]);
+  setup.work = {.tokens = micro_batch * sequence,
+                .sequence = sequence,
+                .compute = DType::f8_e4m3,
+                .gradient = DType::f32,
+                .accumulates = true,
+                .expert_ranks = setup.expert_ranks};
+  const double tokens = static_cast<double>(setup.micro_batches * setup.work.tokens);
+  const Cluster cluster = cluster_named(system == "DGX-GB300" ? "gb300" : "gb200");
+  table.add(
+      {name, tokens / row["measured"].as_number(), step_seconds(published_model(model_name), setup, cluster), {}});
+}
+
+TEST(CostGolden, StepTimesOfDataParallelSetUps) {
+  const std::string path = golden("measured/step_time.json");
+  const JsonDocument document(read_text(path), path);
+  Table table;
+  for (const JsonView row : document.root().elements()) {
+    const std::string_view source = row["source"].as_string();
+    if (source.starts_with("MooreThreads/SimuMax")) {
+      add_simumax_row(row, table);
+    } else if (source.starts_with("NVIDIA-NeMo/Megatron-Bridge")) {
+      add_megatron_bridge_row(row, table);
+    } else {
+      ASSERT_GT(row["config"]["tensor_par"].as_count() * row["config"]["pipeline_par"].as_count(), 1U);
+      table.skip(std::string(row["model"].as_string()), "tensor or pipeline parallel");
+    }
+  }
+  ASSERT_GE(table.size(), 5U);
+  EXPECT_LE(table.print_and_median(), 0.15);
+}
+
+// torchtitan's fully sharded runs (ZeRO-3), tokens per second and GPU.
+TEST(CostGolden, StepTimesOfFullySharded) {
+  const std::string path = golden("measured/torchtitan.json");
+  const JsonDocument document(read_text(path), path);
+  Table table;
+  for (const JsonView row : document.root().elements()) {
+    const std::string name(row["id"].as_string());
+    const JsonView parallel = row["parallel"];
+    if (parallel["tp"].exists() || parallel["pp"].exists()) {
+      table.skip(name, "tensor or pipeline parallel");
+      continue;
+    }
+    bool fp8 = false;
+    for (const JsonView technique : row["techniques"].elements()) {
+      fp8 = fp8 || technique.as_string().starts_with("Float8");
+    }
+    StepSetup setup;
+    setup.ranks = row["world_size"].as_count();
+    setup.stage = 3;
+    setup.policy = policy_named("bf16-mixed");
+    setup.reduced = DType::f32;
+    setup.context_ranks = parallel["cp"].exists() ? parallel["cp"].as_count() : 1;
+    const std::uint64_t sequence = row["seq_len"].as_count();
+    setup.work = {.tokens = row["local_batch_size"].as_count() * sequence / setup.context_ranks,
+                  .sequence = sequence,
+                  .compute = fp8 ? DType::f8_e4m3 : DType::bf16};
+    setup.recomputed = row["activation_checkpointing"].as_string() == "full" ? 1 : 0.5;
+    const double tokens = static_cast<double>(setup.work.tokens);
+    const std::string cluster = row["gpu"].as_string().starts_with("H200") ? "h200" : "h100";
+    table.add({name,
+               tokens / row["tps_per_gpu"].as_number(),
+               step_seconds(require_preset_model("llama-3.1-8b"), setup, cluster_named(cluster)),
+               {}});
+  }
+  ASSERT_GE(table.size(), 5U);
+  table.print_and_median();
+}
+
+}  // namespace
+}  // namespace shardplan::test
