@@ -164,7 +164,7 @@ void ModelConfig::choose_head() {
   const bool given = architectures.exists() && !architectures.is_null();
   const bool named = given && architectures.elements().begin() != architectures.elements().end();
   if (!named) {
-    findings_->notes.push_back(fmt::format("architectures is absent: taken as {}", assumed));
+    if (family_->heads.size() > 1) findings_->notes.push_back(fmt::format("architectures is absent: taken as {}", assumed));
   } else {
     const std::string_view architecture = (*architectures.elements().begin()).as_string();
     bool known = false;

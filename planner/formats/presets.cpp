@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "planner/families/family.h"
 #include "planner/formats/hf_config.h"
 #include "planner/formats/json.h"
 #include "planner/formats/near_names.h"
@@ -19,7 +20,7 @@ std::vector<Preset> presets() {
   std::vector<Preset> all;
   for (const JsonView row : document.root()["models"].elements()) {
     all.push_back({std::string(row["name"].as_string()), std::string(row["hf_id"].as_string()),
-                   std::string(row["config"]["model_type"].as_string()), row["parameters"].as_positive(),
+                   std::string(require_family(row["config"]).model_type), row["parameters"].as_positive(),
                    std::string(row["source"].as_string())});
   }
   return all;

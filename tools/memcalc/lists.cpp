@@ -63,10 +63,14 @@ std::string models_text(const ListOptions& options) {
     return json::serialize(json::object{{"schema", "memcalc.models/1"}, {"models", std::move(rows)}}) + "\n";
   }
   std::size_t width = 4;
-  for (const Preset& preset : all) width = std::max(width, preset.name.size());
-  text = fmt::format("{:<{}}  {:<10}{:>20}  {}\n", "name", width, "family", "parameters", "figures from");
+  std::size_t family_width = 6;
   for (const Preset& preset : all) {
-    text += fmt::format("{:<{}}  {:<10}{:>20}  {}\n", preset.name, width, preset.model_type,
+    width = std::max(width, preset.name.size());
+    family_width = std::max(family_width, preset.model_type.size());
+  }
+  text = fmt::format("{:<{}}  {:<{}}{:>20}  {}\n", "name", width, "family", family_width, "parameters", "figures from");
+  for (const Preset& preset : all) {
+    text += fmt::format("{:<{}}  {:<{}}{:>20}  {}\n", preset.name, width, preset.model_type, family_width,
                         with_commas(preset.parameters), preset.source);
   }
   return text;

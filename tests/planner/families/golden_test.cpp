@@ -37,9 +37,11 @@ TEST(FamiliesGolden, TotalsAreExact) {
       EXPECT_EQ(model.catalog.active_parameters, row["active_parameters"].as_count());
     }
     // The preset of that name is the same model, context length aside.
-    if (const auto preset = preset_model(row["name"].as_string())) {
-      EXPECT_EQ(preset->catalog.runs, model.catalog.runs);
-    }
+    const auto preset = preset_model(row["name"].as_string());
+    ASSERT_TRUE(preset);
+    EXPECT_EQ(preset->catalog.runs, model.catalog.runs);
+    EXPECT_EQ(preset->catalog.buffers, model.catalog.buffers);
+    EXPECT_EQ(preset->modules, model.modules);
   }
   EXPECT_EQ(families.size(), 63U);
 }

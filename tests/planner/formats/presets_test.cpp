@@ -18,14 +18,15 @@ TEST(Presets, EachHasExactlyItsParametersAndNothingAssumed) {
     EXPECT_TRUE(names.insert(preset.name).second);
     const Model model = preset_model(preset.name).value();
     EXPECT_EQ(parameter_elements(model.catalog), preset.parameters);
-    EXPECT_EQ(trainable_elements(model.catalog), preset.parameters);
+    EXPECT_LE(trainable_elements(model.catalog), preset.parameters);
     EXPECT_EQ(model.catalog.name, preset.name);
     EXPECT_EQ(model.catalog.family, preset.model_type);
-    EXPECT_EQ(model.catalog.notes, std::vector<std::string>{});
+    for (const std::string& note : model.catalog.notes) EXPECT_TRUE(note.starts_with("buffers that")) << note;
     EXPECT_NE(preset.source, "");
-    EXPECT_EQ(unit_count(model.catalog), model.architecture.layers + 2);
+    EXPECT_GE(unit_count(model.catalog), 2U);
+    EXPECT_NO_THROW(unit_ties(model.catalog));
   }
-  EXPECT_GE(names.size(), 18U);
+  EXPECT_GE(names.size(), 137U);
 }
 
 // Published figures, written out here so that one mistake in the table cannot pass.

@@ -22,7 +22,7 @@ TEST(Svg, EscapesWhateverItIsGiven) {
   Svg svg({100, 50}, hostile, hostile);
   svg.text({10, 20}, hostile);
   svg.rectangle({1, 2}, {3, 4}, kInk, hostile);
-  svg.text({10, 40}, std::string("nul\0 bell\a bad\xff", 14));
+  svg.text({10, 40}, std::string("nul\0 bell\a bad\xff", 15));
   const XmlElement root = parse_xml(std::move(svg).finish());
   EXPECT_EQ(root.child("title")->text, hostile);
   EXPECT_EQ(root.child("desc")->text, hostile);
