@@ -1,5 +1,5 @@
-// A cluster: equal nodes of equal GPUs, and the links between them. A plain value; planner/formats/cluster_table.h reads
-// and lists them.
+// A cluster: equal nodes of equal GPUs, and the links between them. A plain value, which planner/formats/cluster_table.h
+// reads and lists.
 //
 // Two classes of links. Inside a node every GPU reaches every other at the same speed (a switch, as NVSwitch is, or a
 // mesh, whose links a ring uses all at once). Between nodes every GPU injects into a network that is no bottleneck
@@ -28,14 +28,14 @@ struct Link {
 
 // What real kernels reach of the data sheet. docs/cost_model.md says where the defaults are from.
 struct Efficiency {
-  double matmul = 0.71;     // of the dtype's peak, large products at the shapes of training
-  double fp8_matmul = 0.7;  // the same in 8 bit
-  double grouped = 0.8;     // of that: the products of a mixture's experts, which one kernel computes together
+  double matmul = 0.60;      // of the dtype's peak, large products at the shapes of training
+  double fp8_matmul = 0.57;  // the same in 8 bit
+  double grouped = 0.8;      // of that: the products of a mixture's experts, which one kernel computes together
   // Of the matmul rate: fused attention, forward and backward.
   double attention_forward = 0.83;
   double attention_backward = 0.70;
-  double memory = 0.90;          // of the memory's bandwidth
-  double kernel_seconds = 5e-6;  // that a kernel costs besides its work, whatever its size
+  double memory = 0.90;           // of the memory's bandwidth
+  double kernel_seconds = 10e-6;  // that a kernel costs besides its work, whatever its size
   bool operator==(const Efficiency&) const = default;
 };
 

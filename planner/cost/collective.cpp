@@ -10,6 +10,9 @@
 namespace shardplan {
 namespace {
 
+// What a tree reaches of a ring's rate (NCCL, src/graph/tuning.cc, "Various model refinements").
+constexpr double kTreeRate = 0.9;
+
 double as_double(std::uint64_t count) {
   return static_cast<double>(count);
 }
@@ -84,7 +87,8 @@ class Pricing {
 
   CollectiveCost double_tree() const {
     const std::uint64_t over_one_edge = checked_multiply(2, n_);
-    return cost(Algorithm::tree, 2 * as_double(r_ - 1), 2 * doublings(m_), shards(over_one_edge) / slowest_rate(),
+    return cost(Algorithm::tree, 2 * as_double(r_ - 1), 2 * doublings(m_),
+                shards(over_one_edge) / (kTreeRate * slowest_rate()),
                 {shard_ * checked_multiply(n_ - m_, over_one_edge), shard_ * checked_multiply(m_ - 1, over_one_edge)});
   }
 

@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "base/error.h"
 #include "planner/families/bert.h"
 #include "planner/families/decoder.h"
 

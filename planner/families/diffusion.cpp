@@ -6,7 +6,6 @@
 #include <set>
 #include <utility>
 
-#include "base/error.h"
 #include "planner/families/decoder.h"
 #include "planner/families/pipeline.h"
 
@@ -49,17 +48,6 @@ Modules embedder(std::string_view name, const std::string& first, const std::str
                            linear(second, hidden, hidden, true)}));
 }
 
-// The probability may be 0; then there is no row for "no class".
-bool drops_labels(ModelConfig& config) {
-  constexpr const char* key = "class_dropout_prob";
-  try {
-    if (config.has(key)) return config.count(key, 1) > 0;
-  } catch (const ConfigError&) {
-    return config.factor(key, 1) > 0;
-  }
-  return config.factor(key, 0.1) > 0;
-}
-
 Modules dit_block(const Architecture& a) {
   return join(
       {plain_norm("norm1", a.hidden), scaled("modulate1", a.hidden),
@@ -94,7 +82,8 @@ void dit(ModelConfig& config, ModelBuilder& model) {
   a.max_positions = product(config, "input_size", {side, side});
   const std::uint64_t output =
       product(config, "patch_size", {patch, patch, channels, config.flag("learn_sigma", true) ? 2U : 1U});
-  const std::uint64_t classes = config.size("num_classes", 1000) + (drops_labels(config) ? 1 : 0);
+  const std::uint64_t classes =
+      config.size("num_classes", 1000) + (config.number("class_dropout_prob", 0.1) > 0 ? 1 : 0);
 
   model.describe(a);
   model.add(join({frozen(parameter("pos_embed", {1, a.max_positions, a.hidden})),

@@ -72,8 +72,8 @@ Modules actnorm(std::uint64_t channels) {
                scaled("actnorm.scale", channels)});
 }
 
-// A 1x1 convolution that can be inverted. Decomposed, its weight is permutation x lower x (upper + the diagonal
-// sign x exp(log_diagonal)): the determinant is a sum, the permutation and the signs never change.
+// A 1x1 convolution that can be inverted. Decomposed, its weight is order x lower x (upper + the diagonal
+// sign x exp(log_diagonal)): the determinant is a sum; order and sign, which never change, are buffers.
 Modules permutation(const Glow& g, std::uint64_t channels) {
   if (g.permutation == "reverse") return {};
   Modules module = convolution("permutation", channels, channels, {1, 1}, false);

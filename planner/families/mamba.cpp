@@ -1,7 +1,6 @@
 // State-space models: Mamba and Falcon-Mamba, Mamba-2, and Jamba, which alternates Mamba with attention and experts.
 #include <fmt/format.h>
 
-#include "base/error.h"
 #include "planner/families/decoder.h"
 
 namespace shardplan {

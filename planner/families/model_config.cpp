@@ -99,6 +99,14 @@ double ModelConfig::factor(std::string_view attribute, double class_default) con
   return number;
 }
 
+double ModelConfig::number(std::string_view attribute, double class_default) const {
+  const JsonView value = find(attribute);
+  if (!value.exists()) return class_default;
+  const double number = value.as_number();
+  if (!(number >= 0)) value.fail_expected("a number from 0");
+  return number;
+}
+
 std::string ModelConfig::text(std::string_view attribute, std::string_view class_default) const {
   const JsonView value = find(attribute);
   return std::string(value.exists() ? value.as_string() : class_default);

@@ -42,6 +42,8 @@ class ModelConfig {
   bool flag(std::string_view attribute, bool class_default) const;
   // A positive factor: mlp_ratio 4.0.
   double factor(std::string_view attribute, double class_default) const;
+  // A number from 0: a probability.
+  double number(std::string_view attribute, double class_default) const;
   std::string text(std::string_view attribute, std::string_view class_default) const;
   // The key is there, and is text; and is this text.
   bool is_text(std::string_view attribute) const { return find(attribute).is_string(); }

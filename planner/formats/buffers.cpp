@@ -8,9 +8,10 @@
 namespace shardplan {
 
 bool is_saved_buffer(std::string_view name, const Shape& shape) {
-  static constexpr std::array<std::string_view, 10> kEndings{
-      "rotary_emb.inv_freq", "position_ids", "attn.masked_bias", "attention.masked_bias", "final_logits_bias",
-      "pos_embed.pos_embed", "running_mean", "running_var",      "num_batches_tracked",   "relative_position_index",
+  static constexpr std::array<std::string_view, 12> kEndings{
+      "rotary_emb.inv_freq", "position_ids",     "attn.masked_bias", "attention.masked_bias", "final_logits_bias",
+      "pos_embed.pos_embed", "running_mean",     "running_var",      "num_batches_tracked",   "relative_position_index",
+      "permutation.order",   "permutation.sign",
   };
   const auto ends = [&](std::string_view ending) { return name.ends_with(ending); };
   const bool mask = ends("attn.bias") || ends("attn.attention.bias");

@@ -90,9 +90,9 @@ void read_link(JsonView object, Link& link) {
 
 void read_efficiency(JsonView object, Efficiency& efficiency) {
   if (!is_said(object)) return;
-  require_known_keys(object, "efficiency",
-                     {"matmul", "fp8_matmul", "grouped", "attention_forward", "attention_backward", "memory",
-                      "kernel_seconds"});
+  require_known_keys(
+      object, "efficiency",
+      {"matmul", "fp8_matmul", "grouped", "attention_forward", "attention_backward", "memory", "kernel_seconds"});
   read_part(object["matmul"], efficiency.matmul);
   read_part(object["fp8_matmul"], efficiency.fp8_matmul);
   read_part(object["grouped"], efficiency.grouped);
@@ -129,7 +129,7 @@ Cluster read_cluster(JsonView row, const std::vector<Gpu>& gpus) {
   read_link(row["node"], cluster.node);
   read_link(row["network"], cluster.network);
   if (cluster.node.bytes_per_second <= 0) {
-    row["node"]["bytes_per_second"].fail(fmt::format("missing: of {} no link is known", cluster.gpu.name));
+    row["gpu"].fail(fmt::format("of {} no link is known: node.bytes_per_second is needed", cluster.gpu.name));
   }
   read_from_zero(row["collective_seconds"], cluster.collective_seconds);
   read_efficiency(row["efficiency"], cluster.efficiency);

@@ -4,8 +4,12 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
+#include <span>
+#include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "planner/families/family.h"
 #include "planner/families/model_config.h"
@@ -56,11 +60,11 @@ std::string_view class_in_index(JsonView member) {
   return name;
 }
 
-// Adds what the sub-folder's config.json describes to the pipeline.
-void add_member(const PipelineMember& member, const std::string& path, Model& model, ModelBuilder& builder) {
+// Adds what the sub-folder's config.json describes to the pipeline. Returns the catalog that it has by itself.
+Catalog add_member(const PipelineMember& member, const std::string& path, ModelBuilder& builder) {
   const JsonDocument document(read_text(path), path);
   const JsonView root = document.root();
-  const Model alone = model_from_hf_config(root);  // says what is wrong with it
+  Model alone = model_from_hf_config(root);  // says what is wrong with it
   const Family& family = require_family(root);
   if (family.model_type != member.model_type) {
     const JsonView model_type = root["model_type"];
@@ -70,11 +74,8 @@ void add_member(const PipelineMember& member, const std::string& path, Model& mo
   if (config.head().suffix != member.head) {
     root["architectures"].fail_expected(fmt::format("[\"{}{}\"]", family.class_stem, member.head));
   }
-  for (const std::string& note : alone.catalog.notes) {
-    model.catalog.notes.push_back(fmt::format("{}: {}", member.name, note));
-  }
-  if (member.part == ModelBuilder::Part::main) model.catalog.stored_dtype = alone.catalog.stored_dtype;
   builder.nested(std::string(member.name), std::move(config), member.part);
+  return std::move(alone.catalog);
 }
 
 // A model that is left out: it has a config.json; tokenizers, schedulers and processors have files of other names.
@@ -94,18 +95,27 @@ Model read_pipeline(const std::string& path) {
   Model model;
   ModelConfig config(root, family);
   ModelBuilder builder(config, model);
+  std::vector<std::string> notes;
+  std::optional<DType> stored_dtype;
   for (const PipelineMember& member : members) {
     const JsonView entry = root[member.name];
-    const bool there = !class_in_index(entry).empty();
-    if (!there && member.part == ModelBuilder::Part::main) entry.fail_expected("the model that is trained");
-    if (there) add_member(member, (folder / member.name / kConfigFile).string(), model, builder);
+    const bool trained = member.part == ModelBuilder::Part::main;
+    if (class_in_index(entry).empty()) {
+      if (trained) entry.fail_expected("the model that is trained");
+      continue;
+    }
+    const Catalog alone = add_member(member, (folder / member.name / kConfigFile).string(), builder);
+    for (const std::string& note : alone.notes) notes.push_back(fmt::format("{}: {}", member.name, note));
+    if (trained) stored_dtype = alone.stored_dtype;
+  }
+  for (const JsonView entry : root.members()) {
+    if (!is_unknown_model(members, entry, folder)) continue;
+    notes.push_back(fmt::format("{} ({}) is left out", entry.key(), class_in_index(entry)));
   }
   finish_model(model, name_of_config(path), std::string(family.model_type));
   require_countable(model.catalog, path);
-  for (const JsonView entry : root.members()) {
-    if (!is_unknown_model(members, entry, folder)) continue;
-    model.catalog.notes.push_back(fmt::format("{} ({}) is left out", entry.key(), class_in_index(entry)));
-  }
+  model.catalog.stored_dtype = stored_dtype;
+  model.catalog.notes = std::move(notes);
   return model;
 }
 

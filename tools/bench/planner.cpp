@@ -20,6 +20,7 @@ void plan(benchmark::State& state, const char* preset, std::uint64_t world_size)
 void register_planner() {
   benchmark::RegisterBenchmark("plan_7b", plan, "llama-2-7b", 64)->Unit(benchmark::kMicrosecond);
   benchmark::RegisterBenchmark("plan_405b", plan, "llama-3.1-405b", 4096)->Unit(benchmark::kMicrosecond);
+  benchmark::RegisterBenchmark("plan_deepseek_v3", plan, "deepseek-v3", 4096)->Unit(benchmark::kMicrosecond);
 }
 
 }  // namespace shardplan::bench

@@ -38,6 +38,7 @@ std::string heading(const PlanOptions& options, const Planned& planned, const St
   const std::uint64_t trainable = trainable_elements(catalog);
   std::string text = fmt::format("{}{}{}  {} parameters", style.bold, catalog.name, style.off, with_commas(parameters));
   if (trainable != parameters) text += fmt::format(", {} trainable", with_commas(trainable));
+  if (catalog.active_parameters) text += fmt::format(", {} used by a token", with_commas(*catalog.active_parameters));
   if (!catalog.count_only) {
     text += fmt::format(", {} in {}", plural(tensor_count(catalog), "tensor"), plural(unit_count(catalog), "unit"));
   }

@@ -1,4 +1,4 @@
-#include "published_models.h"
+#include "tests/planner/cost/published_models.h"
 
 #include <fmt/format.h>
 

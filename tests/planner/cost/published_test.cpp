@@ -11,8 +11,8 @@
 #include "planner/formats/cluster_table.h"
 #include "planner/formats/gpu_table.h"
 #include "planner/formats/presets.h"
-#include "published_models.h"
-#include "step_model.h"
+#include "tests/planner/cost/published_models.h"
+#include "tests/planner/cost/step_model.h"
 
 namespace shardplan::test {
 namespace {
@@ -65,17 +65,23 @@ double predicted_tokens_per_second(const Row& row) {
   return static_cast<double>(setup.micro_batches * setup.work.tokens) / step_seconds(model, setup, cluster);
 }
 
-TEST(PublishedStepTimes, DenseModels) {
-  std::vector<double> errors;
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// Mixtures of experts are printed, not held to: small experts spend much of the step in what is neither arithmetic nor
+// traffic (launches, synchronisation with the host), of which the model has one constant.
+TEST(PublishedStepTimes, OfDenseModelsAreNear) {
+  std::vector<double> dense;
   for (const Row& row : kRows) {
     const double predicted = predicted_tokens_per_second(row);
     const double error = row.tokens_per_second / predicted - 1;  // of the time
     fmt::print("{:<6} {:<14} {:>3} GPUs  measured {:>7.0f} tokens/s  predicted {:>7.0f}  time {:+.1f} %\n", row.cluster,
                row.model, row.ranks, row.tokens_per_second, predicted, 100 * error);
-    if (row.expert_ranks == 1) errors.push_back(std::abs(error));
+    if (row.expert_ranks == 1) dense.push_back(std::abs(error));
   }
-  std::sort(errors.begin(), errors.end());
-  EXPECT_LE(errors[errors.size() / 2], 0.15);
+  EXPECT_LE(median(dense), 0.15);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "step_model.h"
+#include "tests/planner/cost/step_model.h"
 
 #include <algorithm>
 

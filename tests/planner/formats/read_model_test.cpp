@@ -85,7 +85,8 @@ const Files& pipeline_files() {
         "vae": ["diffusers", "AutoencoderKL"]})"},
       {"transformer/config.json", R"({"_class_name": "SD3Transformer2DModel", "num_layers": 2, "sample_size": 8,
         "attention_head_dim": 4, "num_attention_heads": 3, "joint_attention_dim": 20, "caption_projection_dim": 12,
-        "pooled_projection_dim": 14, "in_channels": 4, "out_channels": 4, "pos_embed_max_size": 6})"},
+        "pooled_projection_dim": 14, "in_channels": 4, "out_channels": 4, "pos_embed_max_size": 6,
+        "dtype": "bfloat16"})"},
       {"text_encoder/config.json", R"({"model_type": "clip_text_model", "hidden_size": 8, "intermediate_size": 16,
         "architectures": ["CLIPTextModelWithProjection"], "vocab_size": 50, "num_hidden_layers": 2,
         "num_attention_heads": 2, "max_position_embeddings": 7, "projection_dim": 14, "torch_dtype": "float16"})"},
@@ -127,7 +128,7 @@ TEST(ReadModel, APipelineIsMadeOfItsSubFolders) {
     EXPECT_EQ(model.catalog.buffers, expected.catalog.buffers);
     EXPECT_EQ(model.modules, expected.modules);
     EXPECT_EQ(model.architecture, expected.architecture);
-    EXPECT_EQ(model.catalog.stored_dtype, std::nullopt);  // the trained model's, not the tower's
+    EXPECT_EQ(model.catalog.stored_dtype, DType::bf16);  // the trained model's, not the tower's
   }
 }
 
@@ -172,7 +173,7 @@ TEST(ReadModel, ErrorsOfAPipelineNameTheFileOfTheFault) {
        R"({"_class_name": "SD3Transformer2DModel", "pooled_projection_dim": 2147483647, "joint_attention_dim":
           2147483647, "num_attention_heads": 536870911, "attention_head_dim": 4, "caption_projection_dim": 2147483644,
           "num_layers": 1})",
-       "pos_embed.proj.weight", "more elements than 64 bits can count"},
+       "context_embedder.weight", "more elements than 64 bits can count"},
       {"text_encoder/config.json", R"({"model_type": "clip_text_model", "architectures": ["CLIPTextModel"]})",
        "architectures", R"(expected ["CLIPTextModelWithProjection"])"},
       {"text_encoder_3/config.json", R"({"model_type": "t5", "d_model": "wide"})", "d_model", "expected"},

@@ -241,6 +241,13 @@ TEST(Trace, RefusesWhatBreaksARule) {
   EXPECT_THROW(trace.finish(), CheckFailure);
 }
 
+TEST(Trace, ArrowsOfOneNameStayApart) {
+  const auto events = checked(written([](TraceWriter& trace) {
+    for (std::uint32_t rank = 1; rank < 4; ++rank) trace.arrow("gather", {{0, 1}, 0.25}, {{rank, 1}, 0.5});
+  }));
+  EXPECT_EQ(events.size(), 6U);
+}
+
 TEST(Trace, TracksDoNotKnowOfEachOther) {
   checked(written([](TraceWriter& trace) {
     trace.slice({.track = {0, 0}, .name = "a", .category = "c", .begin = 1, .end = 3});
