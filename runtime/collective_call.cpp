@@ -43,8 +43,8 @@ std::string difference_of(const CollectiveCall& call, int world_rank, const Coll
   }
   for (std::size_t i = 0; i < call.same.size(); ++i) {
     if (call.same[i].value == expected.same[i].value) continue;
-    return fmt::format("rank {} calls it with {}, rank {} with {}", world_rank, show(call.same[i]),
-                       expected_world_rank, show(expected.same[i]));
+    return fmt::format("rank {} calls it with {}, rank {} with {}", world_rank, show(call.same[i]), expected_world_rank,
+                       show(expected.same[i]));
   }
   return {};
 }

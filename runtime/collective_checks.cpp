@@ -59,8 +59,7 @@ void check_call(const ReduceScatter& call) {
   check_summable(call.output.dtype);
   const std::uint64_t width = element_bytes(call.wire);
   const Extent input = extent_of("the input", call.input, call.elements, width);
-  const Extent output =
-      extent_of("the output", call.output.place, call.mine.count, element_bytes(call.output.dtype));
+  const Extent output = extent_of("the output", call.output.place, call.mine.count, element_bytes(call.output.dtype));
   check_overlap("the output", output, input, call.mine, width);
   SHARDPLAN_CHECK(call.group_size >= 0, "a reduction tree's group has at least one rank");
 }
@@ -74,9 +73,8 @@ void check_call(const AllGather& call) {
 
 void Tiling::add(int world_rank, const Piece& piece) {
   if (piece.count == 0) return;
-  SHARDPLAN_CHECK(piece.first == end_,
-                  fmt::format("rank {}'s piece starts at element {}, the ones before it end at {}", world_rank,
-                              piece.first, end_));
+  SHARDPLAN_CHECK(piece.first == end_, fmt::format("rank {}'s piece starts at element {}, the ones before it end at {}",
+                                                   world_rank, piece.first, end_));
   end_ = checked_add(end_, piece.count);
 }
 

@@ -82,8 +82,8 @@ void LocalCommunicator::all_gather_bytes(std::span<const std::byte> mine, std::s
   SHARDPLAN_CHECK(mine.empty() || apart || mine.data() == place,
                   "the record overlaps the records elsewhere than at this rank's place");
   const CollectiveCall call{.operation = "all_gather_bytes",
-                       .same = {{{"bytes", mine.size()}}},
-                       .payload = const_cast<std::byte*>(mine.data())};  // which is only read
+                            .same = {{{"bytes", mine.size()}}},
+                            .payload = const_cast<std::byte*>(mine.data())};  // which is only read
   group_->collective(member_, call, [&] {
     for (int peer = 0; peer < size() && !mine.empty(); ++peer) {
       std::byte* to = all.data() + static_cast<std::size_t>(peer) * mine.size();
@@ -95,8 +95,8 @@ void LocalCommunicator::all_gather_bytes(std::span<const std::byte> mine, std::s
 std::unique_ptr<SymmetricArena> LocalCommunicator::make_arena(Device& device, const ArenaOptions& options) {
   group_->keep_going();
   CollectiveCall call{.operation = "make_arena",
-                 .same = {{{"tier", static_cast<std::uint64_t>(options.tier), name(options.tier)},
-                           {"bytes", options.bytes.count()}}}};
+                      .same = {{{"tier", static_cast<std::uint64_t>(options.tier), name(options.tier)},
+                                {"bytes", options.bytes.count()}}}};
   std::unique_ptr<Arena> arena;
   try {
     ArenaOptions own = options;

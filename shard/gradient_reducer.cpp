@@ -59,7 +59,7 @@ void GradientReducer::prepare(std::uint64_t unit) {
   for (std::size_t i = 0; i < buffers_of(unit); ++i) {
     if (!plan_of(unit, i).trainable) continue;
     compute_.zero(memory_.data(contribution(unit, i)),
-                 bytes_for(plan_of(unit, i).policy.wire, layout_of(unit, i).padded_elements));
+                  bytes_for(plan_of(unit, i).policy.wire, layout_of(unit, i).padded_elements));
   }
 }
 
@@ -114,8 +114,9 @@ GradientReducer::Destination GradientReducer::destination(std::uint64_t unit, st
 void GradientReducer::finish(std::uint64_t unit, std::size_t buffer, const Destination& destination) {
   if (!destination.then_round) return;
   const std::uint64_t elements = layout_of(unit, buffer).shard_elements;
-  kernels_.cast(communication_, {plan_of(unit, buffer).policy.gradient, memory_.data(own_gradient(unit, buffer)), elements},
-       ConstElements(destination.dtype, memory_.data(destination.place), elements));
+  kernels_.cast(communication_,
+                {plan_of(unit, buffer).policy.gradient, memory_.data(own_gradient(unit, buffer)), elements},
+                ConstElements(destination.dtype, memory_.data(destination.place), elements));
 }
 
 void GradientReducer::reduce_in_group(std::uint64_t unit, std::size_t buffer, MicroBatch micro_batch) {

@@ -166,7 +166,8 @@ void ZeroOptimizer::update(std::uint64_t unit) {
     };
     const Policy& policy = plan_.buffers[run][tensor.buffer].policy;
     const Hyperparameters& group = commit.groups[tensor.group];
-    kernels().update(events_.compute(), {.kind = plan_.setup.optimizer,
+    kernels().update(events_.compute(),
+                     {.kind = plan_.setup.optimizer,
                       .lr = group.learning_rate,
                       .beta1 = group.beta1,
                       .beta2 = group.beta2,

@@ -44,8 +44,8 @@ void compare_between_ranks(Communicator& world, const char* what, const std::str
   const auto compare = [&](int rank, std::span<const std::byte> record) {
     const std::string_view other(reinterpret_cast<const char*>(record.data()), record.size());
     if (other == mine || !difference.empty()) return;
-    difference = fmt::format("rank {} has {}, rank {} has {}: expected the same on every rank", world.rank(), mine,
-                             rank, other);
+    difference =
+        fmt::format("rank {} has {}, rank {} has {}: expected the same on every rank", world.rank(), mine, rank, other);
   };
   world.visit_records(std::as_bytes(std::span(mine)), {scratch.get(), bytes}, std::ref(compare));
   if (!difference.empty()) throw ConfigError(what, "", difference);

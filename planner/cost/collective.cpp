@@ -178,7 +178,7 @@ CollectiveCost cost_of(CollectiveKind kind, Bytes shard, const Group& group, con
                        Algorithm algorithm, const Contention& contention) {
   SHARDPLAN_CHECK(group.ranks() > 0, "a group has ranks");
   SHARDPLAN_CHECK(contention.node >= 1 && contention.network >= 1, "at least one collective uses the links");
-  if (group.ranks() == 1) return {};
+  if (group.ranks() == 1) return CollectiveCost{};
   const Pricing pricing(kind, shard, group, cluster, contention);
   if (algorithm != Algorithm::fastest) return pricing.price(algorithm);
   if (kind == CollectiveKind::all_to_all) return pricing.price(Algorithm::direct);

@@ -28,9 +28,8 @@ double half_if_causal(const Work& work) {
 
 // The matrix that a token meets; null for modules without one.
 const Tensor* matrix_of(const Module& module) {
-  const bool fused_experts = module.kind == ModuleKind::parameter && module.routing && module.input > 0;
-  const bool product = module.kind == ModuleKind::linear || module.kind == ModuleKind::router ||
-                       module.kind == ModuleKind::convolution || fused_experts;
+  const bool product =
+      module.kind == ModuleKind::linear || module.kind == ModuleKind::router || module.kind == ModuleKind::convolution;
   return product && !module.tensors.empty() ? &module.tensors[0] : nullptr;
 }
 
@@ -111,7 +110,7 @@ PassSeconds ModuleCost::linear(const Module& module, bool trained) const {
   p.wide = is_vocabulary_head(module) || module.kind == ModuleKind::router;
   if (module.routing) {
     // One expert of many, each a module; or all of them in one. Either way one kernel computes them together.
-    const bool fused = module.kind == ModuleKind::parameter;
+    const bool fused = module.routing->fused;
     const double experts = as_double(module.routing->experts);
     const double modules = fused ? experts : 1;
     p.input /= modules;

@@ -89,6 +89,13 @@ Modules gated_experts(std::string_view name, const Routing& routing, std::uint64
   return routed(repeated(name, routing.experts, gated_mlp("", hidden, intermediate, function, false)), routing);
 }
 
+Modules fused_experts(std::string name, const Routing& routing, std::uint64_t input, std::uint64_t output,
+                      Shape shape) {
+  Modules modules = linear(std::move(name), routing.experts * input, routing.experts * output, false);
+  modules[0].tensors[0] = {.name = {}, .shape = std::move(shape)};
+  return modules;
+}
+
 std::span<const Head> decoder_heads() {
   static constexpr Head heads[] = {
       {"ForCausalLM", "model", "lm_head", HeadOutput::vocabulary, false},

@@ -50,6 +50,9 @@ Routing read_routing(ModelConfig& config, std::string_view attribute, std::uint6
 Modules gated_experts(std::string_view name, const Routing& routing, std::uint64_t hidden, std::uint64_t intermediate,
                       const std::string& function);
 
+// The linear modules of all experts with their weights in one tensor of this name and shape, for fused routing.
+Modules fused_experts(std::string name, const Routing& routing, std::uint64_t input, std::uint64_t output, Shape shape);
+
 // ForCausalLM, Model, ForSequenceClassification, ForTokenClassification, ForQuestionAnswering, as Llama and its kin
 // have them.
 std::span<const Head> decoder_heads();

@@ -185,15 +185,6 @@ void olmoe(ModelConfig& config, ModelBuilder& model) {
   norm_and_head(model, a);
 }
 
-// One tensor of all experts. Features are those of all experts as well, of which a token uses its experts' share.
-Modules fused_experts(std::string name, const Routing& routing, std::uint64_t input, std::uint64_t output,
-                      Shape shape) {
-  Modules modules = parameter(std::move(name), std::move(shape));
-  modules[0].input = routing.experts * input;
-  modules[0].output = routing.experts * output;
-  return modules;
-}
-
 // Gate and up in one tensor, features last. The activation is x sigmoid(1.702 x), whatever hidden_act says.
 Modules gpt_oss_experts(const Routing& routing, const Architecture& a) {
   const std::uint64_t n = routing.experts;
@@ -205,7 +196,7 @@ Modules gpt_oss_experts(const Routing& routing, const Architecture& a) {
                 activation("act_fn", "quick_gelu", n * a.intermediate), multiply("gate", n * a.intermediate),
                 fused_experts("down_proj", routing, a.intermediate, a.hidden, {n, a.intermediate, a.hidden}),
                 parameter("down_proj_bias", {n, a.hidden})})),
-      routing);
+      {.experts = n, .chosen = routing.chosen, .fused = true});
 }
 
 // Biases everywhere, and a learned sink of attention for each head (modeling_gpt_oss.py).
@@ -237,7 +228,7 @@ Modules dbrx_experts(const Routing& routing, const Architecture& a, const std::s
                                            fused_experts("v1", routing, a.hidden, a.intermediate, {rows, a.hidden}),
                                            activation("activation_fn", function, rows), multiply("gate", rows),
                                            fused_experts("w2", routing, a.intermediate, a.hidden, {rows, a.hidden})})),
-                routing);
+                {.experts = routing.experts, .chosen = routing.chosen, .fused = true});
 }
 
 Modules dbrx_attention(const Architecture& a) {

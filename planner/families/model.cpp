@@ -15,7 +15,7 @@
 namespace shardplan {
 namespace {
 
-constexpr std::uint64_t kMostKindsOfLayers = 65'536;
+constexpr std::uint64_t kMostKindsOfLayers = 4'096;
 constexpr std::size_t kMostModules = 1'000'000;  // listed; blocks of a run count once
 
 std::string dotted(std::string_view prefix, std::string_view name) {

@@ -47,6 +47,7 @@ struct AttentionSizes {
 struct Routing {
   std::uint64_t experts = 0;
   std::uint64_t chosen = 0;
+  bool fused = false;  // one module holds all experts, and its features are those of all of them
   bool operator==(const Routing&) const = default;
 };
 

@@ -45,21 +45,15 @@ std::vector<bool> named_layers(const std::vector<std::uint64_t>& numbers, std::u
   return named;
 }
 
-// A linear module of every expert, in one tensor [experts, input, output]; what flows through it is all experts'.
-Modules fused_experts_linear(const std::string& name, const Routing& routing, std::uint64_t input,
-                             std::uint64_t output) {
-  Modules modules = linear(name, routing.experts * input, routing.experts * output, false);
-  modules[0].tensors[0] = {.name = "", .shape = {routing.experts, input, output}};
-  return modules;
-}
-
 Modules llama4_experts(const Architecture& a, const Routing& routing, const std::string& function) {
   const std::uint64_t intermediate = routing.experts * a.intermediate;
   return join(
-      {routed(below("experts", join({fused_experts_linear("gate_up_proj", routing, a.hidden, 2 * a.intermediate),
+      {routed(below("experts", join({fused_experts("gate_up_proj", routing, a.hidden, 2 * a.intermediate,
+                                                   {routing.experts, a.hidden, 2 * a.intermediate}),
                                      activation("act_fn", function, intermediate), multiply("gate", intermediate),
-                                     fused_experts_linear("down_proj", routing, a.intermediate, a.hidden)})),
-              routing),
+                                     fused_experts("down_proj", routing, a.intermediate, a.hidden,
+                                                   {routing.experts, a.intermediate, a.hidden})})),
+              {.experts = routing.experts, .chosen = routing.chosen, .fused = true}),
        router("router", a.hidden, routing.experts, false),
        gated_mlp("shared_expert", a.hidden, a.intermediate, function, false)});
 }

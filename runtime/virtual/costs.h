@@ -8,7 +8,7 @@
 
 namespace shardplan {
 
-enum class CollectiveKind : std::uint8_t { all_gather, reduce_scatter, records, barrier };
+enum class VirtualCollective : std::uint8_t { all_gather, reduce_scatter, records, barrier };
 
 // How a communicator's ranks lie on the nodes.
 struct GroupShape {
@@ -24,7 +24,7 @@ class Costs {
   // A kernel that reads and writes so many bytes of device memory.
   virtual double memory_seconds(Bytes touched) const = 0;
   // `bytes` of the whole buffer (of all records).
-  virtual double collective_seconds(CollectiveKind kind, Bytes bytes, const GroupShape& group) const = 0;
+  virtual double collective_seconds(VirtualCollective kind, Bytes bytes, const GroupShape& group) const = 0;
 };
 
 }  // namespace shardplan

@@ -1,6 +1,7 @@
 // The state that all ranks of a virtual world share. Internal to runtime/virtual.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -72,7 +73,6 @@ class VirtualMachine {
   };
   void wait(int rank, Waiting waiting);
   void wake(int rank);
-  void update_missing(int rank, int missing) { waiting_.at(rank).missing = missing; }
   // Nobody can go on: the wait that ends first ends at its deadline.
   void expire();
 

@@ -73,19 +73,19 @@ struct VirtualOptions {
   std::chrono::milliseconds deadline{60'000};  // virtual
   std::vector<Fault> faults{};
   VirtualTrace* trace = nullptr;
-  bool threads = false;           // instead of fibers
+  bool threads = false;         // instead of fibers
   std::size_t stack_kib = 256;  // of a fiber
 };
 
 struct VirtualOutcome {
   std::exception_ptr error;  // that ended the rank
   bool killed = false;
-  double seconds = 0;                   // the rank's own clock at its end
-  std::uint64_t operations = 0;         // kernels, copies and collectives
-  double exposed_seconds = 0;           // its first stream stood still, waiting for another one or for the host
-  double busy_seconds = 0;              // its first stream worked
-  double communication_seconds = 0;     // its collectives took, from their common start
-  double waiting_seconds = 0;           // its streams waited in collectives for later ranks
+  double seconds = 0;                // the rank's own clock at its end
+  std::uint64_t operations = 0;      // kernels, copies and collectives
+  double exposed_seconds = 0;        // its first stream stood still, waiting for another one or for the host
+  double busy_seconds = 0;           // its first stream worked
+  double communication_seconds = 0;  // its collectives took, from their common start
+  double waiting_seconds = 0;        // its streams waited in collectives for later ranks
 };
 
 class VirtualRank {

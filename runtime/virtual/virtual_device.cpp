@@ -1,0 +1,140 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "runtime/virtual/virtual_machine.h"
+
+namespace shardplan {
+namespace {
+
+class VirtualEvent final : public Event {
+ public:
+  explicit VirtualEvent(VirtualClock& clock) : clock_(clock) {}
+  bool reached() const override { return time <= clock_.now(); }
+  void wait() override { clock_.wait_until(time); }
+
+  double time = 0;
+
+ private:
+  VirtualClock& clock_;
+};
+
+// How much of a device is taken; shared with its memories, which may outlive it.
+struct Used {
+  Bytes bytes;
+};
+
+// Addresses of a range that no byte lies behind.
+std::byte* address(VirtualMachine& machine, const MemoryRequest& request) {
+  return reinterpret_cast<std::byte*>(machine.next_address(request.bytes) + request.shift.count());
+}
+
+class VirtualMemory final : public Memory {
+ public:
+  VirtualMemory(VirtualMachine& machine, VirtualClock& clock, const MemoryRequest& request, std::shared_ptr<Used> used)
+      : Memory(address(machine, request), request), machine_(machine), clock_(clock), used_(std::move(used)) {
+    used_->bytes += request.bytes;
+  }
+  ~VirtualMemory() override { used_->bytes -= bytes(); }
+
+  void handed_out(std::uint64_t offset, Bytes bytes) override { tell(offset, bytes, true); }
+  void given_back(std::uint64_t offset, Bytes bytes) override { tell(offset, bytes, false); }
+
+ private:
+  void tell(std::uint64_t offset, Bytes bytes, bool taken) {
+    VirtualTrace* trace = machine_.options().trace;
+    if (trace != nullptr) trace->memory(clock_.rank(), offset, bytes, taken, clock_.now());
+  }
+
+  VirtualMachine& machine_;
+  VirtualClock& clock_;
+  std::shared_ptr<Used> used_;
+};
+
+class VirtualDevice final : public Device {
+ public:
+  VirtualDevice(VirtualMachine& machine, int rank)
+      : machine_(machine), clock_(machine.clock(rank)), capacity_(machine.options().capacity) {
+    for (const Fault& fault : machine.options().faults) {
+      if (fault.kind == FaultKind::out_of_memory && fault.rank == rank) capacity_ = std::min(capacity_, fault.bytes);
+    }
+  }
+
+  std::string name() const override { return fmt::format("virtual device of rank {}", clock_.rank()); }
+  std::unique_ptr<Memory> allocate(const MemoryRequest& request) override {
+    SHARDPLAN_CHECK(request.shift <= request.shift_room && request.shift_room <= request.bytes,
+                    "a memory request needs shift <= shift room <= bytes");
+    const Bytes available = capacity_ - used_->bytes;
+    if (request.bytes > available) {
+      throw OutOfMemory(std::string(shardplan::name(request.tier)), request.bytes, available);
+    }
+    return std::make_unique<VirtualMemory>(machine_, clock_, request, used_);
+  }
+  std::unique_ptr<Stream> make_stream() override {
+    return std::make_unique<VirtualStream>(machine_, clock_, streams_++);
+  }
+  std::unique_ptr<Event> make_event() override { return std::make_unique<VirtualEvent>(clock_); }
+
+ private:
+  VirtualMachine& machine_;
+  VirtualClock& clock_;
+  Bytes capacity_;
+  std::shared_ptr<Used> used_ = std::make_shared<Used>();
+  std::size_t streams_ = 0;
+};
+
+}  // namespace
+
+void VirtualStream::copy(std::byte*, const std::byte*, Bytes bytes) {
+  launching("copy", 2 * bytes);
+}
+
+void VirtualStream::zero(std::byte*, Bytes bytes) {
+  launching("zero", bytes);
+}
+
+void VirtualStream::record(Event& event) {
+  static_cast<VirtualEvent&>(event).time = ready();
+}
+
+void VirtualStream::stand_still_until(double time) {
+  if (time <= time_) return;
+  if (number_ == 0) clock_.outcome.exposed_seconds += time - time_;
+  time_ = time;
+}
+
+void VirtualStream::wait(Event& event) {
+  stand_still_until(static_cast<VirtualEvent&>(event).time);
+}
+
+// A collective announces itself with no bytes: its communicator books it.
+void VirtualStream::launching(std::string_view kernel, Bytes touched) {
+  if (touched == Bytes{}) return;
+  work(kernel, touched, machine_.options().costs->memory_seconds(touched));
+}
+
+void VirtualStream::work(std::string_view what, Bytes touched, double seconds) {
+  clock_.operation(false);
+  stand_still_until(clock_.now());
+  const double begin = time_;
+  time_ += seconds * clock_.kernel_factor();
+  if (number_ == 0) clock_.outcome.busy_seconds += time_ - begin;
+  VirtualTrace* trace = machine_.options().trace;
+  if (trace != nullptr) trace->work(clock_.rank(), number_, what, touched, begin, time_);
+}
+
+void VirtualStream::communicated(std::string_view what, Bytes bytes, double begin, double end) {
+  clock_.outcome.waiting_seconds += begin - ready();
+  clock_.outcome.communication_seconds += end - begin;
+  stand_still_until(begin);
+  time_ = end;
+  VirtualTrace* trace = machine_.options().trace;
+  if (trace != nullptr) trace->work(clock_.rank(), number_, what, bytes, begin, end);
+}
+
+std::unique_ptr<Device> make_virtual_device(VirtualMachine& machine, int rank) {
+  return std::make_unique<VirtualDevice>(machine, rank);
+}
+
+}  // namespace shardplan

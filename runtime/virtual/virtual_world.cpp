@@ -1,0 +1,56 @@
+#include "runtime/virtual/virtual_world.h"
+
+#include <utility>
+
+#include "runtime/virtual/virtual_machine.h"
+
+namespace shardplan {
+namespace {
+
+class Rank final : public VirtualRank {
+ public:
+  Rank(VirtualMachine& machine, int rank, std::unique_ptr<Communicator> communicator)
+      : clock_(machine.clock(rank)),
+        device_(make_virtual_device(machine, rank)),
+        communicator_(std::move(communicator)) {}
+
+  int rank() const override { return clock_.rank(); }
+  Device& device() override { return *device_; }
+  Communicator& communicator() override { return *communicator_; }
+  double now() const override { return clock_.now(); }
+  void work(Stream& stream, std::string_view what, double seconds) override {
+    static_cast<VirtualStream&>(stream).work(what, Bytes{}, seconds);
+  }
+
+ private:
+  VirtualClock& clock_;
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Communicator> communicator_;
+};
+
+}  // namespace
+
+VirtualWorld::VirtualWorld(VirtualOptions options) : options_(std::move(options)) {}
+
+std::vector<VirtualOutcome> VirtualWorld::run(const std::function<void(VirtualRank&)>& body) {
+  VirtualMachine machine(options_);
+  auto communicators = make_virtual_communicators(machine);
+  const auto rank_body = [&](int rank) {
+    VirtualClock& clock = machine.clock(rank);
+    try {
+      Rank mine(machine, rank, std::move(communicators[static_cast<std::size_t>(rank)]));
+      body(mine);
+    } catch (const Killed&) {
+      clock.outcome.killed = true;
+    } catch (...) {
+      clock.outcome.error = std::current_exception();
+    }
+    clock.outcome.seconds = clock.now();
+  };
+  machine.turns().run(options_.ranks, rank_body, [&] { machine.expire(); });
+  std::vector<VirtualOutcome> outcomes;
+  for (int rank = 0; rank < options_.ranks; ++rank) outcomes.push_back(machine.clock(rank).outcome);
+  return outcomes;
+}
+
+}  // namespace shardplan
