@@ -51,7 +51,7 @@ std::vector<Arena::Used>::const_iterator Arena::first_ending_after(std::uint64_t
   return std::partition_point(used_.begin(), used_.end(), [&](const Used& used) { return used.end <= offset; });
 }
 
-Lease Arena::take(std::uint64_t offset, Bytes bytes) {
+Lease Arena::take(std::uint64_t offset, Bytes bytes, std::string_view purpose) {
   const std::uint64_t end = checked_add(offset, bytes.count());
   SHARDPLAN_CHECK(offset % kLeaseAlignment == 0,
                   fmt::format("offset {} is no multiple of {}", offset, kLeaseAlignment));
@@ -63,7 +63,7 @@ Lease Arena::take(std::uint64_t offset, Bytes bytes) {
         next == used_.end() || next->begin >= end,
         fmt::format("bytes [{}, {}) are wanted while [{}, {}) are in use", offset, end, next->begin, next->end));
     used_.insert(next, Used{offset, end});
-    memory_->handed_out(offset, bytes);
+    memory_->handed_out(offset, bytes, purpose);
   }
   return {this, offset, bytes};
 }

@@ -76,8 +76,8 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
 
   // CheckFailure, naming both ranges, if a byte of it is in use or beyond capacity(), or if the offset is no
-  // multiple of kLeaseAlignment. 0 bytes are a lease of nothing, wherever it is.
-  Lease take(std::uint64_t offset, Bytes bytes);
+  // multiple of kLeaseAlignment. 0 bytes are a lease of nothing, wherever it is. `purpose` is for Memory.
+  Lease take(std::uint64_t offset, Bytes bytes, std::string_view purpose = {});
 
   MemoryTier tier() const { return memory_->tier(); }
   std::byte* data() const { return memory_->data(); }  // offset 0

@@ -19,7 +19,7 @@ class CpuMemory final : public Memory {
   // The address range may serve others afterwards, and the shadow outlives the mapping.
   ~CpuMemory() override { ASAN_UNPOISON_MEMORY_REGION(mapping_.data(), mapping_.bytes().count()); }
 
-  void handed_out([[maybe_unused]] std::uint64_t offset, [[maybe_unused]] Bytes bytes) override {
+  void handed_out([[maybe_unused]] std::uint64_t offset, [[maybe_unused]] Bytes bytes, std::string_view) override {
     ASAN_UNPOISON_MEMORY_REGION(data() + offset, bytes.count());
   }
   void given_back([[maybe_unused]] std::uint64_t offset, [[maybe_unused]] Bytes bytes) override {

@@ -33,6 +33,7 @@ struct MemoryRequest {
 
 // One allocation, freed by the destructor. Its owner (an Arena) reports which ranges are in use: checked
 // builds poison every byte outside of them, and a recording device counts them. Both calls allocate nothing.
+// `purpose` is what a range is for, for those who draw memory; a text that stays.
 class Memory {
  public:
   Memory(std::byte* data, const MemoryRequest& request) : data_(data), request_(request) {}
@@ -45,7 +46,7 @@ class Memory {
   Bytes bytes() const { return request_.bytes; }
   Bytes capacity() const { return request_.bytes - request_.shift_room; }
 
-  virtual void handed_out(std::uint64_t offset, Bytes bytes) = 0;
+  virtual void handed_out(std::uint64_t offset, Bytes bytes, std::string_view purpose) = 0;
   virtual void given_back(std::uint64_t offset, Bytes bytes) = 0;
 
  private:

@@ -14,7 +14,9 @@ class ForwardingMemory : public Memory {
  public:
   ForwardingMemory(std::unique_ptr<Memory> inner, const MemoryRequest& request)
       : Memory(inner->data(), request), inner_(std::move(inner)) {}
-  void handed_out(std::uint64_t offset, Bytes bytes) override { inner_->handed_out(offset, bytes); }
+  void handed_out(std::uint64_t offset, Bytes bytes, std::string_view purpose) override {
+    inner_->handed_out(offset, bytes, purpose);
+  }
   void given_back(std::uint64_t offset, Bytes bytes) override { inner_->given_back(offset, bytes); }
 
  private:

@@ -16,8 +16,8 @@ class RecordingDevice::RecordingMemory final : public ForwardingMemory {
   }
   ~RecordingMemory() override { report_.held -= bytes(); }
 
-  void handed_out(std::uint64_t offset, Bytes bytes) override {
-    ForwardingMemory::handed_out(offset, bytes);
+  void handed_out(std::uint64_t offset, Bytes bytes, std::string_view purpose) override {
+    ForwardingMemory::handed_out(offset, bytes, purpose);
     const Bytes end = Bytes{offset} + bytes;
     report_.high_water += std::max(end, furthest_end_) - furthest_end_;
     furthest_end_ = std::max(end, furthest_end_);

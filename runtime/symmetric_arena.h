@@ -42,7 +42,9 @@ class SymmetricArena {
       : group_(std::move(group)), local_(&group_->arena_of(world_rank)) {}
 
   Arena& local() const { return *local_; }
-  Lease take(std::uint64_t offset, Bytes bytes) { return local_->take(offset, bytes); }
+  Lease take(std::uint64_t offset, Bytes bytes, std::string_view purpose = {}) {
+    return local_->take(offset, bytes, purpose);
+  }
   std::byte* data() const { return local_->data(); }
   Bytes capacity() const { return local_->capacity(); }
 

@@ -31,7 +31,7 @@ PlanMemory::PlanMemory(const StepPlan& plan, Device& device, Communicator& world
   held_.reserve(plan.device.slots.size());
   for (const Array& array : plan.device.arrays) {
     for (std::uint64_t i = 0; i < array.count; ++i) {
-      arrays_.push_back(arena_->take((array.offset + i * array.stride).count(), array.bytes));
+      arrays_.push_back(arena_->take((array.offset + i * array.stride).count(), array.bytes, name(array.role)));
     }
   }
 }
@@ -61,7 +61,7 @@ std::span<std::byte> PlanMemory::acquire(BufferRole role, std::uint64_t step, st
   if (!has_bytes(plan_, role, unit)) return {};
   const auto range = slot_range(plan_, role, step, unit);
   SHARDPLAN_CHECK(range.has_value(), fmt::format("the plan has no {} for unit {} at step {}", name(role), unit, step));
-  held_.push_back({role, unit, end, arena_->take(range->offset.count(), range->bytes)});
+  held_.push_back({role, unit, end, arena_->take(range->offset.count(), range->bytes, name(role))});
   return held_.back().lease.as<std::byte>();
 }
 

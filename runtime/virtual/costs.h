@@ -18,13 +18,18 @@ struct GroupShape {
   bool operator==(const GroupShape&) const = default;
 };
 
+struct CollectivePrice {
+  double seconds = 0;
+  double network_share = 0;  // the part of the bytes that leaves the nodes
+};
+
 class Costs {
  public:
   virtual ~Costs() = default;
   // A kernel that reads and writes so many bytes of device memory.
   virtual double memory_seconds(Bytes touched) const = 0;
   // `bytes` of the whole buffer (of all records).
-  virtual double collective_seconds(VirtualCollective kind, Bytes bytes, const GroupShape& group) const = 0;
+  virtual CollectivePrice collective(VirtualCollective kind, Bytes bytes, const GroupShape& group) const = 0;
 };
 
 }  // namespace shardplan

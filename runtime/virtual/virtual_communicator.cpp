@@ -41,6 +41,7 @@ class VirtualGroup {
   struct Span {
     double begin = 0;
     double end = 0;
+    double network_share = 0;
   };
 
   // One collective: returns when it took place. `complete` is called once, on the last rank, when all have come; what it
@@ -61,12 +62,13 @@ class VirtualGroup {
       VirtualCall& mine = calls_[static_cast<std::size_t>(member)];
       mine = {call, ready, fault == nullptr};
       if (fault != nullptr) {
-        machine_.wait(rank, {call.operation, ready, rank});  // nobody hears of it: all wait for their deadline
+        machine_.wait(
+            rank, {call.operation, ready, [rank] { return rank; }});  // nobody hears of it: all wait for their deadline
         machine_.throw_if_poisoned(rank);
       }
       if (++arrived_ < size()) {
         const std::uint64_t meeting = meetings_;
-        machine_.wait(rank, {call.operation, ready, missing()});
+        machine_.wait(rank, {call.operation, ready, [this] { return missing(); }});
         if (meeting == meetings_) machine_.throw_if_poisoned(rank);
         return span_;
       }
@@ -138,7 +140,8 @@ class VirtualGroup {
     double factor = 1;
     for (const int rank : world_ranks_) factor = std::max(factor, machine_.clock(rank).link_factor());
     const double begin = latest();
-    return {begin, begin + factor * machine_.options().costs->collective_seconds(kind, bytes, shape_)};
+    const CollectivePrice price = machine_.options().costs->collective(kind, bytes, shape_);
+    return {begin, begin + factor * price.seconds, price.network_share};
   }
 
   VirtualMachine& machine_;
@@ -179,13 +182,13 @@ class VirtualCommunicator final : public Communicator {
   std::unique_ptr<SymmetricArena> make_arena(Device& device, const ArenaOptions& options) override;
   void reduce_scatter(const ReduceScatter& call, Stream& stream) override {
     check_call(call);
-    on_stream(describe_call(call), VirtualCollective::reduce_scatter, bytes_for(call.wire, call.elements),
-              call.elements, stream);
+    on_stream(describe_call(call), VirtualCollective::reduce_scatter, call.wire, call.elements,
+              call.elements - call.mine.count, stream);
   }
   void all_gather(const AllGather& call, Stream& stream) override {
     check_call(call);
-    on_stream(describe_call(call), VirtualCollective::all_gather, bytes_for(call.dtype, call.elements), call.elements,
-              stream);
+    on_stream(describe_call(call), VirtualCollective::all_gather, call.dtype, call.elements,
+              call.mine.count * (static_cast<std::uint64_t>(size()) - 1), stream);
   }
   std::unique_ptr<Communicator> split(int color, int key) override;
   void abort(const std::string& reason) override {
@@ -214,14 +217,19 @@ class VirtualCommunicator final : public Communicator {
     });
   }
 
-  void on_stream(const CollectiveCall& call, VirtualCollective kind, Bytes bytes, std::uint64_t elements,
-                 Stream& stream) {
+  // `sent` elements go from this rank to others.
+  void on_stream(const CollectiveCall& call, VirtualCollective kind, DType dtype, std::uint64_t elements,
+                 std::uint64_t sent, Stream& stream) {
     auto& mine = static_cast<VirtualStream&>(stream);
+    const Bytes bytes = bytes_for(dtype, elements);
     const auto span = group_->collective(member_, call, mine.ready(), kind, bytes, [&] {
       Tiling tiling;
       for (int peer = 0; peer < size(); ++peer) tiling.add(group_->world_rank(peer), group_->call_of(peer).piece);
       tiling.ends_at(elements);
     });
+    VirtualOutcome& outcome = clock().outcome;
+    outcome.sent += bytes_for(dtype, sent);
+    outcome.sent_over_network += span.network_share * static_cast<double>(bytes_for(dtype, sent).count());
     mine.communicated(call.operation, bytes, span.begin, span.end);
   }
 

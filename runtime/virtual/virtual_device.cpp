@@ -38,15 +38,16 @@ class VirtualMemory final : public Memory {
   }
   ~VirtualMemory() override { used_->bytes -= bytes(); }
 
-  void handed_out(std::uint64_t offset, Bytes bytes) override { tell(offset, bytes, true); }
-  void given_back(std::uint64_t offset, Bytes bytes) override { tell(offset, bytes, false); }
-
- private:
-  void tell(std::uint64_t offset, Bytes bytes, bool taken) {
+  void handed_out(std::uint64_t offset, Bytes bytes, std::string_view purpose) override {
     VirtualTrace* trace = machine_.options().trace;
-    if (trace != nullptr) trace->memory(clock_.rank(), offset, bytes, taken, clock_.now());
+    if (trace != nullptr) trace->taken(clock_.rank(), offset, bytes, purpose, clock_.latest());
+  }
+  void given_back(std::uint64_t offset, Bytes bytes) override {
+    VirtualTrace* trace = machine_.options().trace;
+    if (trace != nullptr) trace->given_back(clock_.rank(), offset, bytes, clock_.latest());
   }
 
+ private:
   VirtualMachine& machine_;
   VirtualClock& clock_;
   std::shared_ptr<Used> used_;
@@ -119,6 +120,7 @@ void VirtualStream::work(std::string_view what, Bytes touched, double seconds) {
   stand_still_until(clock_.now());
   const double begin = time_;
   time_ += seconds * clock_.kernel_factor();
+  clock_.reach(time_);
   if (number_ == 0) clock_.outcome.busy_seconds += time_ - begin;
   VirtualTrace* trace = machine_.options().trace;
   if (trace != nullptr) trace->work(clock_.rank(), number_, what, touched, begin, time_);
@@ -129,6 +131,7 @@ void VirtualStream::communicated(std::string_view what, Bytes bytes, double begi
   clock_.outcome.communication_seconds += end - begin;
   stand_still_until(begin);
   time_ = end;
+  clock_.reach(time_);
   VirtualTrace* trace = machine_.options().trace;
   if (trace != nullptr) trace->work(clock_.rank(), number_, what, bytes, begin, end);
 }

@@ -115,7 +115,7 @@ void VirtualMachine::expire() {
                                       [](const auto& a, const auto& b) { return a.second.since < b.second.since; });
   const Waiting waiting = first->second;
   const double deadline = std::chrono::duration<double>(options_.deadline).count();
-  poison(waiting.missing, waiting.operation, "did not arrive before the deadline", waiting.since + deadline);
+  poison(waiting.missing(), waiting.operation, "did not arrive before the deadline", waiting.since + deadline);
 }
 
 }  // namespace shardplan

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -24,7 +25,10 @@ class VirtualClock {
 
   int rank() const { return rank_; }
   double now() const { return now_; }
-  void wait_until(double time) { now_ = std::max(now_, time); }
+  void wait_until(double time) { reach(now_ = std::max(now_, time)); }
+  // The end of the work that the rank has started, on any stream.
+  double latest() const { return latest_; }
+  void reach(double time) { latest_ = std::max(latest_, time); }
 
   // Counts an operation, and does what is to happen at it.
   void operation(bool collective);
@@ -42,6 +46,7 @@ class VirtualClock {
   const VirtualOptions& options_;
   int rank_;
   double now_ = 0;
+  double latest_ = 0;
   double kernel_factor_ = 1;
   double link_factor_ = 1;
   std::uint64_t collectives_ = 0;
@@ -65,11 +70,11 @@ class VirtualMachine {
   void throw_if_poisoned(int rank);
   bool poisoned() const { return failure_.has_value(); }
 
-  // A rank waits for its peers in `operation`; `missing` is one that has not come.
+  // A rank waits for its peers in `operation`; `missing` tells one that has not come.
   struct Waiting {
     std::string operation;
     double since = 0;
-    int missing = -1;
+    std::function<int()> missing;
   };
   void wait(int rank, Waiting waiting);
   void wake(int rank);

@@ -18,6 +18,7 @@ class Rank final : public VirtualRank {
   Device& device() override { return *device_; }
   Communicator& communicator() override { return *communicator_; }
   double now() const override { return clock_.now(); }
+  double latest() const override { return clock_.latest(); }
   void work(Stream& stream, std::string_view what, double seconds) override {
     static_cast<VirtualStream&>(stream).work(what, Bytes{}, seconds);
   }

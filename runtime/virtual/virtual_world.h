@@ -61,7 +61,9 @@ class VirtualTrace {
   virtual ~VirtualTrace() = default;
   // Streams of a rank are numbered in the order they are made.
   virtual void work(int rank, std::size_t stream, std::string_view what, Bytes bytes, double begin, double end) = 0;
-  virtual void memory(int rank, std::uint64_t offset, Bytes bytes, bool taken, double time) = 0;
+  // Memory that is handed out and given back, at the time that the rank's work has come to.
+  virtual void taken(int rank, std::uint64_t offset, Bytes bytes, std::string_view purpose, double time) = 0;
+  virtual void given_back(int rank, std::uint64_t offset, Bytes bytes, double time) = 0;
   virtual void fault(const Fault& fault, double time) = 0;
 };
 
@@ -81,6 +83,8 @@ struct VirtualOutcome {
   std::exception_ptr error;  // that ended the rank
   bool killed = false;
   double seconds = 0;                // the rank's own clock at its end
+  Bytes sent{};                      // to peers, in collectives on streams: payload
+  double sent_over_network = 0;      // of these bytes, out of the node
   std::uint64_t operations = 0;      // kernels, copies and collectives
   double exposed_seconds = 0;        // its first stream stood still, waiting for another one or for the host
   double busy_seconds = 0;           // its first stream worked
@@ -94,7 +98,8 @@ class VirtualRank {
   virtual int rank() const = 0;
   virtual Device& device() = 0;
   virtual Communicator& communicator() = 0;
-  virtual double now() const = 0;  // the rank's clock
+  virtual double now() const = 0;     // the rank's clock
+  virtual double latest() const = 0;  // when all that it has started so far is done
   // Books work of a client on a stream of this rank's device.
   virtual void work(Stream& stream, std::string_view what, double seconds) = 0;
 };

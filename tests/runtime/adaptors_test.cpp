@@ -85,7 +85,7 @@ TEST(Adaptors, StackAndMayDieBeforeTheirMemory) {
     EXPECT_EQ(recording.report(MemoryTier::device).held, 1_MiB);
     EXPECT_EQ(recording.name(), "cpu");
   }
-  memory->handed_out(0, 64_B);
+  memory->handed_out(0, 64_B, "");
   memory->data()[63] = std::byte{1};
   EXPECT_EQ(memory->capacity(), 1_MiB - 28_KiB);
 }
@@ -95,8 +95,8 @@ TEST(FailingDevice, FailsTheNthAllocationAndTheNthOperation) {
   const auto run = [&](Device& device) {
     const auto a = device.allocate({.bytes = 4_KiB});
     const auto b = device.allocate({.bytes = 4_KiB});
-    a->handed_out(0, 64_B);
-    b->handed_out(0, 64_B);
+    a->handed_out(0, 64_B, "");
+    b->handed_out(0, 64_B, "");
     const auto stream = device.make_stream();
     const auto event = device.make_event();
     stream->zero(a->data(), 64_B);

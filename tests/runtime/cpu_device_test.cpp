@@ -31,7 +31,7 @@ TEST(CpuDevice, GivesZeroedMemoryOfTheBytesAskedFor) {
     EXPECT_EQ(memory->bytes(), bytes);
     EXPECT_EQ(memory->capacity(), bytes);
     EXPECT_EQ(memory->tier(), MemoryTier::host);
-    memory->handed_out(0, bytes);
+    memory->handed_out(0, bytes, "");
     EXPECT_TRUE(
         std::all_of(memory->data(), memory->data() + bytes.count(), [](std::byte b) { return b == std::byte{}; }));
     memory->given_back(0, bytes);
@@ -43,7 +43,7 @@ TEST(CpuDevice, ShiftsOffsetZeroInsideTheBytes) {
   const auto memory = device.allocate({.bytes = 1_MiB, .shift = 8_KiB, .shift_room = 28_KiB});
   EXPECT_EQ(memory->capacity(), 1_MiB - 28_KiB);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory->data()) % 4096, 0U);
-  memory->handed_out(0, memory->capacity());
+  memory->handed_out(0, memory->capacity(), "");
   std::memset(memory->data(), 1, memory->capacity().count());
   EXPECT_THROW(device.allocate({.bytes = 1_MiB, .shift = 8_KiB, .shift_room = 4_KiB}), CheckFailure);
   EXPECT_THROW(device.allocate({.bytes = 1_KiB, .shift = 0_B, .shift_room = 4_KiB}), CheckFailure);

@@ -1,0 +1,139 @@
+#include "tools/simulate/simulation.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+
+#include "runtime/recording_device.h"
+#include "shard/zero_optimizer.h"
+
+namespace shardplan {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// What one rank does: makes its optimizer, and takes steps.
+class Client {
+ public:
+  Client(const Model& model, const StepPlan& plan, const SimulationOptions& options,
+         const std::vector<UnitRunSeconds>& seconds)
+      : model_(model), plan_(plan), options_(options), seconds_(seconds) {}
+
+  void run(VirtualRank& rank, SimulatedRank& result) const {
+    RecordingDevice device(rank.device());
+    Communicator& world = rank.communicator();
+    const RankPlace place = place_of_rank(plan_.layout, static_cast<std::uint64_t>(rank.rank()));
+    Communicators groups{.world = &world, .shard_group = &world};
+    std::unique_ptr<Communicator> shard_group;
+    std::unique_ptr<Communicator> replicas;
+    if (plan_.layout.replicas > 1) {
+      shard_group = world.split(static_cast<int>(place.replica), world.rank());
+      replicas = world.split(static_cast<int>(place.shard), world.rank());
+      groups.shard_group = shard_group.get();
+      groups.replicas = replicas.get();
+    }
+    ZeroOptions optimizer_options;
+    optimizer_options.kernels = &booking_kernels();
+    optimizer_options.initial_values = [](const TensorRange&, std::span<float>) {};
+    ZeroOptimizer optimizer(model_.catalog, plan_, device, groups, optimizer_options);
+    world.barrier();
+    for (std::uint64_t step = 0; step < options_.steps; ++step) {
+      const double begin = rank.latest();
+      result.sent = train_step(rank, optimizer).sent;
+      result.step_seconds = rank.latest() - begin;
+    }
+    const RecordingDevice::Report report = device.report(MemoryTier::device);
+    result.arena = report.high_water;
+    result.live_peak = report.live_peak;
+  }
+
+ private:
+  StepReport train_step(VirtualRank& rank, ZeroOptimizer& optimizer) const {
+    for (std::uint64_t i = 1; i <= plan_.setup.accumulation; ++i) {
+      const bool last = i == plan_.setup.accumulation;
+      optimizer.begin(last ? ProgramKind::last_micro_batch : ProgramKind::train_micro_batch);
+      const std::uint64_t units = plan_.layout.units;
+      for (std::uint64_t unit = 0; unit < units; ++unit) compute(rank, optimizer, unit, Pass::forward);
+      for (std::uint64_t unit = units; unit-- > 0;) {
+        if (plan_.setup.recompute == Recompute::full) compute(rank, optimizer, unit, Pass::recompute);
+        compute(rank, optimizer, unit, Pass::backward);
+      }
+    }
+    return optimizer.step();
+  }
+
+  void compute(VirtualRank& rank, ZeroOptimizer& optimizer, std::uint64_t unit, Pass pass) const {
+    if (options_.unit_called) unit = options_.unit_called(rank.rank(), unit);
+    const PassSeconds& seconds = seconds_of_unit(seconds_, unit);
+    optimizer.enter(unit, pass);
+    rank.work(optimizer.compute_stream(), name(pass), pass == Pass::backward ? seconds.backward : seconds.forward);
+    optimizer.leave(unit);
+  }
+
+  const Model& model_;
+  const StepPlan& plan_;
+  const SimulationOptions& options_;
+  const std::vector<UnitRunSeconds>& seconds_;
+};
+
+std::string message_of(const std::exception_ptr& error) {
+  if (!error) return {};
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::exception& exception) {
+    return exception.what();
+  } catch (...) {
+    return "an unknown error";
+  }
+}
+
+}  // namespace
+
+double ClusterCosts::memory_seconds(Bytes touched) const {
+  return static_cast<double>(touched.count()) / memory_rate(cluster_) + cluster_.efficiency.kernel_seconds;
+}
+
+// Nodes that are not full are priced as if they were.
+CollectivePrice ClusterCosts::collective(VirtualCollective kind, Bytes bytes, const GroupShape& group) const {
+  const auto collective =
+      kind == VirtualCollective::reduce_scatter ? CollectiveKind::reduce_scatter : CollectiveKind::all_gather;
+  const CollectiveCost cost = cost_of(collective, Bytes{bytes.count() / group.ranks},
+                                      {.ranks_per_node = group.ranks_per_node, .nodes = group.nodes}, cluster_);
+  const double all = static_cast<double>(cost.sent.sum().count());
+  return {cost.seconds, all > 0 ? static_cast<double>(cost.sent.network.count()) / all : 0};
+}
+
+Simulation simulate(const Model& model, const StepPlan& plan, const SimulationOptions& options) {
+  const auto start = Clock::now();
+  const std::vector<UnitRunSeconds> seconds = unit_seconds(model, options.work, options.cluster);
+  const ClusterCosts costs(options.cluster);
+  const Client client(model, plan, options, seconds);
+  Simulation simulation;
+  simulation.ranks.resize(plan.setup.world_size);
+  VirtualWorld world({.ranks = static_cast<int>(plan.setup.world_size),
+                      .ranks_per_node = static_cast<int>(options.gpus_per_node),
+                      .costs = &costs,
+                      .deadline = options.deadline,
+                      .faults = options.faults,
+                      .trace = options.trace,
+                      .threads = options.threads});
+  const std::vector<VirtualOutcome> outcomes =
+      world.run([&](VirtualRank& rank) { client.run(rank, simulation.ranks[static_cast<std::size_t>(rank.rank())]); });
+  Bytes sent;
+  double over_network = 0;
+  for (std::size_t rank = 0; rank < outcomes.size(); ++rank) {
+    SimulatedRank& result = simulation.ranks[rank];
+    result.outcome = outcomes[rank];
+    result.error = result.outcome.killed ? "killed" : message_of(result.outcome.error);
+    sent += result.outcome.sent;
+    over_network += result.outcome.sent_over_network;
+    simulation.operations += result.outcome.operations;
+    simulation.step_seconds = std::max(simulation.step_seconds, result.step_seconds);
+  }
+  const Bytes network{static_cast<std::uint64_t>(over_network + 0.5)};
+  simulation.sent = {.node = sent - network, .network = network};
+  simulation.wall_seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  return simulation;
+}
+
+}  // namespace shardplan

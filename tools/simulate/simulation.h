@@ -1,0 +1,63 @@
+// One training step on virtual ranks: ZeroOptimizer itself, driven by a client that computes nothing but time.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "planner/cost/cluster.h"
+#include "planner/cost/collective.h"
+#include "planner/cost/compute.h"
+#include "planner/families/model.h"
+#include "planner/step_plan.h"
+#include "runtime/virtual/virtual_world.h"
+
+namespace shardplan {
+
+struct SimulationOptions {
+  Cluster cluster;
+  Work work;  // of one micro-batch
+  std::uint64_t gpus_per_node = 8;
+  std::uint64_t steps = 1;
+  std::vector<Fault> faults{};
+  std::chrono::milliseconds deadline{60'000};
+  bool threads = false;  // instead of fibers
+  VirtualTrace* trace = nullptr;
+  // Of one rank: the order in which its client calls the units, to try what happens when it differs. Empty: the plan's.
+  std::function<std::uint64_t(int rank, std::uint64_t unit)> unit_called{};
+};
+
+struct SimulatedRank {
+  Bytes arena;  // furthest end ever handed out, and the room for shifts
+  Bytes live_peak;
+  Bytes sent;  // by the operations that were carried out
+  double step_seconds = 0;
+  VirtualOutcome outcome{};
+  std::string error{};  // empty: none
+};
+
+struct Simulation {
+  std::vector<SimulatedRank> ranks;
+  std::uint64_t operations = 0;  // kernels, copies and collectives, over all ranks
+  double setup_seconds = 0;      // until the last rank had its optimizer
+  double step_seconds = 0;       // of the slowest rank
+  LinkBytes sent{};              // by all ranks, by class of link
+  double wall_seconds = 0;
+};
+
+// The prices of a cluster.
+class ClusterCosts final : public Costs {
+ public:
+  explicit ClusterCosts(const Cluster& cluster) : cluster_(cluster) {}
+  double memory_seconds(Bytes touched) const override;
+  CollectivePrice collective(VirtualCollective kind, Bytes bytes, const GroupShape& group) const override;
+
+ private:
+  const Cluster& cluster_;
+};
+
+// Throws ConfigError where the cluster cannot price the model or hold the groups evenly.
+Simulation simulate(const Model& model, const StepPlan& plan, const SimulationOptions& options);
+
+}  // namespace shardplan
