@@ -19,6 +19,7 @@ class Rank final : public VirtualRank {
   Communicator& communicator() override { return *communicator_; }
   double now() const override { return clock_.now(); }
   double latest() const override { return clock_.latest(); }
+  const VirtualOutcome& so_far() const override { return clock_.outcome; }
   void work(Stream& stream, std::string_view what, double seconds) override {
     static_cast<VirtualStream&>(stream).work(what, Bytes{}, seconds);
   }

@@ -100,6 +100,7 @@ class VirtualRank {
   virtual Communicator& communicator() = 0;
   virtual double now() const = 0;     // the rank's clock
   virtual double latest() const = 0;  // when all that it has started so far is done
+  virtual const VirtualOutcome& so_far() const = 0;
   // Books work of a client on a stream of this rank's device.
   virtual void work(Stream& stream, std::string_view what, double seconds) = 0;
 };

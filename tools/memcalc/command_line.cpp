@@ -25,6 +25,7 @@ constexpr const char* kFooter = R"(Examples:
   memcalc plan path/to/config.json --gpus 64 --zero 2 --gpu h100-80gb --json
   memcalc plan --params 7e9 --engine paper --precision fp16-mixed
   memcalc explain gpt2-xl --gpus 4 --zero 1
+  memcalc simulate llama-2-7b --gpus 64 --zero 3 --plot memory.svg
 
 Exit status: 0 done, 1 it does not fit (--gpu), 2 the command line is wrong, 3 an input file or a model is bad.)";
 
@@ -169,6 +170,26 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy) {
   app->add_flag("--verbose", options.verbose, "also the units, their layout and the programs");
 }
 
+void add_simulate_flags(CLI::App* app, SimulateOptions& options) {
+  constexpr const char* kGroup = "Simulation";
+  app->add_option("--cluster", options.cluster, "a cluster's name or a .json file (docs/cost_model.md) (h100)")
+      ->type_name("NAME|FILE")
+      ->group(kGroup);
+  add_count(app, "--seed", options.seed, "of --fault random (0)");
+  app->get_option("--seed")->group(kGroup);
+  app->add_option("--fault", options.faults,
+                  "what goes wrong: kill, stall, slow-rank, slow-link, drop, corrupt or out-of-memory, with ,rank=R "
+                  ",operation=K ,seconds=S ,factor=F ,bytes=B; or random; may be repeated")
+      ->type_name("SPEC")
+      ->allow_extra_args(false)
+      ->group(kGroup);
+  app->add_flag("--compare-stages", options.compare_stages, "ZeRO stages 0 to 3 side by side")->group(kGroup);
+  app->add_option("--trace", options.trace, "write a trace for ui.perfetto.dev")->type_name("FILE")->group(kGroup);
+  app->add_option("--plot", options.plot, "write a chart (SVG): memory over the step, or the stages compared")
+      ->type_name("FILE")
+      ->group(kGroup);
+}
+
 // Completes commands, flags, and the names of models and GPUs. Made from the parser itself, so that it is never behind.
 std::string completion_script(const CLI::App& app) {
   std::string commands;
@@ -227,13 +248,15 @@ ParseResult parse_command_line(int argc, char** argv) {
 
   CLI::App* plan = app.add_subcommand("plan", "What one GPU of each kind holds: a table, or --json");
   CLI::App* explain = app.add_subcommand("explain", "The same numbers, each with its formula, inputs and source");
+  CLI::App* simulate = app.add_subcommand("simulate", "One step on virtual ranks: time, traffic and memory of each");
   CLI::App* models = app.add_subcommand("models", "The presets");
   CLI::App* gpus = app.add_subcommand("gpus", "The GPUs that are known by name");
   CLI::App* completion = app.add_subcommand("completion", "Bash completion: eval \"$(memcalc completion)\"");
-  for (CLI::App* command : {plan, explain}) {
+  for (CLI::App* command : {plan, explain, simulate}) {
     add_plan_flags(command, line.plan, policy);
     command->footer(kFooter);
   }
+  add_simulate_flags(simulate, line.simulate);
   for (CLI::App* command : {models, gpus}) {
     command->add_flag("--json", line.list.json, "one JSON object on stdout and nothing else");
     command->add_flag("--names", line.list.names, "the names, one a line");
@@ -246,19 +269,25 @@ ParseResult parse_command_line(int argc, char** argv) {
     const std::vector<CLI::App*> commands = app.get_subcommands({});
     if (argc > 1 && argv[1][0] != '-' &&
         std::none_of(commands.begin(), commands.end(), [&](const CLI::App* c) { return c->check_name(argv[1]); })) {
-      throw ConfigError("", "",
-                        fmt::format("'{}' is no command: expected plan, explain, models, gpus or completion", argv[1]));
+      throw ConfigError(
+          "", "",
+          fmt::format("'{}' is no command: expected plan, explain, simulate, models, gpus or completion", argv[1]));
     }
     if (argc == 1)
-      throw ConfigError("", "", "expected a command: plan, explain, models, gpus or completion (memcalc --help)");
+      throw ConfigError("", "",
+                        "expected a command: plan, explain, simulate, models, gpus or completion (memcalc --help)");
     app.parse(argc, argv);
     if (*completion) {
       fmt::print("{}", completion_script(app));
       result.exit_status = 0;
       return result;
     }
-    line.command = *explain ? Command::explain : *models ? Command::models : *gpus ? Command::gpus : Command::plan;
-    if (*plan || *explain) finish(line.plan, policy);
+    line.command = *explain    ? Command::explain
+                   : *simulate ? Command::simulate
+                   : *models   ? Command::models
+                   : *gpus     ? Command::gpus
+                               : Command::plan;
+    if (*plan || *explain || *simulate) finish(line.plan, policy);
   } catch (const CLI::Success& success) {
     app.exit(success);
     result.exit_status = 0;

@@ -11,6 +11,7 @@
 #include "tools/memcalc/options.h"
 #include "tools/memcalc/output.h"
 #include "tools/memcalc/planning.h"
+#include "tools/memcalc/simulating.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -26,6 +27,11 @@ void print(const std::string& text) {
   if (written != text.size() || std::fflush(stdout) != 0) throw IoError("stdout", written, errno, "cannot write");
 }
 
+// On a terminal, and only there: what takes longer than a moment says so.
+void say_progress(const std::string& what) {
+  if (isatty(STDERR_FILENO) != 0) fmt::print(stderr, "memcalc: {}\n", what);
+}
+
 int run(const CommandLine& line) {
   switch (line.command) {
     case Command::models:
@@ -34,6 +40,11 @@ int run(const CommandLine& line) {
     case Command::gpus:
       print(gpus_text(line.list));
       return kDone;
+    case Command::simulate: {
+      const Simulated simulated = make_simulated(line.plan, line.simulate, say_progress);
+      print(line.plan.json ? simulate_json(line.plan, simulated) : simulate_text(line.plan, simulated));
+      return kDone;
+    }
     case Command::plan:
     case Command::explain:
       break;

@@ -28,17 +28,28 @@ struct PlanOptions {
   bool verbose = false;
 };
 
+// What simulate is told besides the flags of plan.
+struct SimulateOptions {
+  std::optional<std::string> cluster;  // a name or a file
+  std::uint64_t seed = 0;
+  std::vector<std::string> faults;  // tools/simulate/fault_spec.h
+  bool compare_stages = false;
+  std::optional<std::string> trace;  // files to write
+  std::optional<std::string> plot;
+};
+
 struct ListOptions {
   bool json = false;
   bool names = false;  // one a line, and nothing else
   std::vector<std::string> gpu_files;
 };
 
-enum class Command { plan, explain, models, gpus };
+enum class Command { plan, explain, simulate, models, gpus };
 
 struct CommandLine {
   Command command = Command::plan;
-  PlanOptions plan;  // plan and explain
+  PlanOptions plan;  // plan, explain and simulate
+  SimulateOptions simulate;
   ListOptions list;  // models and gpus
 };
 

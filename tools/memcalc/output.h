@@ -5,6 +5,7 @@
 
 #include "tools/memcalc/options.h"
 #include "tools/memcalc/planning.h"
+#include "tools/memcalc/simulating.h"
 
 namespace shardplan::memcalc {
 
@@ -14,6 +15,9 @@ std::string plan_json(const PlanOptions& options, const Planned& planned);
 
 std::string explain_text(const PlanOptions& options, const Planned& planned);
 std::string explain_json(const PlanOptions& options, const Planned& planned);
+
+std::string simulate_text(const PlanOptions& options, const Simulated& simulated);
+std::string simulate_json(const PlanOptions& options, const Simulated& simulated);
 
 std::string models_text(const ListOptions& options);
 std::string gpus_text(const ListOptions& options);

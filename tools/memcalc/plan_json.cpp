@@ -1,6 +1,7 @@
 #include <boost/json.hpp>
 
 #include "planner/explain.h"
+#include "tools/memcalc/json_parts.h"
 #include "tools/memcalc/output.h"
 
 namespace shardplan::memcalc {
@@ -20,6 +21,8 @@ json::value value_of(const std::optional<T>& value) {
 json::string word(std::string_view text) {
   return json::string(text.data(), text.size());
 }
+
+}  // namespace
 
 json::object model_json(const Catalog& catalog) {
   const std::uint64_t parameters = parameter_elements(catalog);
@@ -82,6 +85,8 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
           {"freeze", json::array(options.freeze.begin(), options.freeze.end())},
           {"plan_hash", planned.plan ? json::value(planned.plan->hash) : json::value()}};
 }
+
+namespace {
 
 json::object rank_json(const RankReport& rank) {
   const DeviceMemory& device = rank.device;

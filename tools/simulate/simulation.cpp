@@ -21,6 +21,7 @@ class Client {
 
   void run(VirtualRank& rank, SimulatedRank& result) const {
     RecordingDevice device(rank.device());
+    const MemoryReport report(device, result);
     Communicator& world = rank.communicator();
     const RankPlace place = place_of_rank(plan_.layout, static_cast<std::uint64_t>(rank.rank()));
     Communicators groups{.world = &world, .shard_group = &world};
@@ -39,15 +40,35 @@ class Client {
     world.barrier();
     for (std::uint64_t step = 0; step < options_.steps; ++step) {
       const double begin = rank.latest();
+      const VirtualOutcome before = rank.so_far();
       result.sent = train_step(rank, optimizer).sent;
+      const VirtualOutcome& after = rank.so_far();
       result.step_seconds = rank.latest() - begin;
+      result.compute_seconds = after.busy_seconds - before.busy_seconds;
+      result.exposed_seconds = result.step_seconds - result.compute_seconds;
+      result.communication_seconds = after.communication_seconds - before.communication_seconds;
+      result.waiting_seconds = after.waiting_seconds - before.waiting_seconds;
     }
-    const RecordingDevice::Report report = device.report(MemoryTier::device);
-    result.arena = report.high_water;
-    result.live_peak = report.live_peak;
   }
 
  private:
+  // Says what was recorded at the end, however the rank ends.
+  class MemoryReport {
+   public:
+    MemoryReport(const RecordingDevice& device, SimulatedRank& result) : device_(device), result_(result) {}
+    ~MemoryReport() {
+      const RecordingDevice::Report report = device_.report(MemoryTier::device);
+      result_.arena = report.high_water;
+      result_.live_peak = report.live_peak;
+    }
+    MemoryReport(const MemoryReport&) = delete;
+    MemoryReport& operator=(const MemoryReport&) = delete;
+
+   private:
+    const RecordingDevice& device_;
+    SimulatedRank& result_;
+  };
+
   StepReport train_step(VirtualRank& rank, ZeroOptimizer& optimizer) const {
     for (std::uint64_t i = 1; i <= plan_.setup.accumulation; ++i) {
       const bool last = i == plan_.setup.accumulation;

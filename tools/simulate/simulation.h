@@ -28,11 +28,16 @@ struct SimulationOptions {
   std::function<std::uint64_t(int rank, std::uint64_t unit)> unit_called{};
 };
 
+// Seconds are those of the last step.
 struct SimulatedRank {
-  Bytes arena;  // furthest end ever handed out, and the room for shifts
-  Bytes live_peak;
-  Bytes sent;  // by the operations that were carried out
+  Bytes arena;      // furthest end ever handed out, and the room for shifts
+  Bytes live_peak;  // the most that was handed out at once
+  Bytes sent;       // by the plan's operations that were carried out
   double step_seconds = 0;
+  double compute_seconds = 0;        // the compute stream worked
+  double exposed_seconds = 0;        // it did not: the rest of the step
+  double communication_seconds = 0;  // collectives took, from the moment that all ranks had come to them
+  double waiting_seconds = 0;        // for ranks that came later
   VirtualOutcome outcome{};
   std::string error{};  // empty: none
 };
@@ -40,7 +45,6 @@ struct SimulatedRank {
 struct Simulation {
   std::vector<SimulatedRank> ranks;
   std::uint64_t operations = 0;  // kernels, copies and collectives, over all ranks
-  double setup_seconds = 0;      // until the last rank had its optimizer
   double step_seconds = 0;       // of the slowest rank
   LinkBytes sent{};              // by all ranks, by class of link
   double wall_seconds = 0;

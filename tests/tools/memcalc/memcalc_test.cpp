@@ -219,6 +219,93 @@ TEST(Memcalc, ExplainAddsUp) {
   EXPECT_EQ(arena, number(same.at("worst").at("arenas").at("device")));
 }
 
+json::object simulate(const std::string& words) {
+  const Outcome outcome = memcalc("simulate " + words + " --json");
+  EXPECT_EQ(outcome.error, "");
+  EXPECT_EQ(outcome.status, 0);
+  return json::parse(outcome.out).as_object();
+}
+
+TEST(MemcalcSimulate, TheFieldsThatScriptsRead) {
+  const json::object answer = simulate("llama-2-7b --gpus 16 --zero 3 --seq 4096");
+  const json::object planned = plan("llama-2-7b --gpus 16 --zero 3 --seq 4096");
+  EXPECT_EQ(answer.at("schema"), "memcalc.simulate/1");
+  EXPECT_EQ(answer.at("ranks"), 16);
+  EXPECT_GT(number(answer.at("operations")), 16U * 100);
+  EXPECT_GT(answer.at("virtual_step_seconds").as_double(), 0.1);
+  EXPECT_GT(answer.at("wall_seconds").as_double(), 0);
+  EXPECT_EQ(answer.at("peak_bytes").at("min"), answer.at("planned_peak_bytes"));
+  EXPECT_EQ(answer.at("peak_bytes").at("max"), answer.at("planned_peak_bytes"));
+  EXPECT_EQ(answer.at("planned_peak_bytes"), planned.at("worst").at("arenas").at("device"));
+  EXPECT_EQ(answer.at("bytes_sent_per_rank"), planned.at("communication").at("bytes_sent_per_step"));
+  EXPECT_EQ(16 * number(answer.at("bytes_sent_per_rank")),
+            number(answer.at("bytes_sent_by_link").at("node")) + number(answer.at("bytes_sent_by_link").at("network")));
+  EXPECT_GE(answer.at("exposed_communication_seconds").as_double(), 0);
+  EXPECT_EQ(answer.at("errors"), json::array{});
+}
+
+TEST(MemcalcSimulate, HybridShardingSplitsBetweenNodeAndNetwork) {
+  const json::object answer = simulate("gpt2 --gpus 32 --zero 3 --replicate 4 --seq 512");
+  // Gathers and reductions stay inside the nodes; only the sums of shards cross the network.
+  const json::object planned = plan("gpt2 --gpus 32 --zero 3 --replicate 4");
+  const json::object& by_operation = planned.at("communication").at("by_operation").as_object();
+  const std::uint64_t inside =
+      32 * (number(by_operation.at("gather_parameters")) + number(by_operation.at("reduce_gradients")));
+  EXPECT_EQ(number(answer.at("bytes_sent_by_link").at("node")), inside);
+  EXPECT_LE(number(answer.at("bytes_sent_by_link").at("network")),
+            32 * number(by_operation.at("reduce_among_replicas")));
+  EXPECT_GT(number(answer.at("bytes_sent_by_link").at("network")), 0U);
+}
+
+TEST(MemcalcSimulate, ComparesStagesAndWritesWhatIsAskedFor) {
+  const std::string folder = testing::TempDir();
+  const std::string stages = folder + "stages.svg";
+  const json::object answer = simulate("gpt2 --gpus 8 --seq 512 --compare-stages --plot " + stages);
+  ASSERT_EQ(answer.at("stages").as_array().size(), 4U);
+  for (int stage = 0; stage < 4; ++stage) {
+    const json::object& row = answer.at("stages").as_array()[static_cast<std::size_t>(stage)].as_object();
+    EXPECT_EQ(row.at("zero_stage"), stage);
+    EXPECT_EQ(row.at("peak_bytes").at("max"), row.at("planned_peak_bytes"));
+  }
+  EXPECT_NE(read_file(stages).find("<svg"), std::string::npos);
+
+  const std::string memory = folder + "memory.svg";
+  const std::string trace = folder + "trace.json";
+  simulate("gpt2 --gpus 2 --zero 3 --seq 512 --plot " + memory + " --trace " + trace);
+  EXPECT_NE(read_file(memory).find("backward"), std::string::npos);
+  const json::value events = json::parse(read_file(trace)).at("traceEvents");
+  EXPECT_GT(events.as_array().size(), 500U);
+  for (const std::string& file : {stages, memory, trace}) std::filesystem::remove(file);
+}
+
+TEST(MemcalcSimulate, FaultsAreReportedByEachRank) {
+  const json::object answer = simulate("gpt2 --gpus 4 --zero 3 --seq 512 --fault kill,rank=2,operation=60");
+  ASSERT_EQ(answer.at("errors").as_array().size(), 4U);
+  for (const json::value& error : answer.at("errors").as_array()) {
+    const std::string text(error.at("error").as_string());
+    EXPECT_TRUE(text == "killed" || text.find("rank 2") == 0) << text;
+  }
+  EXPECT_EQ(simulate("gpt2 --gpus 4 --zero 2 --seq 512 --fault random --seed 3").at("faults"),
+            simulate("gpt2 --gpus 4 --zero 2 --seq 512 --fault random --seed 3").at("faults"));
+  EXPECT_GT(simulate("gpt2 --gpus 4 --zero 3 --seq 512 --fault slow-rank,rank=1,factor=3")
+                .at("virtual_step_seconds")
+                .as_double(),
+            2 * simulate("gpt2 --gpus 4 --zero 3 --seq 512").at("virtual_step_seconds").as_double());
+}
+
+TEST(MemcalcSimulate, WhatCannotBeSimulatedIsSaidSo) {
+  expect_failure("simulate --params 7e9", 2, "--params: has no units to simulate");
+  expect_failure("simulate gpt2 --engine paper", 2, "--engine: only shardplan can be simulated");
+  expect_failure("simulate gpt2 --gpus 70000", 2, "--gpus: expected at most 65536 to simulate");
+  expect_failure("simulate gpt2 --cluster h10", 2, "--cluster: 'h10' is no known cluster: the nearest are h100");
+  expect_failure("simulate gpt2 --fault explode", 2, "--fault: 'explode' is no fault: expected kill, stall");
+  expect_failure("simulate gpt2 --fault kill,rank=1", 2, "--fault: rank: expected less than 1, found 1");
+  expect_failure("simulate gpt2 --fault kill,when=1", 2, "--fault: 'when' is not known");
+  expect_failure("simulate gpt2 --fault stall,seconds=long", 2, "--fault: seconds: expected a number from 0");
+  expect_failure("simulate gpt2 --compare-stages --trace t.json", 2, "--trace: is of one stage");
+  expect_failure("simulate gpt2 --plot /nowhere/at/all.svg", 3, "/nowhere/at/all.svg");
+}
+
 TEST(Memcalc, Lists) {
   const json::value models = json::parse(memcalc("models --json").out);
   EXPECT_GE(models.at("models").as_array().size(), 18U);

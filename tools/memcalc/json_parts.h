@@ -1,0 +1,14 @@
+// Members that several commands' JSON has.
+#pragma once
+
+#include <boost/json/object.hpp>
+
+#include "tools/memcalc/options.h"
+#include "tools/memcalc/planning.h"
+
+namespace shardplan::memcalc {
+
+boost::json::object model_json(const Catalog& catalog);
+boost::json::object setup_json(const PlanOptions& options, const Planned& planned);
+
+}  // namespace shardplan::memcalc

@@ -1,0 +1,87 @@
+#include <algorithm>
+#include <boost/json.hpp>
+
+#include "tools/memcalc/json_parts.h"
+#include "tools/memcalc/output.h"
+#include "tools/simulate/fault_spec.h"
+
+namespace shardplan::memcalc {
+namespace {
+
+namespace json = boost::json;
+
+json::array errors_json(const Simulation& simulation) {
+  json::array errors;
+  for (std::size_t rank = 0; rank < simulation.ranks.size(); ++rank) {
+    const SimulatedRank& result = simulation.ranks[rank];
+    if (result.error.empty()) continue;
+    errors.push_back({{"rank", rank}, {"seconds", result.outcome.seconds}, {"error", result.error}});
+  }
+  return errors;
+}
+
+json::object stage_json(const SimulatedStage& stage) {
+  const Simulation& simulation = stage.simulation;
+  const SimulatedRank& rank = slowest(simulation);
+  const auto [smallest, largest] = std::minmax_element(simulation.ranks.begin(), simulation.ranks.end(),
+                                                       [](const auto& a, const auto& b) { return a.arena < b.arena; });
+  const auto [least_live, most_live] =
+      std::minmax_element(simulation.ranks.begin(), simulation.ranks.end(),
+                          [](const auto& a, const auto& b) { return a.live_peak < b.live_peak; });
+  const ArenaPlan& planned = stage.planned.plan->device;
+  double most_waiting = 0;
+  for (const SimulatedRank& each : simulation.ranks) most_waiting = std::max(most_waiting, each.waiting_seconds);
+  json::array stragglers;
+  for (std::size_t i = 0; i < simulation.ranks.size(); ++i) {
+    // Others waited for these, and they for nobody.
+    if (simulation.ranks[i].waiting_seconds == 0 && most_waiting > 0) stragglers.push_back(i);
+  }
+  return {
+      {"zero_stage", stage.planned.plan->setup.stage},
+      {"ranks", simulation.ranks.size()},
+      {"operations", simulation.operations},
+      {"virtual_step_seconds", simulation.step_seconds},
+      {"wall_seconds", simulation.wall_seconds},
+      {"peak_bytes", {{"min", smallest->arena.count()}, {"max", largest->arena.count()}}},
+      {"planned_peak_bytes", planned.bytes.count()},
+      {"live_peak_bytes", {{"min", least_live->live_peak.count()}, {"max", most_live->live_peak.count()}}},
+      {"planned_live_peak_bytes", planned.live_peak.count()},
+      {"bytes_sent_per_rank", rank.sent.count()},
+      {"planned_bytes_sent_per_rank", stage.planned.report.traffic.total().count()},
+      {"textbook_bytes_sent_per_rank", stage.planned.report.traffic.textbook.count()},
+      {"bytes_sent_by_link", {{"node", simulation.sent.node.count()}, {"network", simulation.sent.network.count()}}},
+      {"compute_seconds", rank.compute_seconds},
+      {"communication_seconds", rank.communication_seconds},
+      {"exposed_communication_seconds", rank.exposed_seconds},
+      {"waiting_seconds", rank.waiting_seconds},
+      {"stragglers", std::move(stragglers)},
+      {"errors", errors_json(simulation)}};
+}
+
+}  // namespace
+
+std::string simulate_json(const PlanOptions& options, const Simulated& simulated) {
+  json::object object{{"schema", "memcalc.simulate/1"},
+                      {"model", model_json(simulated.stages[0].planned.catalog)},
+                      {"setup", setup_json(options, simulated.stages.back().planned)},
+                      {"cluster",
+                       {{"name", simulated.cluster.name},
+                        {"gpu", simulated.cluster.gpu.name},
+                        {"gpus_per_node", options.gpus_per_node},
+                        {"node_bytes_per_second", simulated.cluster.node.bytes_per_second},
+                        {"network_bytes_per_second", simulated.cluster.network.bytes_per_second}}}};
+  // With --compare-stages the fields are those of the last stage.
+  for (auto& [key, value] : stage_json(simulated.stages.back())) object.emplace(key, value);
+  if (simulated.stages.size() > 1) {
+    json::array stages;
+    for (const SimulatedStage& stage : simulated.stages) stages.push_back(stage_json(stage));
+    object["stages"] = std::move(stages);
+  }
+  json::array faults;
+  for (const Fault& fault : simulated.faults) faults.push_back(json::string(describe(fault)));
+  object["faults"] = std::move(faults);
+  object["notes"] = json::array(simulated.notes.begin(), simulated.notes.end());
+  return json::serialize(object) + "\n";
+}
+
+}  // namespace shardplan::memcalc

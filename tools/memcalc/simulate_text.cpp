@@ -1,0 +1,106 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/text.h"
+#include "tools/memcalc/output.h"
+#include "tools/simulate/fault_spec.h"
+
+namespace shardplan::memcalc {
+namespace {
+
+std::string time_text(double seconds) {
+  if (seconds >= 1 || seconds == 0) return fmt::format("{:.3f} s", seconds);
+  return seconds >= 1e-3 ? fmt::format("{:.2f} ms", seconds * 1e3) : fmt::format("{:.2f} us", seconds * 1e6);
+}
+
+double hidden_seconds(const SimulatedRank& rank) {
+  return std::max(0.0, rank.communication_seconds - rank.exposed_seconds);
+}
+
+std::string stage_line(const SimulatedStage& stage) {
+  const SimulatedRank& rank = slowest(stage.simulation);
+  return fmt::format("  {:<8}{:>12}{:>12}{:>12}{:>12}{:>12}\n", stage.planned.plan->setup.stage,
+                     in_gb(stage.planned.plan->device.bytes), in_gb(rank.sent), time_text(rank.step_seconds),
+                     time_text(rank.compute_seconds), time_text(rank.exposed_seconds));
+}
+
+std::string errors_text(const Simulation& simulation) {
+  constexpr std::size_t most = 8;
+  std::string text;
+  std::size_t shown = 0;
+  std::size_t all = 0;
+  for (std::size_t rank = 0; rank < simulation.ranks.size(); ++rank) {
+    const SimulatedRank& result = simulation.ranks[rank];
+    if (result.error.empty()) continue;
+    ++all;
+    if (++shown <= most) {
+      text += fmt::format("  rank {:<5} at {:>10}: {}\n", rank, time_text(result.outcome.seconds), result.error);
+    }
+  }
+  if (all > most) text += fmt::format("  and {} more ranks\n", all - most);
+  return text;
+}
+
+std::string times_text(const Simulation& simulation) {
+  const SimulatedRank& rank = slowest(simulation);
+  const auto [least, most] =
+      std::minmax_element(simulation.ranks.begin(), simulation.ranks.end(),
+                          [](const auto& a, const auto& b) { return a.step_seconds < b.step_seconds; });
+  std::string text = fmt::format("step                  {:>12}   of the slowest rank", time_text(rank.step_seconds));
+  if (most->step_seconds > least->step_seconds) {
+    text += fmt::format("; the fastest took {}", time_text(least->step_seconds));
+  }
+  text += fmt::format("\n  computing           {:>12}\n", time_text(rank.compute_seconds));
+  text += fmt::format("  exposed             {:>12}   communication that no computation hides\n",
+                      time_text(rank.exposed_seconds));
+  text +=
+      fmt::format("  hidden              {:>12}   communication behind computation\n", time_text(hidden_seconds(rank)));
+  return text;
+}
+
+std::string one_stage(const SimulatedStage& stage) {
+  const Simulation& simulation = stage.simulation;
+  const bool ended = std::all_of(simulation.ranks.begin(), simulation.ranks.end(),
+                                 [](const SimulatedRank& rank) { return rank.error.empty(); });
+  std::string text = ended ? times_text(simulation) : "The step did not end.\n";
+  const Bytes planned = stage.planned.plan->device.bytes;
+  const auto [smallest, largest] = std::minmax_element(simulation.ranks.begin(), simulation.ranks.end(),
+                                                       [](const auto& a, const auto& b) { return a.arena < b.arena; });
+  const bool equal = largest->arena == planned && smallest->arena == planned;
+  text += fmt::format("\ndevice arena          {:>12}   the most of any rank; planned {}{}\n", in_gb(largest->arena),
+                      in_gb(planned), equal ? ", the same on every rank" : "");
+  text += fmt::format("sent                  {:>12}   each rank and step\n", in_gb(slowest(simulation).sent));
+  text += fmt::format("  inside nodes        {:>12}   all ranks\n", in_gb(simulation.sent.node));
+  text += fmt::format("  over the network    {:>12}   all ranks\n", in_gb(simulation.sent.network));
+  text += fmt::format("\n{} kernels and collectives on {} ranks, simulated in {}\n", with_commas(simulation.operations),
+                      with_commas(simulation.ranks.size()), time_text(simulation.wall_seconds));
+  return text;
+}
+
+}  // namespace
+
+std::string simulate_text(const PlanOptions& options, const Simulated& simulated) {
+  const Catalog& catalog = simulated.stages[0].planned.catalog;
+  std::string text = fmt::format(
+      "{}  {} parameters\n{} GPUs of {} in nodes of {}, {}, {} tokens per GPU and micro-batch\n\n", catalog.name,
+      with_commas(parameter_elements(catalog)), with_commas(options.setup.world_size), simulated.cluster.name,
+      options.gpus_per_node, options.setup.policy.name, with_commas(simulated.work.tokens));
+  if (simulated.stages.size() == 1) {
+    text += one_stage(simulated.stages[0]);
+  } else {
+    text += fmt::format("  {:<8}{:>12}{:>12}{:>12}{:>12}{:>12}\n", "stage", "arena", "sent", "step", "computing",
+                        "exposed");
+    for (const SimulatedStage& stage : simulated.stages) text += stage_line(stage);
+  }
+  for (const Fault& fault : simulated.faults) text += fmt::format("\nfault: {}\n", describe(fault));
+  for (const SimulatedStage& stage : simulated.stages) {
+    const std::string errors = errors_text(stage.simulation);
+    if (!errors.empty()) text += fmt::format("errors, stage {}:\n{}", stage.planned.plan->setup.stage, errors);
+  }
+  for (const std::string& note : simulated.notes) text += fmt::format("\nnote: {}", note);
+  if (!simulated.notes.empty()) text += "\n";
+  return text;
+}
+
+}  // namespace shardplan::memcalc

@@ -1,0 +1,172 @@
+#include "tools/memcalc/simulating.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
+#include <utility>
+
+#include "base/error.h"
+#include "base/text.h"
+#include "planner/formats/cluster_table.h"
+#include "planner/formats/gpu_table.h"
+#include "planner/formats/read_model.h"
+#include "tools/report/stage_chart.h"
+#include "tools/simulate/fault_spec.h"
+#include "tools/simulate/observers.h"
+
+namespace shardplan::memcalc {
+namespace {
+
+constexpr std::uint64_t kMostRanks = 65'536;
+constexpr std::uint64_t kDefaultSequence = 2048;
+
+Cluster choose_cluster(const PlanOptions& options, const SimulateOptions& simulate, std::vector<std::string>& notes) {
+  const std::vector<Gpu> gpus = gpu_table(options.gpu_files);
+  if (simulate.cluster) return require_cluster(*simulate.cluster, gpus);
+  if (options.gpu) return cluster_for(find_gpu(gpus, *options.gpu), gpus);
+  Cluster cluster = require_cluster(std::string(kDefaultCluster), gpus);
+  notes.push_back(fmt::format("no --cluster or --gpu: taken as {} in nodes of {} with NVLink and {:.0f} Gbit/s per GPU",
+                              cluster.gpu.name, cluster.gpus_per_node, cluster.network.bytes_per_second * 8 / 1e9));
+  return cluster;
+}
+
+Work work_of(const PlanOptions& options, const Model& model, std::vector<std::string>& notes) {
+  std::uint64_t sequence = options.sequence.value_or(kDefaultSequence);
+  if (!options.sequence) {
+    const std::uint64_t positions = model.architecture.max_positions;
+    if (positions > 0) sequence = std::min(sequence, positions);
+    notes.push_back(fmt::format("no --seq: taken as {}", sequence));
+  }
+  return {.tokens = checked_multiply(options.micro_batch, sequence),
+          .sequence = sequence,
+          .compute = options.setup.policy.compute,
+          .gradient = options.setup.policy.gradient};
+}
+
+std::ofstream open_for_writing(const std::string& path) {
+  std::ofstream file(path, std::ios::binary);
+  if (!file) throw IoError(path, 0, errno, "cannot be opened for writing");
+  return file;
+}
+
+void close(std::ofstream& file, const std::string& path) {
+  file.close();
+  if (!file) throw IoError(path, 0, errno, "cannot be written");
+}
+
+report::MemoryByClass memory_at_peak(const RankReport& rank) {
+  const PeakMemory& at_peak = rank.device.at_peak;
+  report::MemoryByClass memory;
+  memory[report::MemoryClass::parameters] = at_peak.parameters.value_or(Bytes{});
+  memory[report::MemoryClass::gathered_parameters] = at_peak.gathered_parameters.value_or(Bytes{});
+  memory[report::MemoryClass::gradients] = at_peak.gradients.value_or(Bytes{});
+  memory[report::MemoryClass::optimizer_states] = at_peak.optimizer_states.value_or(Bytes{});
+  memory[report::MemoryClass::communication_buffers] = at_peak.communication_buffers.value_or(Bytes{});
+  return memory;
+}
+
+std::string subtitle(const PlanOptions& options, const Simulated& simulated) {
+  return fmt::format("{} GPUs of {}, {}, {}, {} tokens per GPU and micro-batch", with_commas(options.setup.world_size),
+                     simulated.cluster.name, options.setup.policy.name, states_of(options.setup.optimizer).name,
+                     with_commas(simulated.work.tokens));
+}
+
+std::string stages_svg(const PlanOptions& options, const Simulated& simulated) {
+  report::StageChart chart{.title = fmt::format("{}: ZeRO stages 0 to 3", simulated.stages[0].planned.catalog.name),
+                           .subtitle = subtitle(options, simulated)};
+  if (simulated.stages[0].planned.gpu) chart.capacity = simulated.stages[0].planned.gpu->bytes;
+  for (const SimulatedStage& stage : simulated.stages) {
+    const SimulatedRank& rank = slowest(stage.simulation);
+    const int number = stage.planned.plan->setup.stage;
+    chart.bars.push_back({.label = fmt::format("stage {}", number),
+                          .note = number == 0 ? "as DDP" : "",
+                          .memory = memory_at_peak(stage.planned.worst()),
+                          .sent = rank.sent,
+                          .compute_seconds = rank.compute_seconds,
+                          .exposed_seconds = rank.exposed_seconds});
+  }
+  return stage_chart(chart);
+}
+
+std::string memory_svg(const PlanOptions& options, const Simulated& simulated, const MemoryObserver& memory) {
+  const Planned& planned = simulated.stages[0].planned;
+  report::MemoryChart chart = memory.chart();
+  chart.title =
+      fmt::format("{}, ZeRO stage {}: memory of one GPU over a step", planned.catalog.name, options.setup.stage);
+  chart.subtitle = subtitle(options, simulated);
+  chart.peak_at = planned.worst().device.peak_at;
+  if (planned.gpu) chart.capacity = planned.gpu->bytes;
+  return memory_chart(chart);
+}
+
+}  // namespace
+
+const SimulatedRank& slowest(const Simulation& simulation) {
+  return *std::max_element(simulation.ranks.begin(), simulation.ranks.end(),
+                           [](const auto& a, const auto& b) { return a.step_seconds < b.step_seconds; });
+}
+
+Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simulate,
+                         const std::function<void(const std::string&)>& progress) {
+  if (options.parameters) throw ConfigError("--params", "", "has no units to simulate: name a model");
+  if (options.engine != Engine::shardplan) throw ConfigError("--engine", "", "only shardplan can be simulated");
+  if (options.setup.world_size > kMostRanks) {
+    throw ConfigError("--gpus", "", fmt::format("expected at most {} to simulate", kMostRanks));
+  }
+  Simulated simulated;
+  Model model = find_model(options.model);
+  for (const std::string& glob : options.freeze) freeze(model.catalog, glob);
+  simulated.cluster = choose_cluster(options, simulate, simulated.notes);
+  simulated.work = work_of(options, model, simulated.notes);
+
+  const bool compare = simulate.compare_stages;
+  std::optional<std::ofstream> trace_file;
+  std::optional<PerfettoObserver> perfetto;
+  MemoryObserver memory(0);
+  Listeners listeners;
+  if (simulate.trace) {
+    if (compare) throw ConfigError("--trace", "", "is of one stage: leave out --compare-stages");
+    trace_file = open_for_writing(*simulate.trace);
+    perfetto.emplace(*trace_file, static_cast<int>(options.setup.world_size));
+    listeners.add(&*perfetto);
+  }
+  if (simulate.plot && !compare) listeners.add(&memory);
+
+  for (int stage = compare ? 0 : options.setup.stage; stage <= (compare ? 3 : options.setup.stage); ++stage) {
+    PlanOptions of_stage = options;
+    of_stage.setup.stage = stage;
+    SimulatedStage& result = simulated.stages.emplace_back();
+    result.planned = make_planned(of_stage);
+    const StepPlan& plan = *result.planned.plan;
+    simulated.faults.clear();
+    for (const std::string& spec : simulate.faults) {
+      std::uint64_t operations = 0;
+      for (const Program& program : plan.programs) operations += operation_count(program);
+      simulated.faults.push_back(parse_fault(spec, static_cast<int>(options.setup.world_size), simulate.seed,
+                                             std::max<std::uint64_t>(operations, 1)));
+    }
+    progress(fmt::format(
+        "simulating stage {}: {} ranks, {} operations of the plan each", stage, with_commas(options.setup.world_size),
+        with_commas(operation_count(plan.programs[static_cast<std::size_t>(ProgramKind::last_micro_batch)]))));
+    result.simulation = shardplan::simulate(model, plan,
+                                            {.cluster = simulated.cluster,
+                                             .work = simulated.work,
+                                             .gpus_per_node = options.gpus_per_node,
+                                             .faults = simulated.faults,
+                                             .trace = simulate.trace || simulate.plot ? &listeners : nullptr});
+  }
+  if (perfetto) {
+    perfetto->finish();
+    close(*trace_file, *simulate.trace);
+  }
+  if (simulate.plot) {
+    std::ofstream file = open_for_writing(*simulate.plot);
+    file << (compare ? stages_svg(options, simulated) : memory_svg(options, simulated, memory));
+    close(file, *simulate.plot);
+  }
+  return simulated;
+}
+
+}  // namespace shardplan::memcalc

@@ -1,0 +1,37 @@
+// From the options of simulate to what virtual ranks saw.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tools/memcalc/options.h"
+#include "tools/memcalc/planning.h"
+#include "tools/simulate/simulation.h"
+
+namespace shardplan::memcalc {
+
+struct SimulatedStage {
+  Planned planned;
+  Simulation simulation;
+};
+
+struct Simulated {
+  Cluster cluster;
+  Work work;
+  std::vector<Fault> faults;
+  // One; or stages 0 to 3, with --compare-stages.
+  std::vector<SimulatedStage> stages;
+  std::vector<std::string> notes;
+};
+
+// Reads MODEL and the cluster, simulates, and writes the files that were asked for. `progress` is told what is simulated
+// before each part. Throws Error.
+Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simulate,
+                         const std::function<void(const std::string&)>& progress);
+
+// What one rank's operations cost, for people: the first rank that is slowest.
+const SimulatedRank& slowest(const Simulation& simulation);
+
+}  // namespace shardplan::memcalc

@@ -1,0 +1,112 @@
+#include "tools/simulate/fault_spec.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "base/error.h"
+
+namespace shardplan {
+namespace {
+
+constexpr FaultKind kKinds[] = {FaultKind::kill, FaultKind::stall,   FaultKind::slow_rank,    FaultKind::slow_link,
+                                FaultKind::drop, FaultKind::corrupt, FaultKind::out_of_memory};
+
+[[noreturn]] void fail(const std::string& problem) {
+  throw ConfigError("--fault", "", problem);
+}
+
+FaultKind kind_named(std::string_view text) {
+  std::vector<std::string_view> names;
+  for (const FaultKind kind : kKinds) {
+    if (name(kind) == text) return kind;
+    names.push_back(name(kind));
+  }
+  fail(fmt::format("'{}' is no fault: expected {} or random", text, fmt::join(names, ", ")));
+}
+
+double number(std::string_view key, const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || end != text.c_str() + text.size() || !(value >= 0 && value < 1e18)) {
+    fail(fmt::format("{}: expected a number from 0, found '{}'", key, text));
+  }
+  return value;
+}
+
+std::uint64_t count(std::string_view key, const std::string& text) {
+  const double value = number(key, text);
+  const auto whole = static_cast<std::uint64_t>(value);
+  if (static_cast<double>(whole) != value) fail(fmt::format("{}: expected a whole number, found '{}'", key, text));
+  return whole;
+}
+
+Fault random_fault(int ranks, std::uint64_t seed, std::uint64_t operations) {
+  std::mt19937_64 generator(seed);
+  const auto below = [&](std::uint64_t bound) { return generator() % bound; };
+  Fault fault{.kind = kKinds[below(6)], .rank = static_cast<int>(below(static_cast<std::uint64_t>(ranks)))};
+  fault.operation = 1 + below(operations);
+  fault.seconds = static_cast<double>(1 + below(100));
+  fault.factor = static_cast<double>(2 + below(8));
+  return fault;
+}
+
+}  // namespace
+
+Fault parse_fault(const std::string& text, int ranks, std::uint64_t seed, std::uint64_t operations) {
+  if (text == "random") return random_fault(ranks, seed, operations);
+  std::vector<std::string> parts(1);
+  for (const char c : text) {
+    if (c == ',') {
+      parts.emplace_back();
+    } else {
+      parts.back() += c;
+    }
+  }
+  Fault fault{.kind = kind_named(parts[0]), .operation = 1};
+  for (std::size_t i = 1; i < parts.size(); ++i) {
+    const std::size_t equals = parts[i].find('=');
+    const std::string key = parts[i].substr(0, equals);
+    const std::string value = equals == std::string::npos ? "" : parts[i].substr(equals + 1);
+    if (key == "rank") {
+      const std::uint64_t rank = count(key, value);
+      if (rank >= static_cast<std::uint64_t>(ranks))
+        fail(fmt::format("rank: expected less than {}, found {}", ranks, rank));
+      fault.rank = static_cast<int>(rank);
+    } else if (key == "operation") {
+      fault.operation = count(key, value);
+    } else if (key == "seconds") {
+      fault.seconds = number(key, value);
+    } else if (key == "factor") {
+      fault.factor = number(key, value);
+    } else if (key == "bytes") {
+      fault.bytes = Bytes{count(key, value)};
+    } else {
+      fail(fmt::format("'{}' is not known: expected rank, operation, seconds, factor or bytes", key));
+    }
+  }
+  return fault;
+}
+
+std::string describe(const Fault& fault) {
+  const std::string start = fmt::format("{},rank={}", name(fault.kind), fault.rank);
+  switch (fault.kind) {
+    case FaultKind::stall:
+      return fmt::format("{},operation={},seconds={}", start, fault.operation, fault.seconds);
+    case FaultKind::slow_rank:
+    case FaultKind::slow_link:
+      return fmt::format("{},operation={},factor={}", start, fault.operation, fault.factor);
+    case FaultKind::out_of_memory:
+      return fmt::format("{},bytes={}", start, fault.bytes.count());
+    case FaultKind::kill:
+    case FaultKind::drop:
+    case FaultKind::corrupt:
+      break;
+  }
+  return fmt::format("{},operation={}", start, fault.operation);
+}
+
+}  // namespace shardplan
