@@ -19,16 +19,17 @@ class ModuleCursor {
  public:
   explicit ModuleCursor(const Model& model) : runs_(model.modules) {}
 
-  // Of a run of `units` units, which all have the same modules.
-  const Modules& next(std::uint64_t units) {
-    SHARDPLAN_CHECK(run_ < runs_.size() && used_ + units <= runs_[run_].count, "a unit is of one run of modules");
-    const Modules& modules = runs_[run_].modules;
-    used_ += units;
-    if (used_ == runs_[run_].count) {
+  // The modules of the next units, all equal, and how many of the next `units` they are.
+  std::pair<const Modules*, std::uint64_t> next(std::uint64_t units) {
+    SHARDPLAN_CHECK(run_ < runs_.size(), "a unit has modules");
+    const ModuleRun& run = runs_[run_];
+    const std::uint64_t taken = std::min(units, run.count - used_);
+    used_ += taken;
+    if (used_ == run.count) {
       ++run_;
       used_ = 0;
     }
-    return modules;
+    return {&run.modules, taken};
   }
 
  private:
@@ -102,11 +103,15 @@ std::vector<UnitRunSeconds> unit_seconds(const Model& model, const Work& work, c
       runs.push_back({run.count, seconds_of_tensors(run, cost, gradient_flows)});
       continue;
     }
-    const Modules& modules = cursor.next(run.count);
-    UnitRunSeconds unit{run.count, cost.between_modules(modules, run.numbered)};
-    for (const Module& module : modules) unit.each += cost.seconds(module, frozen.is_trainable(module));
-    if (!gradient_flows) unit.each.backward = 0;
-    runs.push_back(unit);
+    // Blocks with the same tensors may differ in modules that have none: in some, attention knows no positions.
+    for (std::uint64_t done = 0; done < run.count;) {
+      const auto [modules, count] = cursor.next(run.count - done);
+      UnitRunSeconds unit{count, cost.between_modules(*modules, run.numbered)};
+      for (const Module& module : *modules) unit.each += cost.seconds(module, frozen.is_trainable(module));
+      if (!gradient_flows) unit.each.backward = 0;
+      runs.push_back(unit);
+      done += count;
+    }
   }
   return runs;
 }

@@ -45,9 +45,9 @@ struct UnitRunSeconds {
   bool operator==(const UnitRunSeconds&) const = default;
 };
 
-// Of one run of the catalog each. What is frozen, the catalog says. A model without modules costs 2 flops per parameter
-// and token forward and 4 backward (Kaplan et al. 2020, arXiv 2001.08361, sec. 2.1). Throws ConfigError where the
-// cluster's GPU does not say how fast it is.
+// Unit after unit, equal ones in a row together. What is frozen, the catalog says. A model without modules costs 2 flops
+// per parameter and token forward and 4 backward (Kaplan et al. 2020, arXiv 2001.08361, sec. 2.1). Throws ConfigError
+// where the cluster's GPU does not say how fast it is.
 std::vector<UnitRunSeconds> unit_seconds(const Model& model, const Work& work, const Cluster& cluster);
 const PassSeconds& seconds_of_unit(const std::vector<UnitRunSeconds>& runs, std::uint64_t unit);
 PassSeconds sum(const std::vector<UnitRunSeconds>& runs);

@@ -67,6 +67,9 @@ class VirtualTrace {
   virtual void fault(const Fault& fault, double time) = 0;
 };
 
+// What a build with a sanitizer has chosen (SHARDPLAN_VIRTUAL_RANKS=threads).
+bool virtual_ranks_are_threads();
+
 struct VirtualOptions {
   int ranks = 1;
   int ranks_per_node = 8;
@@ -75,8 +78,8 @@ struct VirtualOptions {
   std::chrono::milliseconds deadline{60'000};  // virtual
   std::vector<Fault> faults{};
   VirtualTrace* trace = nullptr;
-  bool threads = false;         // instead of fibers
-  std::size_t stack_kib = 256;  // of a fiber
+  bool threads = virtual_ranks_are_threads();  // instead of fibers
+  std::size_t stack_kib = 256;                 // of a fiber
 };
 
 struct VirtualOutcome {

@@ -22,7 +22,7 @@ struct SimulationOptions {
   std::uint64_t steps = 1;
   std::vector<Fault> faults{};
   std::chrono::milliseconds deadline{60'000};
-  bool threads = false;  // instead of fibers
+  bool threads = virtual_ranks_are_threads();  // instead of fibers
   VirtualTrace* trace = nullptr;
   // Of one rank: the order in which its client calls the units, to try what happens when it differs. Empty: the plan's.
   std::function<std::uint64_t(int rank, std::uint64_t unit)> unit_called{};

@@ -73,6 +73,10 @@ TEST(Simulation, EveryRankHoldsAndSendsWhatThePlanSays) {
       for (const std::uint64_t world : {1U, 2U, 8U, 24U}) expect_plan({model, stage, world});
     }
   }
+  // Several towers, blocks that differ in what has no tensors, experts in every other layer.
+  for (const char* model : {"sd3-medium-pipeline", "llama-4-scout-17b-16e", "chameleon-7b", "jamba-v0.1"}) {
+    expect_plan({model, 3, 4});
+  }
   expect_plan({"gpt2", 3, 64, 8});
   expect_plan({"gpt2", 2, 16, 2, 3});
   expect_plan({"gpt2", 1, 16, 1, 2});
@@ -127,7 +131,7 @@ TEST(Simulation, FibersAndThreadsTellTheSame) {
   const Model model = preset_model("gpt2").value();
   const StepPlan plan = make_step_plan(model.catalog, setup_of({"gpt2", 3, 8, 2}));
   std::vector<std::string> texts;
-  for (const bool threads : {false, true, false}) {
+  for (const bool threads : {virtual_ranks_are_threads(), true, virtual_ranks_are_threads()}) {
     TextTrace trace;
     SimulationOptions options = options_of();
     options.threads = threads;
