@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <set>
 #include <utility>
@@ -55,6 +56,27 @@ std::set<std::string, std::less<>> stacks_of(const std::vector<ModuleRun>& runs)
   return stacks;
 }
 
+bool has_tensors(const ModuleRun& run) {
+  return std::any_of(run.modules.begin(), run.modules.end(), [](const Module& m) { return !m.tensors.empty(); });
+}
+
+// The units in order. What would be a unit without tensors (a last norm that has no weight) is with the unit before it
+// that is no block.
+std::vector<ModuleRun> with_tensors(std::map<UnitNames::Place, ModuleRun>& sorted) {
+  std::vector<ModuleRun> units;
+  for (auto& [place, run] : sorted) {
+    if (run.numbered || has_tensors(run)) {
+      units.push_back(std::move(run));
+      continue;
+    }
+    const auto before =
+        std::find_if(units.rbegin(), units.rend(), [](const ModuleRun& unit) { return !unit.numbered; });
+    if (before == units.rend()) continue;
+    std::move(run.modules.begin(), run.modules.end(), std::back_inserter(before->modules));
+  }
+  return units;
+}
+
 std::vector<ModuleRun> in_units(std::vector<ModuleRun> runs) {
   const UnitNames units(stacks_of(runs));
   std::map<UnitNames::Place, ModuleRun> sorted;
@@ -81,9 +103,7 @@ std::vector<ModuleRun> in_units(std::vector<ModuleRun> runs) {
       unit.modules.push_back(std::move(module));
     }
   }
-  std::vector<ModuleRun> result;
-  for (auto& [place, run] : sorted) result.push_back(std::move(run));
-  return result;
+  return with_tensors(sorted);
 }
 
 }  // namespace
