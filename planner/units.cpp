@@ -115,7 +115,7 @@ std::set<std::string, std::less<>> stacks_in(const std::vector<std::string_view>
   return stacks;
 }
 
-UnitNames::UnitNames(std::set<std::string, std::less<>> stacks) : stacks_(stacks.begin(), stacks.end()) {
+UnitNames::UnitNames(const std::set<std::string, std::less<>>& stacks) : stacks_(stacks.begin(), stacks.end()) {
   std::stable_sort(stacks_.begin(), stacks_.end(),
                    [](const std::string& a, const std::string& b) { return rank_of(a) < rank_of(b); });
   towers_.emplace_back(kSharedUnit);

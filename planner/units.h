@@ -56,7 +56,7 @@ class UnitNames {
     static constexpr std::uint32_t kBlocks = 1;
   };
 
-  explicit UnitNames(std::set<std::string, std::less<>> stacks);
+  explicit UnitNames(const std::set<std::string, std::less<>>& stacks);
 
   // Of the tensor with this whole name; `tied_to` is the whole name of its owner, if it has one.
   Place place(std::string_view name, std::string_view tied_to = {}) const;

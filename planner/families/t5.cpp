@@ -60,7 +60,7 @@ T5Function read_t5_function(const ModelConfig& config, std::string_view class_de
   const bool gated = text.starts_with("gated-");
   if (dash != text.rfind('-') || (dash != std::string::npos && !gated)) {
     config.fail("feed_forward_proj",
-                fmt::format("expected an activation function, such as \"relu\" or \"gated-gelu\", found \"{}\"", text));
+                fmt::format(R"(expected an activation function, such as "relu" or "gated-gelu", found "{}")", text));
   }
   const std::string name = text == "gated-gelu" ? "gelu_new" : text.substr(gated ? dash + 1 : 0);
   return {.name = config.text("dense_act_fn", name), .gated = config.flag("is_gated_act", gated)};

@@ -86,6 +86,17 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
           {"plan_hash", planned.plan ? json::value(planned.plan->hash) : json::value()}};
 }
 
+json::object traffic_json(const Traffic& traffic) {
+  return {{"bytes_sent_per_step", traffic.total().count()},
+          {"by_operation",
+           {{"gather_parameters", traffic.gather_parameters.count()},
+            {"gather_gradients", traffic.gather_gradients.count()},
+            {"reduce_gradients", traffic.reduce_gradients.count()},
+            {"reduce_among_replicas", traffic.reduce_among_replicas.count()}}},
+          {"control_bytes_sent_per_step", traffic.control.count()},
+          {"textbook_bytes_sent_per_step", traffic.textbook.count()}};
+}
+
 namespace {
 
 json::object rank_json(const RankReport& rank) {
@@ -126,17 +137,6 @@ json::object rank_json(const RankReport& rank) {
                                                {"host", rank.arenas->host.count()},
                                                {"file", rank.arenas->file.count()}}
                                  : json::value()}};
-}
-
-json::object traffic_json(const Traffic& traffic) {
-  return {{"bytes_sent_per_step", traffic.total().count()},
-          {"by_operation",
-           {{"gather_parameters", traffic.gather_parameters.count()},
-            {"gather_gradients", traffic.gather_gradients.count()},
-            {"reduce_gradients", traffic.reduce_gradients.count()},
-            {"reduce_among_replicas", traffic.reduce_among_replicas.count()}}},
-          {"control_bytes_sent_per_step", traffic.control.count()},
-          {"textbook_bytes_sent_per_step", traffic.textbook.count()}};
 }
 
 json::array explanation_json(const std::vector<Explanation>& lines) {

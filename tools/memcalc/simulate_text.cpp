@@ -70,6 +70,7 @@ std::string one_stage(const SimulatedStage& stage) {
   const bool equal = largest->arena == planned && smallest->arena == planned;
   text += fmt::format("\ndevice arena          {:>12}   the most of any rank; planned {}{}\n", in_gb(largest->arena),
                       in_gb(planned), equal ? ", the same on every rank" : "");
+  text += fmt::format("  most is in use at                  {}\n", stage.planned.worst().device.peak_at);
   text += fmt::format("sent                  {:>12}   each rank and step\n", in_gb(slowest(simulation).sent));
   text += fmt::format("  inside nodes        {:>12}   all ranks\n", in_gb(simulation.sent.node));
   text += fmt::format("  over the network    {:>12}   all ranks\n", in_gb(simulation.sent.network));

@@ -10,7 +10,11 @@
 namespace shardplan {
 namespace {
 
-using namespace test_support;
+using test_support::stored_tensors;
+using test_support::StoredTensor;
+using test_support::TemporaryFolder;
+using test_support::unit_lines;
+using test_support::write_sharded_safetensors;
 
 std::vector<std::string> names_of(std::vector<Tensor> tensors) {
   std::vector<std::string> names;
