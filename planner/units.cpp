@@ -81,10 +81,11 @@ bool says_projector(std::string_view name) {
 
 // Towers feed what follows them.
 std::size_t rank_of(std::string_view prefix) {
-  for (const std::string_view tower : {"encoder", "vision", "visual", "audio", "vae"}) {
+  for (const std::string_view tower : {"vision", "visual", "audio", "vae"}) {
     if (contains(prefix, tower)) return 0;
   }
-  return contains(prefix, "decoder") ? 2 : 1;
+  if (contains(prefix, "encoder")) return 1;
+  return contains(prefix, "decoder") ? 3 : 2;
 }
 
 // "model.vision_tower" of "model.vision_tower.encoder.layers" beside "model.language_model.layers".

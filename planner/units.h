@@ -8,8 +8,9 @@
 // A model with one stack has one of each: "embedding", the blocks, "head". A model with several has towers: the last
 // stack is the main one, and what the prefix of another has before it parts from the main one's names a tower
 // ("model.vision_tower" beside "model.language_model.layers"; "encoder" beside "decoder.block"). A tower is used as a
-// whole before the main stack: "<tower>.embedding", its blocks, "<tower>.head". Towers are stacks whose prefix says
-// encoder, vision, visual, audio or vae; decoders come last; among equals the order is that of the names.
+// whole before the main stack: "<tower>.embedding", its blocks, "<tower>.head". Stacks are used in this order: those
+// whose prefix says vision, visual, audio or vae; encoders; others; decoders; among equals, in that of the names (so an
+// autoencoder's parts are in order of name, not of use).
 //
 // A tensor outside all stacks is an embedding where its name says so (embed, wte, wpe, cls_token ...; but embed_out is
 // GPT-NeoX's head). One called "shared" beside towers is a unit of its own, the first. A projector between a tower and

@@ -103,8 +103,7 @@ class Communicator {
   // The same, one record after the other: calls visit with each rank's, in rank order, and ends when it has seen all of
   // them. visit must not throw, nor call this communicator. `scratch` has room for all records and may be filled.
   using RecordVisitor = std::function<void(int rank, std::span<const std::byte> record)>;
-  virtual void visit_records(std::span<const std::byte> mine, std::span<std::byte> scratch,
-                             const RecordVisitor& visit);
+  virtual void visit_records(std::span<const std::byte> mine, std::span<std::byte> scratch, const RecordVisitor& visit);
 
   // Collective: an arena on every rank, equal in tier and bytes. Options.rank is set here, to world_rank(). If a rank
   // has not enough memory it throws OutOfMemory, and the others CommunicationError.

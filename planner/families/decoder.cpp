@@ -49,6 +49,17 @@ Architecture read_grouped_decoder(ModelConfig& config, const Architecture& defau
   return a;
 }
 
+Architecture read_grouped_width(ModelConfig& config, const Architecture& defaults) {
+  Architecture a = read_decoder(config, defaults);
+  if (!config.present("num_key_value_heads") && defaults.kv_heads > 0) {
+    a.kv_heads = config.size("num_key_value_heads", defaults.kv_heads);
+  } else {
+    a.kv_heads = config.optional_size("num_key_value_heads").value_or(a.heads);
+  }
+  config.require_divisor("num_key_value_heads", a.kv_heads, "num_attention_heads", a.heads);
+  return a;
+}
+
 AttentionSizes attention_sizes(const Architecture& architecture, bool rotary) {
   return {architecture.heads, architecture.kv_heads, architecture.head_size, rotary};
 }
@@ -76,11 +87,17 @@ Modules plain_mlp(std::string_view name, const std::string& up, const std::strin
                            linear(down, intermediate, hidden, bias)}));
 }
 
+Modules norms_before(const Architecture& a) {
+  return join({rms_norm("input_layernorm", a.hidden), rms_norm("post_attention_layernorm", a.hidden)});
+}
+
 Routing read_routing(ModelConfig& config, std::string_view attribute, std::uint64_t class_default,
                      std::uint64_t experts) {
   const std::uint64_t chosen = config.size(attribute, class_default);
-  if (chosen > experts)
-    config.fail(attribute, fmt::format("expected at most the {} experts, found {}", experts, chosen));
+  if (chosen > experts) {
+    config.fail(attribute,
+                fmt::format("expected at most the {} experts, {}", experts, config.found(attribute, chosen)));
+  }
   return {.experts = experts, .chosen = chosen};
 }
 

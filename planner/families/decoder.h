@@ -21,6 +21,9 @@ Architecture read_decoder(ModelConfig& config, const Architecture& defaults);
 // whole only then. Throws ConfigError where num_key_value_heads does not divide num_attention_heads.
 Architecture read_grouped_decoder(ModelConfig& config, const Architecture& defaults);
 
+// Grouped queries whose heads share out the width, whatever the file says of head_dim.
+Architecture read_grouped_width(ModelConfig& config, const Architecture& defaults);
+
 AttentionSizes attention_sizes(const Architecture& architecture, bool rotary);
 
 struct AttentionOptions {
@@ -41,6 +44,9 @@ Modules gated_mlp(std::string_view name, std::uint64_t hidden, std::uint64_t int
 // down(act(up(x))).
 Modules plain_mlp(std::string_view name, const std::string& up, const std::string& down, std::uint64_t hidden,
                   std::uint64_t intermediate, const std::string& function, bool bias);
+
+// RMSNorm before attention and before the MLP: input_layernorm, post_attention_layernorm.
+Modules norms_before(const Architecture& architecture);
 
 // Reads how many of `experts` a token passes; throws ConfigError for more than there are.
 Routing read_routing(ModelConfig& config, std::string_view attribute, std::uint64_t class_default,

@@ -81,6 +81,8 @@ Modules experts(ModelConfig& config, const Architecture& a, const Defaults& defa
   const Routing routing = read_routing(config, "num_experts_per_tok", defaults.chosen, count);
   const std::uint64_t intermediate = config.size("moe_intermediate_size", defaults.intermediate);
   const std::uint64_t shared = config.count("n_shared_experts", defaults.shared);
+  // None of them is a module of no features; null is no module.
+  const bool has_shared = config.has("n_shared_experts") || !config.present("n_shared_experts");
   const std::string function = config.text("hidden_act", "silu");
   const auto mlp = [&](std::string_view name, std::uint64_t width) {
     return gated_mlp(name, a.hidden, width, function, bias);
@@ -88,7 +90,7 @@ Modules experts(ModelConfig& config, const Architecture& a, const Defaults& defa
   return below("mlp", join({routed(repeated("experts", count, mlp("", intermediate)), routing),
                             router("gate", a.hidden, count, false),
                             balancing ? frozen(parameter("gate.e_score_correction_bias", {count})) : Modules{},
-                            shared > 0 ? mlp("shared_experts", intermediate * shared) : Modules{}}));
+                            has_shared ? mlp("shared_experts", intermediate * shared) : Modules{}}));
 }
 
 // n_routed_experts null: no layer has experts. moe_layer_freq is the published code's; transformers' classes have

@@ -121,8 +121,9 @@ void require_attention_layers(const ModelConfig& config, std::uint64_t layers) {
                 fmt::format("expected {} entries, one for each layer, found {}", layers, kinds->size()));
   }
   for (const std::string& kind : *kinds) {
-    if (kind != "global" && kind != "local")
-      config.fail("attention_layers", fmt::format("expected \"global\" or \"local\", found \"{}\"", kind));
+    if (kind != "global" && kind != "local") {
+      config.fail("attention_layers", fmt::format(R"(expected "global" or "local", found "{}")", kind));
+    }
   }
 }
 

@@ -28,10 +28,6 @@ Modules query_and_key_norms(const Architecture& a) {
   return join({rms_norm("q_norm", a.head_size), rms_norm("k_norm", a.head_size)});
 }
 
-Modules norms_before(const Architecture& a) {
-  return join({rms_norm("input_layernorm", a.hidden), rms_norm("post_attention_layernorm", a.hidden)});
-}
-
 // modeling_llama.py
 void llama(ModelConfig& config, ModelBuilder& model) {
   const Architecture a = read_grouped_decoder(
@@ -127,13 +123,13 @@ Modules norms_per_head(const ModelConfig& config, const Architecture& a) {
 
 // LayerNorm with biases; with a parallel residual only one (modeling_stablelm.py).
 void stablelm(ModelConfig& config, ModelBuilder& model) {
-  const Architecture a = read_grouped_decoder(config, {.vocabulary = 50304,
-                                                       .hidden = 2560,
-                                                       .intermediate = 6912,
-                                                       .layers = 32,
-                                                       .heads = 32,
-                                                       .kv_heads = 32,
-                                                       .max_positions = 4096});
+  const Architecture a = read_grouped_width(config, {.vocabulary = 50304,
+                                                     .hidden = 2560,
+                                                     .intermediate = 6912,
+                                                     .layers = 32,
+                                                     .heads = 32,
+                                                     .kv_heads = 32,
+                                                     .max_positions = 4096});
   const bool parallel = config.flag("use_parallel_residual", false);
   const Modules norms = config.flag("qk_layernorm", false) ? norms_per_head(config, a) : Modules{};
   decoder(model, a,
@@ -251,12 +247,9 @@ void starcoder2(ModelConfig& config, ModelBuilder& model) {
 
 // LayerNorm, squared ReLU in a plain MLP (modeling_nemotron.py).
 void nemotron(ModelConfig& config, ModelBuilder& model) {
-  const Architecture a = read_grouped_decoder(config, {.vocabulary = 256000,
-                                                       .hidden = 6144,
-                                                       .intermediate = 24576,
-                                                       .layers = 32,
-                                                       .heads = 48,
-                                                               .max_positions = 4096});
+  const Architecture a = read_grouped_decoder(
+      config,
+      {.vocabulary = 256000, .hidden = 6144, .intermediate = 24576, .layers = 32, .heads = 48, .max_positions = 4096});
   const std::string function = config.text("hidden_act", "relu2");
   decoder(model, a,
           join({self_attention(a, config.flag("attention_bias", false)),

@@ -16,24 +16,8 @@ void norm_and_head(ModelBuilder& model, const Architecture& a) {
   model.head("embed_tokens", false);
 }
 
-Modules norms_before(const Architecture& a) {
-  return join({rms_norm("input_layernorm", a.hidden), rms_norm("post_attention_layernorm", a.hidden)});
-}
-
 std::string function_of(const ModelConfig& config) {
   return config.text("hidden_act", "silu");
-}
-
-// Grouped queries whose heads share out the width, whatever the file says of head_dim.
-Architecture read_grouped_width(ModelConfig& config, const Architecture& defaults) {
-  Architecture a = read_decoder(config, defaults);
-  if (!config.present("num_key_value_heads") && defaults.kv_heads > 0) {
-    a.kv_heads = config.size("num_key_value_heads", defaults.kv_heads);
-  } else {
-    a.kv_heads = config.optional_size("num_key_value_heads").value_or(a.heads);
-  }
-  config.require_divisor("num_key_value_heads", a.kv_heads, "num_attention_heads", a.heads);
-  return a;
 }
 
 // w2(act(w1(x)) * w3(x)) for each expert.
@@ -116,10 +100,9 @@ Modules router_and_experts(const ModelConfig& config, const Routing& routing, st
 // One more expert for all tokens, with a gate of its own.
 Modules shared_expert(ModelConfig& config, const Architecture& a) {
   const std::uint64_t intermediate = config.count("shared_expert_intermediate_size", 5632);
-  return join(
-      {intermediate > 0 ? gated_mlp("shared_expert", a.hidden, intermediate, function_of(config), false) : Modules{},
-       linear("shared_expert_gate", a.hidden, 1, false), activation("shared_expert_act", "sigmoid", 1),
-       multiply("shared_expert_scale", a.hidden)});
+  return join({gated_mlp("shared_expert", a.hidden, intermediate, function_of(config), false),
+               linear("shared_expert_gate", a.hidden, 1, false), activation("shared_expert_act", "sigmoid", 1),
+               multiply("shared_expert_scale", a.hidden)});
 }
 
 // Biases on queries, keys and values; a shared expert (modeling_qwen2_moe.py).

@@ -190,7 +190,8 @@ void ModelBuilder::blocks(const std::string& stack, std::uint64_t count, const M
   if (before != model_.modules.rend()) run.first_number = before->first_number + before->count;
   *listed_ += run.modules.size();
   if (*listed_ > kMostModules) {
-    throw ConfigError(config_.source(), "", fmt::format("has more than {} different modules", kMostModules));
+    config_.fail("num_hidden_layers",
+                 fmt::format("with its layers the model has more than {} different modules", kMostModules));
   }
   model_.modules.push_back(std::move(run));
 }

@@ -26,8 +26,8 @@ ModelConfig::ModelConfig(const ModelConfig& parent, JsonView root, const Family&
 
 ModelConfig ModelConfig::nested(std::string_view key, const Family& family, std::string_view head) const {
   const JsonView object = root_.exists() ? root_[key] : root_;
-  if (object.exists() && !object.is_object()) object.fail_expected("an object");
-  return {*this, object, family, head};
+  if (object.exists() && !object.is_null() && !object.is_object()) object.fail_expected("an object");
+  return {*this, object.is_null() ? object.absent() : object, family, head};
 }
 
 ModelConfig ModelConfig::nested(std::string_view key, std::string_view head) const {
@@ -88,7 +88,8 @@ std::uint64_t ModelConfig::count_or_none(std::string_view attribute) const {
 }
 
 bool ModelConfig::flag(std::string_view attribute, bool class_default) const {
-  return find(attribute).as_bool_or(class_default);
+  const JsonView value = find(attribute);
+  return !value.is_null() && value.as_bool_or(class_default);
 }
 
 double ModelConfig::factor(std::string_view attribute, double class_default) const {
@@ -135,16 +136,19 @@ void ModelConfig::fail(std::string_view attribute, const std::string& problem) c
   find(attribute).fail(problem);
 }
 
+std::string ModelConfig::found(std::string_view attribute, std::uint64_t value) const {
+  return find(attribute).exists() ? fmt::format("found {}", value) : fmt::format("absent, which means {}", value);
+}
+
 void ModelConfig::require_divisor(std::string_view attribute, std::uint64_t value, std::string_view whole_name,
                                   std::uint64_t whole) const {
-  if (whole % value != 0)
-    fail(attribute, fmt::format("expected a divisor of {}, {}, found {}", whole_name, whole, value));
+  if (whole % value == 0) return;
+  fail(attribute, fmt::format("expected a divisor of {}, {}, {}", whole_name, whole, found(attribute, value)));
 }
 
 std::uint64_t ModelConfig::labels() const {
-  if (const auto labels = optional_size("num_labels")) return *labels;
   const JsonView names = find("id2label");
-  if (!names.exists() || names.is_null()) return 2;
+  if (!names.exists() || names.is_null()) return optional_size("num_labels").value_or(2);
   if (!names.is_object() || names.size() == 0) names.fail_expected("an object with one entry for each label");
   return names.size();
 }
@@ -153,7 +157,7 @@ bool ModelConfig::ties_embeddings(bool class_default) {
   const JsonView value = find("tie_word_embeddings");
   if (!value.exists() && class_default)
     findings_->notes.emplace_back(path_ + "tie_word_embeddings is absent: taken as true");
-  return value.as_bool_or(class_default);
+  return !value.is_null() && value.as_bool_or(class_default);
 }
 
 std::vector<std::string> ModelConfig::notes() const {
@@ -172,7 +176,8 @@ void ModelConfig::choose_head() {
   const bool given = architectures.exists() && !architectures.is_null();
   const bool named = given && architectures.elements().begin() != architectures.elements().end();
   if (!named) {
-    if (family_->heads.size() > 1) findings_->notes.push_back(fmt::format("architectures is absent: taken as {}", assumed));
+    if (family_->heads.size() > 1)
+      findings_->notes.push_back(fmt::format("architectures is absent: taken as {}", assumed));
   } else {
     const std::string_view architecture = (*architectures.elements().begin()).as_string();
     bool known = false;

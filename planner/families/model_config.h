@@ -39,6 +39,7 @@ class ModelConfig {
   std::uint64_t count(std::string_view attribute, std::uint64_t class_default);
   // Where the class says "none" as null or -1: then, and for a missing key, 0.
   std::uint64_t count_or_none(std::string_view attribute) const;
+  // A null is false, as it is to the classes.
   bool flag(std::string_view attribute, bool class_default) const;
   // A positive factor: mlp_ratio 4.0.
   double factor(std::string_view attribute, double class_default) const;
@@ -59,12 +60,14 @@ class ModelConfig {
 
   // Throws ConfigError with the key under which the file has the attribute.
   [[noreturn]] void fail(std::string_view attribute, const std::string& problem) const;
+  // For messages: "found 3", or what the attribute's absence means.
+  std::string found(std::string_view attribute, std::uint64_t value) const;
   // Throws unless `value`, which is the attribute's, divides `whole`, which is that of `whole_name`.
   void require_divisor(std::string_view attribute, std::uint64_t value, std::string_view whole_name,
                        std::uint64_t whole) const;
 
   // The model in the object under `key`, as a part of this one: of the class with `head` (a suffix of `family`'s heads,
-  // such as "Model"), whatever architectures the object names. A missing object has the defaults of the class.
+  // such as "Model"), whatever architectures the object names. A missing object, or null, has the defaults of the class.
   ModelConfig nested(std::string_view key, const Family& family, std::string_view head) const;
   // The same with the family that the object itself names, by model_type or _class_name; throws where it names none.
   ModelConfig nested(std::string_view key, std::string_view head) const;
@@ -74,7 +77,7 @@ class ModelConfig {
   // From `architectures`: the head, and where the base model lies.
   const Head& head() const { return *head_; }
   const std::string& base_prefix() const { return base_prefix_; }
-  // num_labels, or the number of entries of id2label; 2 if neither is there.
+  // The number of entries of id2label; without it num_labels; without either 2.
   std::uint64_t labels() const;
   bool ties_embeddings(bool class_default);
 

@@ -276,6 +276,13 @@ std::string_view JsonView::key() const {
   return exists() ? document_->text(node()->key) : missing_;
 }
 
+JsonView JsonView::absent() const {
+  JsonView missing(document_, kMissing);
+  missing.parent_ = node()->parent;
+  missing.missing_ = key();
+  return missing;
+}
+
 JsonView JsonView::operator[](std::string_view key) const {
   for (const JsonView member : members()) {
     if (member.key() == key) return member;

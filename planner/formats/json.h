@@ -80,6 +80,8 @@ class JsonView {
   // For messages: "null", "3", "\"abc\"" (shortened), "an array".
   std::string shown() const;
 
+  // The place of this member as if it were not there.
+  JsonView absent() const;
   // A member of an object, which may be missing. `key` must outlive the view.
   JsonView operator[](std::string_view key) const;
   JsonChildren members() const;   // of an object

@@ -27,6 +27,7 @@ struct Used {
 
 // Addresses of a range that no byte lies behind.
 std::byte* address(VirtualMachine& machine, const MemoryRequest& request) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): nobody follows it
   return reinterpret_cast<std::byte*>(machine.next_address(request.bytes) + request.shift.count());
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <memory>
 
 #include "runtime/recording_device.h"
@@ -151,7 +152,7 @@ Simulation simulate(const Model& model, const StepPlan& plan, const SimulationOp
     simulation.operations += result.outcome.operations;
     simulation.step_seconds = std::max(simulation.step_seconds, result.step_seconds);
   }
-  const Bytes network{static_cast<std::uint64_t>(over_network + 0.5)};
+  const Bytes network{static_cast<std::uint64_t>(std::llround(over_network))};
   simulation.sent = {.node = sent - network, .network = network};
   simulation.wall_seconds = std::chrono::duration<double>(Clock::now() - start).count();
   return simulation;

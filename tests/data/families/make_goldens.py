@@ -73,7 +73,9 @@ def state_dict_lines(model):
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in model.state_dict(keep_vars=True).items():
         line = f"{name_in_file(model, name)} {json.dumps(list(tensor.shape), separators=(',', ':'))}"
-        if name not in parameters:
+        if name.endswith("e_score_correction_bias"):
+            line += " frozen"  # a buffer here, a parameter in the published modeling_deepseek.py
+        elif name not in parameters:
             line += " buffer"
         elif id(tensor) in owners:
             line += f" = {owners[id(tensor)]}"

@@ -221,7 +221,6 @@ TEST(Llama, BadConfigsAreOneErrorWithFileAndKey) {
       {"head_dim", "-8", "expected a positive integer, found -8"},
       {"max_position_embeddings", "0", "expected a positive integer, found 0"},
       {"attention_bias", "1", "expected true or false, found 1"},
-      {"mlp_bias", "null", "expected true or false, found null"},
       {"tie_word_embeddings", "\"yes\"", "expected true or false, found \"yes\""},
       {"hidden_act", "3", "expected a string, found 3"},
       {"architectures", "\"LlamaForCausalLM\"", "expected an array, found \"LlamaForCausalLM\""},

@@ -16,7 +16,7 @@ using test_support::TemporaryFolder;
 using test_support::unit_lines;
 using test_support::write_sharded_safetensors;
 
-std::vector<std::string> names_of(std::vector<Tensor> tensors) {
+std::vector<std::string> names_of(const std::vector<Tensor>& tensors) {
   std::vector<std::string> names;
   for (const Tensor& tensor : tensors) names.push_back(tensor.name);
   std::sort(names.begin(), names.end());

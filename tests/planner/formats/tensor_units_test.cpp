@@ -62,9 +62,9 @@ TEST(TensorUnits, SequentialsOfPlainLayersAreNoBlocks) {
 }
 
 TEST(TensorUnits, EncodersAndTowersFirstDecodersLast) {
-  EXPECT_EQ(lines(grouped({"decoder.block.0.a.w", "encoder.block.0.a.w", "shared.weight"})),
-            (Lines{"shared: shared.weight", "encoder.block.0: encoder.block.0.a.w",
-                   "decoder.block.0: decoder.block.0.a.w"}));
+  EXPECT_EQ(
+      lines(grouped({"decoder.block.0.a.w", "encoder.block.0.a.w", "shared.weight"})),
+      (Lines{"shared: shared.weight", "encoder.block.0: encoder.block.0.a.w", "decoder.block.0: decoder.block.0.a.w"}));
   EXPECT_EQ(lines(grouped({"language_model.layers.0.a.w", "vision_tower.layers.0.a.w"})),
             (Lines{"vision_tower.layers.0: vision_tower.layers.0.a.w",
                    "language_model.layers.0: language_model.layers.0.a.w"}));
