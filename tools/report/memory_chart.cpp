@@ -175,7 +175,7 @@ void draw_peak(Svg& svg, const MemoryChart& chart, const Plot& plot, const Peak&
   if (!chart.peak_at.empty()) label += ", " + chart.peak_at;
   const SvgText style{.size = 13, .bold = true, .room = room};
   const double half = std::min(text_width(label, style), room) / 2;
-  const double middle = std::clamp(at.x, plot.left + half, kPlotRight - half);
+  const double middle = std::min(std::max(at.x, plot.left + half), kPlotRight - half);  // as wide as the plot at most
   SvgText centred = style;
   centred.anchor = SvgAnchor::middle;
   svg.line({at.x, kPlotTop - 10}, at, {.colour = kInk, .dashes = "1 3"});
