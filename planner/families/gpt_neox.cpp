@@ -149,7 +149,7 @@ void require_mpt_attention(const ModelConfig& config) {
   const std::string type = attention.text("attn_type", "multihead_attention");
   if (type != "multihead_attention" && type != "multiquery_attention") {
     attention.fail("attn_type",
-                   fmt::format("expected \"multihead_attention\" or \"multiquery_attention\", found \"{}\"", type));
+                   fmt::format(R"(expected "multihead_attention" or "multiquery_attention", found "{}")", type));
   }
 }
 

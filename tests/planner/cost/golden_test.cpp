@@ -125,7 +125,7 @@ void add_megatron_bridge_row(JsonView row, Table& table) {
                 .gradient = DType::f32,
                 .accumulates = true,
                 .expert_ranks = setup.expert_ranks};
-  const double tokens = static_cast<double>(setup.micro_batches * setup.work.tokens);
+  const auto tokens = static_cast<double>(setup.micro_batches * setup.work.tokens);
   const Cluster cluster = cluster_named(system == "DGX-GB300" ? "gb300" : "gb200");
   table.add(
       {name, tokens / row["measured"].as_number(), step_seconds(published_model(model_name), setup, cluster), {}});
