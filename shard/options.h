@@ -49,7 +49,7 @@ struct ZeroOptions {
   // Initial values in fp32, asked for in ranges, so that no rank ever holds the whole model. They must be the same
   // function of (tensor, element) on every rank. Called in the constructor.
   std::function<void(const TensorRange&, std::span<float>)> initial_values;
-  // Called at the end of each step, on the rank's own thread. Must not call the optimizer.
+  // Called at the end of each step, on the rank's own thread. Must not call the optimizer, nor throw.
   std::function<void(const StepReport&)> on_step;
 };
 

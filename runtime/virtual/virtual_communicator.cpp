@@ -46,13 +46,15 @@ class VirtualGroup {
 
   // One collective: returns when it took place. `complete` is called once, on the last rank, when all have come; what it
   // leaves in this object stays until all have come again.
-  template <typename Complete>
-  Span collective(int member, const CollectiveCall& call, double ready, VirtualCollective kind, Bytes bytes,
+  // `ready_now` says when the rank has come to it, a stall at this very operation included.
+  template <typename Ready, typename Complete>
+  Span collective(int member, const CollectiveCall& call, Ready ready_now, VirtualCollective kind, Bytes bytes,
                   Complete complete) {
     const int rank = world_rank(member);
     machine_.throw_if_poisoned(rank);
     VirtualClock& clock = machine_.clock(rank);
     clock.operation(true);
+    const double ready = ready_now();
     try {
       if (departed_ >= 0) fail(departed_, call.operation, "has left the group", ready);
       const Fault* fault = clock.message_fault();
@@ -73,6 +75,7 @@ class VirtualGroup {
         return span_;
       }
       compare();
+      require_in_time();
       complete();
       span_ = time_of(kind, bytes);
     } catch (const CommunicationError&) {
@@ -102,6 +105,7 @@ class VirtualGroup {
   // Made by the last rank of a collective, read by all.
   std::vector<std::byte> records;
   std::shared_ptr<ArenaGroup> arenas;
+  int arena_takers = 0;
   std::map<int, std::shared_ptr<VirtualGroup>> colors;
 
  private:
@@ -128,6 +132,16 @@ class VirtualGroup {
       const std::string difference = difference_of(call_of(member), world_rank(member), call_of(0), world_rank(0));
       if (!difference.empty()) fail(world_rank(member), call_of(member).operation, difference, latest());
     }
+  }
+
+  // A rank that comes later than the others wait has been given up.
+  void require_in_time() {
+    const auto [first, last] = std::minmax_element(
+        calls_.begin(), calls_.end(), [](const VirtualCall& a, const VirtualCall& b) { return a.ready < b.ready; });
+    const double end = first->ready + std::chrono::duration<double>(machine_.options().deadline).count();
+    if (last->ready <= end) return;
+    fail(world_rank(static_cast<int>(last - calls_.begin())), last->call.operation,
+         "did not arrive before the deadline", end);
   }
 
   double latest() const {
@@ -200,7 +214,8 @@ class VirtualCommunicator final : public Communicator {
 
   template <typename Complete>
   void host_collective(const CollectiveCall& call, VirtualCollective kind, Bytes bytes, Complete complete) {
-    clock().wait_until(group_->collective(member_, call, clock().now(), kind, bytes, complete).end);
+    const auto ready = [this] { return clock().now(); };
+    clock().wait_until(group_->collective(member_, call, ready, kind, bytes, complete).end);
   }
 
   void exchange(const char* operation, std::span<const std::byte> mine) {
@@ -220,13 +235,16 @@ class VirtualCommunicator final : public Communicator {
   // `sent` elements go from this rank to others.
   void on_stream(const CollectiveCall& call, VirtualCollective kind, DType dtype, std::uint64_t elements,
                  std::uint64_t sent, Stream& stream) {
-    auto& mine = static_cast<VirtualStream&>(stream);
+    stream.launching(call.operation, Bytes{});
+    auto& mine = virtual_stream(stream);
     const Bytes bytes = bytes_for(dtype, elements);
-    const auto span = group_->collective(member_, call, mine.ready(), kind, bytes, [&] {
-      Tiling tiling;
-      for (int peer = 0; peer < size(); ++peer) tiling.add(group_->world_rank(peer), group_->call_of(peer).piece);
-      tiling.ends_at(elements);
-    });
+    const auto span = group_->collective(
+        member_, call, [&] { return mine.ready(); }, kind, bytes,
+        [&] {
+          Tiling tiling;
+          for (int peer = 0; peer < size(); ++peer) tiling.add(group_->world_rank(peer), group_->call_of(peer).piece);
+          tiling.ends_at(elements);
+        });
     VirtualOutcome& outcome = clock().outcome;
     outcome.sent += bytes_for(dtype, sent);
     outcome.sent_over_network += span.network_share * static_cast<double>(bytes_for(dtype, sent).count());
@@ -258,6 +276,10 @@ std::unique_ptr<SymmetricArena> VirtualCommunicator::make_arena(Device& device, 
     group_->arenas = std::make_shared<ArenaGroup>(machine.next_arena_id(), std::move(ranks));
   });
   const std::shared_ptr<ArenaGroup> shared = group_->arenas;
+  if (++group_->arena_takers == size()) {  // nobody holds it any more but its ranks
+    group_->arenas.reset();
+    group_->arena_takers = 0;
+  }
   shared->join(world_rank(), std::move(arena));
   return std::make_unique<SymmetricArena>(shared, world_rank());
 }

@@ -137,6 +137,12 @@ void VirtualStream::communicated(std::string_view what, Bytes bytes, double begi
   if (trace != nullptr) trace->work(clock_.rank(), number_, what, bytes, begin, end);
 }
 
+VirtualStream& virtual_stream(Stream& stream) {
+  auto* found = dynamic_cast<VirtualStream*>(&stream);
+  SHARDPLAN_CHECK(found != nullptr, "expected a stream of a virtual device, with no adaptor before it");
+  return *found;
+}
+
 std::unique_ptr<Device> make_virtual_device(VirtualMachine& machine, int rank) {
   return std::make_unique<VirtualDevice>(machine, rank);
 }

@@ -55,7 +55,7 @@ void VirtualClock::apply(const Fault& fault) {
       killed_ = true;
       throw Killed{};
     case FaultKind::stall:
-      now_ += fault.seconds;
+      wait_until(now_ + fault.seconds);
       break;
     case FaultKind::slow_rank:
       kernel_factor_ = fault.factor;

@@ -128,6 +128,9 @@ class VirtualStream final : public Stream {
   double time_ = 0;
 };
 
+// The stream itself. CheckFailure for one that another object stands before, or that is of another device.
+VirtualStream& virtual_stream(Stream& stream);
+
 std::unique_ptr<Device> make_virtual_device(VirtualMachine& machine, int rank);
 // Of all ranks: the world.
 std::vector<std::unique_ptr<Communicator>> make_virtual_communicators(VirtualMachine& machine);

@@ -21,7 +21,7 @@ class Rank final : public VirtualRank {
   double latest() const override { return clock_.latest(); }
   const VirtualOutcome& so_far() const override { return clock_.outcome; }
   void work(Stream& stream, std::string_view what, double seconds) override {
-    static_cast<VirtualStream&>(stream).work(what, Bytes{}, seconds);
+    virtual_stream(stream).work(what, Bytes{}, seconds);
   }
 
  private:

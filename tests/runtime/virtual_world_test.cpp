@@ -132,6 +132,10 @@ TEST_P(VirtualWorlds, MemoryIsBookedAndRunsOut) {
         }
         const auto again = rank.device().allocate({.bytes = 600_MiB});
         EXPECT_NE(again->data(), nullptr);
+        for (int i = 0; i < 2; ++i) {  // the first is gone when all have let it go
+          rank.communicator().make_arena(rank.device(), {.bytes = 400_MiB});
+          rank.communicator().barrier();
+        }
         rank.communicator().make_arena(rank.device(), {.bytes = 500_MiB});
       },
       {}, 1_GiB);
@@ -199,6 +203,14 @@ TEST_P(VirtualWorlds, StalledAndSlowRanksTakeLonger) {
   };
   EXPECT_EQ(run(2, body)[0].seconds, 3);
   EXPECT_EQ(run(2, body, {{.kind = FaultKind::stall, .rank = 1, .operation = 1, .seconds = 5}})[0].seconds, 8);
+  // At the collective itself; and for longer than the other one waits.
+  EXPECT_EQ(run(2, body, {{.kind = FaultKind::stall, .rank = 1, .operation = 2, .seconds = 5}})[0].seconds, 8);
+  const auto given_up = run(2, body, {{.kind = FaultKind::stall, .rank = 1, .operation = 2, .seconds = 100}});
+  for (const VirtualOutcome& outcome : given_up) {
+    EXPECT_NE(message_of(outcome.error).find("rank 1, barrier: did not arrive"), std::string::npos)
+        << message_of(outcome.error);
+  }
+  EXPECT_EQ(given_up[0].seconds, 62);
   EXPECT_EQ(run(2, body, {{.kind = FaultKind::slow_rank, .rank = 1, .operation = 1, .factor = 3}})[0].seconds, 7);
   EXPECT_EQ(run(2, body, {{.kind = FaultKind::slow_link, .rank = 1, .operation = 1, .factor = 4}})[0].seconds, 6);
 }

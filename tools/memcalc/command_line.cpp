@@ -129,7 +129,7 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy) {
       ->allow_extra_args(false);
 
   add_count(app, "--gpus", setup.world_size, "world size (1)");
-  add_count(app, "--gpus-per-node", options.gpus_per_node, "GPUs in a node (8)");
+  add_count(app, "--gpus-per-node", options.gpus_per_node, "GPUs in a node (8; to simulate, the cluster's)");
   app->add_option("--gpu", options.gpu, "a GPU's name (memcalc gpus lists them) or its memory, as 80GiB")
       ->type_name("NAME|SIZE");
   app->add_option("--gpu-file", options.gpu_files, "a table of more GPUs (docs/gpus.md); may be repeated")
@@ -227,7 +227,10 @@ void finish(PlanOptions& options, const PolicyFlags& policy) {
                       options.parameters ? "a model and --params exclude each other"
                                          : "expected a model (a preset, a file, a folder) or --params");
   }
-  if (options.gpus_per_node == 0) throw ConfigError("--gpus-per-node", "", "expected 1 or more");
+  constexpr std::uint64_t most_in_a_node = 1'000'000;
+  if (options.node_gpus() == 0 || options.node_gpus() > most_in_a_node) {
+    throw ConfigError("--gpus-per-node", "", fmt::format("expected 1 to {}", most_in_a_node));
+  }
   if (options.micro_batch == 0) throw ConfigError("--micro-batch", "", "expected 1 or more");
   if (options.sequence && *options.sequence == 0) throw ConfigError("--seq", "", "expected 1 or more");
   options.setup.policy = resolve(policy);

@@ -43,7 +43,8 @@ int run(const CommandLine& line) {
     case Command::simulate: {
       const Simulated simulated = make_simulated(line.plan, line.simulate, say_progress);
       print(line.plan.json ? simulate_json(line.plan, simulated) : simulate_text(line.plan, simulated));
-      return kDone;
+      const bool compared = simulated.stages.size() > 1;
+      return compared || simulated.stages[0].planned.fits.value_or(true) ? kDone : kDoesNotFit;
     }
     case Command::plan:
     case Command::explain:

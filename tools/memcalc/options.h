@@ -18,14 +18,16 @@ struct PlanOptions {
   std::vector<std::string> freeze;        // globs
   Engine engine = Engine::shardplan;
   Setup setup;
-  std::uint64_t gpus_per_node = 8;
-  std::optional<std::string> gpu;      // a name or a size
-  std::vector<std::string> gpu_files;  // tables of the user's own
+  std::optional<std::uint64_t> gpus_per_node;  // 8; to simulate, the cluster's
+  std::optional<std::string> gpu;              // a name or a size
+  std::vector<std::string> gpu_files;          // tables of the user's own
   // Recorded in the set-up; they decide activations, which are not counted yet.
   std::optional<std::uint64_t> sequence;
   std::uint64_t micro_batch = 1;
   bool json = false;
   bool verbose = false;
+
+  std::uint64_t node_gpus() const { return gpus_per_node.value_or(8); }
 };
 
 // What simulate is told besides the flags of plan.

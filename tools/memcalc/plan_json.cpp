@@ -40,7 +40,7 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
   const Policy& policy = setup.policy;
   const auto dtype = [](DType type) { return word(name(type)); };
   return {{"world_size", setup.world_size},
-          {"gpus_per_node", options.gpus_per_node},
+          {"gpus_per_node", options.node_gpus()},
           {"data_parallel", setup.world_size},
           {"tensor_parallel", 1},
           {"pipeline_parallel", 1},

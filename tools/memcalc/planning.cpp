@@ -32,9 +32,9 @@ void add_notes(const PlanOptions& options, const Catalog& catalog, Report& repor
                     setup.policy.name, name(setup.policy.compute)));
   }
   const std::uint64_t shards = shard_count(setup);
-  if (setup.replicate > 1 && shards > options.gpus_per_node) {
+  if (setup.replicate > 1 && shards > options.node_gpus()) {
     report.notes.push_back(fmt::format("a shard group of {} GPUs spans nodes of {}: its gathers cross the network",
-                                       shards, options.gpus_per_node));
+                                       shards, options.node_gpus()));
   }
 }
 

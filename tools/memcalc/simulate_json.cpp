@@ -31,10 +31,16 @@ json::object stage_json(const SimulatedStage& stage) {
   const ArenaPlan& planned = stage.planned.plan->device;
   double most_waiting = 0;
   for (const SimulatedRank& each : simulation.ranks) most_waiting = std::max(most_waiting, each.waiting_seconds);
+  json::array faults;
+  for (const Fault& fault : stage.faults) faults.push_back(json::string(describe(fault)));
+  const bool ended = std::all_of(simulation.ranks.begin(), simulation.ranks.end(),
+                                 [](const SimulatedRank& each) { return each.error.empty(); });
   json::array stragglers;
   for (std::size_t i = 0; i < simulation.ranks.size(); ++i) {
-    // Others waited for these, and they for nobody.
-    if (simulation.ranks[i].waiting_seconds == 0 && most_waiting > 0) stragglers.push_back(i);
+    // Others waited for these, for a part of the step that counts, and they for few.
+    const double waiting = simulation.ranks[i].waiting_seconds;
+    const bool held_up = most_waiting - waiting > 0.05 * simulation.step_seconds && waiting < most_waiting / 2;
+    if (ended && held_up) stragglers.push_back(i);
   }
   return {
       {"zero_stage", stage.planned.plan->setup.stage},
@@ -57,6 +63,8 @@ json::object stage_json(const SimulatedStage& stage) {
       {"exposed_communication_seconds", rank.exposed_seconds},
       {"waiting_seconds", rank.waiting_seconds},
       {"stragglers", std::move(stragglers)},
+      {"fits", stage.planned.fits ? json::value(*stage.planned.fits) : json::value()},
+      {"faults", std::move(faults)},
       {"errors", errors_json(simulation)}};
 }
 
@@ -69,7 +77,7 @@ std::string simulate_json(const PlanOptions& options, const Simulated& simulated
                       {"cluster",
                        {{"name", simulated.cluster.name},
                         {"gpu", simulated.cluster.gpu.name},
-                        {"gpus_per_node", options.gpus_per_node},
+                        {"gpus_per_node", simulated.gpus_per_node},
                         {"node_bytes_per_second", simulated.cluster.node.bytes_per_second},
                         {"network_bytes_per_second", simulated.cluster.network.bytes_per_second}}}};
   // With --compare-stages the fields are those of the last stage.
@@ -79,9 +87,6 @@ std::string simulate_json(const PlanOptions& options, const Simulated& simulated
     for (const SimulatedStage& stage : simulated.stages) stages.push_back(stage_json(stage));
     object["stages"] = std::move(stages);
   }
-  json::array faults;
-  for (const Fault& fault : simulated.faults) faults.push_back(json::string(describe(fault)));
-  object["faults"] = std::move(faults);
   object["notes"] = json::array(simulated.notes.begin(), simulated.notes.end());
   return json::serialize(object) + "\n";
 }

@@ -86,7 +86,7 @@ std::string simulate_text(const PlanOptions& options, const Simulated& simulated
   std::string text = fmt::format(
       "{}  {} parameters\n{} GPUs of {} in nodes of {}, {}, {} tokens per GPU and micro-batch\n\n", catalog.name,
       with_commas(parameter_elements(catalog)), with_commas(options.setup.world_size), simulated.cluster.name,
-      options.gpus_per_node, options.setup.policy.name, with_commas(simulated.work.tokens));
+      simulated.gpus_per_node, options.setup.policy.name, with_commas(simulated.work.tokens));
   if (simulated.stages.size() == 1) {
     text += one_stage(simulated.stages[0]);
   } else {
@@ -94,8 +94,13 @@ std::string simulate_text(const PlanOptions& options, const Simulated& simulated
                         "exposed");
     for (const SimulatedStage& stage : simulated.stages) text += stage_line(stage);
   }
-  for (const Fault& fault : simulated.faults) text += fmt::format("\nfault: {}\n", describe(fault));
   for (const SimulatedStage& stage : simulated.stages) {
+    for (const Fault& fault : stage.faults) {
+      text += fmt::format("\nfault, stage {}: {}\n", stage.planned.plan->setup.stage, describe(fault));
+    }
+    if (stage.planned.fits == false && simulated.stages.size() == 1) {
+      text += fmt::format("It does not fit: {} has {}\n", stage.planned.gpu->name, in_gb(stage.planned.gpu->bytes));
+    }
     const std::string errors = errors_text(stage.simulation);
     if (!errors.empty()) text += fmt::format("errors, stage {}:\n{}", stage.planned.plan->setup.stage, errors);
   }

@@ -101,11 +101,26 @@ std::string memory_svg(const PlanOptions& options, const Simulated& simulated, c
   return memory_chart(chart);
 }
 
+// Random faults fall on an operation of the plan.
+std::vector<Fault> faults_of(const SimulateOptions& simulate, const StepPlan& plan) {
+  const auto operations_of = [&](ProgramKind kind) {
+    return operation_count(plan.programs[static_cast<std::size_t>(kind)]);
+  };
+  const std::uint64_t operations = operations_of(ProgramKind::last_micro_batch) + operations_of(ProgramKind::update);
+  std::vector<Fault> faults;
+  for (const std::string& spec : simulate.faults) {
+    faults.push_back(parse_fault(spec, static_cast<int>(plan.setup.world_size), simulate.seed,
+                                 std::max<std::uint64_t>(operations / 2, 1)));
+  }
+  return faults;
+}
+
 }  // namespace
 
 const SimulatedRank& slowest(const Simulation& simulation) {
+  const auto key = [](const SimulatedRank& rank) { return std::pair(rank.step_seconds, -rank.waiting_seconds); };
   return *std::max_element(simulation.ranks.begin(), simulation.ranks.end(),
-                           [](const auto& a, const auto& b) { return a.step_seconds < b.step_seconds; });
+                           [&](const SimulatedRank& a, const SimulatedRank& b) { return key(a) < key(b); });
 }
 
 Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simulate,
@@ -121,50 +136,50 @@ Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simu
   simulated.cluster = choose_cluster(options, simulate, simulated.notes);
   simulated.work = work_of(options, model, simulated.notes);
 
+  simulated.gpus_per_node = options.gpus_per_node.value_or(simulated.cluster.gpus_per_node);
+
   const bool compare = simulate.compare_stages;
+  if (compare && simulate.trace) throw ConfigError("--trace", "", "is of one stage: leave out --compare-stages");
+  for (int stage = compare ? 0 : options.setup.stage; stage <= (compare ? 3 : options.setup.stage); ++stage) {
+    PlanOptions of_stage = options;
+    of_stage.setup.stage = stage;
+    if (!of_stage.gpu) of_stage.gpu = simulated.cluster.gpu.name;
+    SimulatedStage& result = simulated.stages.emplace_back();
+    result.planned = make_planned(of_stage);
+    result.faults = faults_of(simulate, *result.planned.plan);
+  }
+
+  // Nothing is written before everything that was asked for has been understood.
   std::optional<std::ofstream> trace_file;
+  std::optional<std::ofstream> plot_file;
   std::optional<PerfettoObserver> perfetto;
   MemoryObserver memory(0);
   Listeners listeners;
   if (simulate.trace) {
-    if (compare) throw ConfigError("--trace", "", "is of one stage: leave out --compare-stages");
     trace_file = open_for_writing(*simulate.trace);
     perfetto.emplace(*trace_file, static_cast<int>(options.setup.world_size));
     listeners.add(&*perfetto);
   }
+  if (simulate.plot) plot_file = open_for_writing(*simulate.plot);
   if (simulate.plot && !compare) listeners.add(&memory);
 
-  for (int stage = compare ? 0 : options.setup.stage; stage <= (compare ? 3 : options.setup.stage); ++stage) {
-    PlanOptions of_stage = options;
-    of_stage.setup.stage = stage;
-    SimulatedStage& result = simulated.stages.emplace_back();
-    result.planned = make_planned(of_stage);
-    const StepPlan& plan = *result.planned.plan;
-    simulated.faults.clear();
-    for (const std::string& spec : simulate.faults) {
-      std::uint64_t operations = 0;
-      for (const Program& program : plan.programs) operations += operation_count(program);
-      simulated.faults.push_back(parse_fault(spec, static_cast<int>(options.setup.world_size), simulate.seed,
-                                             std::max<std::uint64_t>(operations, 1)));
-    }
-    progress(fmt::format(
-        "simulating stage {}: {} ranks, {} operations of the plan each", stage, with_commas(options.setup.world_size),
-        with_commas(operation_count(plan.programs[static_cast<std::size_t>(ProgramKind::last_micro_batch)]))));
-    result.simulation = shardplan::simulate(model, plan,
-                                            {.cluster = simulated.cluster,
-                                             .work = simulated.work,
-                                             .gpus_per_node = options.gpus_per_node,
-                                             .faults = simulated.faults,
-                                             .trace = simulate.trace || simulate.plot ? &listeners : nullptr});
+  for (SimulatedStage& stage : simulated.stages) {
+    const StepPlan& plan = *stage.planned.plan;
+    progress(fmt::format("simulating stage {} on {} ranks", plan.setup.stage, with_commas(plan.setup.world_size)));
+    stage.simulation = shardplan::simulate(model, plan,
+                                           {.cluster = simulated.cluster,
+                                            .work = simulated.work,
+                                            .gpus_per_node = simulated.gpus_per_node,
+                                            .faults = stage.faults,
+                                            .trace = simulate.trace || simulate.plot ? &listeners : nullptr});
   }
   if (perfetto) {
     perfetto->finish();
     close(*trace_file, *simulate.trace);
   }
   if (simulate.plot) {
-    std::ofstream file = open_for_writing(*simulate.plot);
-    file << (compare ? stages_svg(options, simulated) : memory_svg(options, simulated, memory));
-    close(file, *simulate.plot);
+    *plot_file << (compare ? stages_svg(options, simulated) : memory_svg(options, simulated, memory));
+    close(*plot_file, *simulate.plot);
   }
   return simulated;
 }

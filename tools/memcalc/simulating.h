@@ -14,13 +14,14 @@ namespace shardplan::memcalc {
 
 struct SimulatedStage {
   Planned planned;
+  std::vector<Fault> faults;
   Simulation simulation;
 };
 
 struct Simulated {
   Cluster cluster;
   Work work;
-  std::vector<Fault> faults;
+  std::uint64_t gpus_per_node = 8;
   // One; or stages 0 to 3, with --compare-stages.
   std::vector<SimulatedStage> stages;
   std::vector<std::string> notes;
@@ -31,7 +32,7 @@ struct Simulated {
 Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simulate,
                          const std::function<void(const std::string&)>& progress);
 
-// What one rank's operations cost, for people: the first rank that is slowest.
+// The rank that took longest; among equals, the one that waited least for others.
 const SimulatedRank& slowest(const Simulation& simulation);
 
 }  // namespace shardplan::memcalc

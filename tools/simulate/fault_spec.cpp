@@ -54,6 +54,18 @@ Fault random_fault(int ranks, std::uint64_t seed, std::uint64_t operations) {
   return fault;
 }
 
+// What a kind needs to do anything.
+void check(const Fault& fault) {
+  const auto require = [&](bool holds, const char* what) {
+    if (!holds) fail(fmt::format("{} needs {}", name(fault.kind), what));
+  };
+  require(fault.operation > 0, "an operation from 1");
+  require(fault.kind != FaultKind::stall || fault.seconds > 0, "seconds");
+  const bool slow = fault.kind == FaultKind::slow_rank || fault.kind == FaultKind::slow_link;
+  require(!slow || fault.factor > 1, "a factor above 1");
+  require(fault.kind != FaultKind::out_of_memory || fault.bytes > Bytes{}, "bytes");
+}
+
 }  // namespace
 
 Fault parse_fault(const std::string& text, int ranks, std::uint64_t seed, std::uint64_t operations) {
@@ -88,6 +100,7 @@ Fault parse_fault(const std::string& text, int ranks, std::uint64_t seed, std::u
       fail(fmt::format("'{}' is not known: expected rank, operation, seconds, factor or bytes", key));
     }
   }
+  check(fault);
   return fault;
 }
 

@@ -7,7 +7,7 @@
 //   drop,rank=3,operation=7                   its message of its 7th collective does not arrive
 //   corrupt,rank=3,operation=7                or arrives damaged
 //   out-of-memory,rank=3,bytes=16e9           its device has so many bytes
-//   random                                    one of these, chosen by the seed
+//   random                                    one of these but the last, chosen by the seed
 //
 // rank is 0 where it is not said.
 #pragma once

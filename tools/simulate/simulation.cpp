@@ -42,8 +42,9 @@ class Client {
     for (std::uint64_t step = 0; step < options_.steps; ++step) {
       const double begin = rank.latest();
       const VirtualOutcome before = rank.so_far();
-      result.sent = train_step(rank, optimizer).sent;
+      train_step(rank, optimizer);
       const VirtualOutcome& after = rank.so_far();
+      result.sent = after.sent - before.sent;
       result.step_seconds = rank.latest() - begin;
       result.compute_seconds = after.busy_seconds - before.busy_seconds;
       result.exposed_seconds = result.step_seconds - result.compute_seconds;
@@ -70,7 +71,7 @@ class Client {
     SimulatedRank& result_;
   };
 
-  StepReport train_step(VirtualRank& rank, ZeroOptimizer& optimizer) const {
+  void train_step(VirtualRank& rank, ZeroOptimizer& optimizer) const {
     for (std::uint64_t i = 1; i <= plan_.setup.accumulation; ++i) {
       const bool last = i == plan_.setup.accumulation;
       optimizer.begin(last ? ProgramKind::last_micro_batch : ProgramKind::train_micro_batch);
@@ -81,7 +82,7 @@ class Client {
         compute(rank, optimizer, unit, Pass::backward);
       }
     }
-    return optimizer.step();
+    optimizer.step();
   }
 
   void compute(VirtualRank& rank, ZeroOptimizer& optimizer, std::uint64_t unit, Pass pass) const {
@@ -115,13 +116,18 @@ double ClusterCosts::memory_seconds(Bytes touched) const {
   return static_cast<double>(touched.count()) / memory_rate(cluster_) + cluster_.efficiency.kernel_seconds;
 }
 
-// Nodes that are not full are priced as if they were.
+// Ranks that fill their nodes unevenly go round one ring, each node left by one link.
 CollectivePrice ClusterCosts::collective(VirtualCollective kind, Bytes bytes, const GroupShape& group) const {
   const auto collective =
       kind == VirtualCollective::reduce_scatter ? CollectiveKind::reduce_scatter : CollectiveKind::all_gather;
-  const CollectiveCost cost = cost_of(collective, Bytes{bytes.count() / group.ranks},
-                                      {.ranks_per_node = group.ranks_per_node, .nodes = group.nodes}, cluster_);
-  const double all = static_cast<double>(cost.sent.sum().count());
+  const Group ranks{.ranks_per_node = group.ranks_per_node, .nodes = group.nodes};
+  const Bytes shard{bytes.count() / ranks.ranks()};
+  if (ranks.ranks() != group.ranks) {
+    const double share = static_cast<double>(group.nodes) / static_cast<double>(group.ranks);
+    return {cost_of(collective, shard, ranks, cluster_, Algorithm::ring).seconds, share};
+  }
+  const CollectiveCost cost = cost_of(collective, shard, ranks, cluster_);
+  const auto all = static_cast<double>(cost.sent.sum().count());
   return {cost.seconds, all > 0 ? static_cast<double>(cost.sent.network.count()) / all : 0};
 }
 

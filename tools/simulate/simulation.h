@@ -32,7 +32,7 @@ struct SimulationOptions {
 struct SimulatedRank {
   Bytes arena;      // furthest end ever handed out, and the room for shifts
   Bytes live_peak;  // the most that was handed out at once
-  Bytes sent;       // by the plan's operations that were carried out
+  Bytes sent;       // to peers, in the last step
   double step_seconds = 0;
   double compute_seconds = 0;        // the compute stream worked
   double exposed_seconds = 0;        // it did not: the rest of the step
@@ -61,7 +61,7 @@ class ClusterCosts final : public Costs {
   const Cluster& cluster_;
 };
 
-// Throws ConfigError where the cluster cannot price the model or hold the groups evenly.
+// Throws ConfigError where the cluster cannot price the model.
 Simulation simulate(const Model& model, const StepPlan& plan, const SimulationOptions& options);
 
 }  // namespace shardplan

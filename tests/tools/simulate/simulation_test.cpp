@@ -56,10 +56,10 @@ void expect_plan(const Case& c) {
     ASSERT_EQ(rank.error, "");
     ASSERT_EQ(rank.arena, plan.device.bytes);
     ASSERT_EQ(rank.live_peak, plan.device.live_peak);
-    ASSERT_EQ(rank.sent, report.traffic.total());
+    ASSERT_LE(rank.sent, report.traffic.total());
     ASSERT_GT(rank.step_seconds, 0);
-    most = std::max(most, rank.outcome.sent);
-    sent += rank.outcome.sent;
+    most = std::max(most, rank.sent);
+    sent += rank.sent;
   }
   // What the calls really sent; replicas that share few granules send less than the one that sends most.
   EXPECT_EQ(most, report.traffic.total());
@@ -79,6 +79,7 @@ TEST(Simulation, EveryRankHoldsAndSendsWhatThePlanSays) {
   }
   expect_plan({"gpt2", 3, 64, 8});
   expect_plan({"gpt2", 2, 16, 2, 3});
+  expect_plan({"gpt2", 3, 12});
   expect_plan({"gpt2", 1, 16, 1, 2});
 }
 
@@ -212,7 +213,8 @@ TEST(Simulation, FaultsOfManySeedsHangNobodyAndAreNamed) {
     fault.factor = 1 + static_cast<double>(random(9));
     options.faults = {fault};
     const Simulation simulation = simulate(model, plan, options);
-    const bool ends = fault.kind == FaultKind::kill || of_message;
+    const bool stalls = fault.kind == FaultKind::stall && fault.seconds > 60;
+    const bool ends = fault.kind == FaultKind::kill || of_message || stalls;
     const std::string culprit = fmt::format("rank {}", fault.rank);
     for (int rank = 0; rank < 4; ++rank) {
       const SimulatedRank& result = simulation.ranks[static_cast<std::size_t>(rank)];
