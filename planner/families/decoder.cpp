@@ -124,4 +124,15 @@ std::span<const Head> decoder_heads() {
   return heads;
 }
 
+std::span<const Head> mistral_heads() {
+  static constexpr Head heads[] = {
+      {"ForCausalLM", "model", "lm_head", HeadOutput::vocabulary, false},
+      {"Model", "", "", HeadOutput::none, false},
+      {"ForSequenceClassification", "model", "score", HeadOutput::labels, false},
+      {"ForTokenClassification", "model", "score", HeadOutput::labels, true},
+      {"ForQuestionAnswering", "model", "qa_outputs", HeadOutput::span, true},
+  };
+  return heads;
+}
+
 }  // namespace shardplan

@@ -62,5 +62,7 @@ Modules fused_experts(std::string name, const Routing& routing, std::uint64_t in
 // ForCausalLM, Model, ForSequenceClassification, ForTokenClassification, ForQuestionAnswering, as Llama and its kin
 // have them.
 std::span<const Head> decoder_heads();
+// The same with the base model of ForQuestionAnswering where that of the others is, as Mistral and its kin have them.
+std::span<const Head> mistral_heads();
 
 }  // namespace shardplan

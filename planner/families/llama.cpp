@@ -294,14 +294,6 @@ void baichuan(ModelConfig& config, ModelBuilder& model) {
           rms_norm("norm", a.hidden));
 }
 
-constexpr Head kMistralHeads[] = {
-    {"ForCausalLM", "model", "lm_head", HeadOutput::vocabulary, false},
-    {"Model", "", "", HeadOutput::none, false},
-    {"ForSequenceClassification", "model", "score", HeadOutput::labels, false},
-    {"ForTokenClassification", "model", "score", HeadOutput::labels, true},
-    {"ForQuestionAnswering", "model", "qa_outputs", HeadOutput::span, true},
-};
-
 constexpr Head kGemma3Heads[] = {
     {"ForCausalLM", "model", "lm_head", HeadOutput::vocabulary, false},
     {"TextModel", "", "", HeadOutput::none, false},
@@ -319,7 +311,7 @@ constexpr Head kInternlm2Heads[] = {
 std::span<const Family> llama_families() {
   static const Family families[] = {
       {"llama", "Llama", decoder_heads(), {}, llama},
-      {"mistral", "Mistral", kMistralHeads, {}, mistral},
+      {"mistral", "Mistral", mistral_heads(), {}, mistral},
       {"qwen2", "Qwen2", decoder_heads(), {}, qwen2},
       {"qwen3", "Qwen3", decoder_heads(), {}, qwen3},
       {"granite", "Granite", decoder_heads(), {}, granite},

@@ -249,15 +249,6 @@ void dbrx(ModelConfig& config, ModelBuilder& model) {
   model.head("wte", false);
 }
 
-// As decoder_heads(), but for where the base model of ForQuestionAnswering lies.
-constexpr Head kHeads[] = {
-    {"ForCausalLM", "model", "lm_head", HeadOutput::vocabulary, false},
-    {"Model", "", "", HeadOutput::none, false},
-    {"ForSequenceClassification", "model", "score", HeadOutput::labels, false},
-    {"ForTokenClassification", "model", "score", HeadOutput::labels, true},
-    {"ForQuestionAnswering", "model", "qa_outputs", HeadOutput::span, true},
-};
-
 constexpr Head kPhimoeHeads[] = {
     {"ForCausalLM", "model", "lm_head", HeadOutput::custom, false},
     {"Model", "", "", HeadOutput::none, false},
@@ -280,10 +271,10 @@ std::span<const Family> mixtral_families() {
   static const Family families[] = {
       {"dbrx", "Dbrx", kDbrxHeads, kDbrxAliases, dbrx},
       {"gpt_oss", "GptOss", decoder_heads(), {}, gpt_oss},
-      {"mixtral", "Mixtral", kHeads, {}, mixtral},
+      {"mixtral", "Mixtral", mistral_heads(), {}, mixtral},
       {"olmoe", "Olmoe", decoder_heads(), {}, olmoe},
       {"phimoe", "Phimoe", kPhimoeHeads, {}, phimoe},
-      {"qwen2_moe", "Qwen2Moe", kHeads, {}, qwen2_moe},
+      {"qwen2_moe", "Qwen2Moe", mistral_heads(), {}, qwen2_moe},
       {"qwen3_moe", "Qwen3Moe", decoder_heads(), {}, qwen3_moe},
   };
   return families;

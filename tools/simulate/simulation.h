@@ -46,7 +46,7 @@ struct Simulation {
   std::vector<SimulatedRank> ranks;
   std::uint64_t operations = 0;  // kernels, copies and collectives, over all ranks
   double step_seconds = 0;       // of the slowest rank
-  LinkBytes sent{};              // by all ranks, by class of link
+  LinkBytes sent{};              // by all ranks in all steps, by class of link
   double wall_seconds = 0;
 };
 

@@ -216,6 +216,8 @@ TEST(Simulation, FaultsOfManySeedsHangNobodyAndAreNamed) {
     const bool stalls = fault.kind == FaultKind::stall && fault.seconds >= 60;  // 60: as the ranks were apart before
     const bool ends = fault.kind == FaultKind::kill || of_message || stalls;
     const std::string culprit = fmt::format("rank {}", fault.rank);
+    const VirtualOutcome& struck = simulation.ranks[static_cast<std::size_t>(fault.rank)].outcome;
+    EXPECT_EQ(struck.killed, fault.kind == FaultKind::kill && struck.operations >= fault.operation);
     for (int rank = 0; rank < 4; ++rank) {
       const SimulatedRank& result = simulation.ranks[static_cast<std::size_t>(rank)];
       SCOPED_TRACE(fmt::format("seed {}: {} of rank {} at {}: rank {}: {}", seed, name(fault.kind), fault.rank,
