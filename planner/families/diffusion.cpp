@@ -173,7 +173,7 @@ std::string read_qk_norm(const ModelConfig& config) {
   const std::string norm = config.text("qk_norm", "");
   if (norm == "rms_norm" || norm == "layer_norm" || norm == "fp32_layer_norm") return norm;
   config.fail("qk_norm",
-              fmt::format("expected \"rms_norm\", \"layer_norm\", \"fp32_layer_norm\" or null, found \"{}\"", norm));
+              fmt::format(R"(expected "rms_norm", "layer_norm", "fp32_layer_norm" or null, found "{}")", norm));
 }
 
 // The transformer of Stable Diffusion 3 and 3.5: image patches and text side by side (MMDiT), a table of positions that
@@ -273,7 +273,7 @@ std::vector<bool> read_block_types(const ModelConfig& config, const char* attrib
   for (const std::string& type : types) {
     attends.push_back(type == "Attn" + plain);
     if (type != plain && !attends.back()) {
-      config.fail(attribute, fmt::format("expected \"{}\" or \"Attn{}\", found \"{}\"", plain, plain, type));
+      config.fail(attribute, fmt::format(R"(expected "{}" or "Attn{}", found "{}")", plain, plain, type));
     }
   }
   return attends;

@@ -63,7 +63,7 @@ class ModelBuilder {
   void blocks(const std::string& stack, std::uint64_t count, const Modules& modules);
   // `count` blocks of several kinds: block i is make(kind_of(i)). Equal kinds in a row are made once.
   template <typename KindOf, typename Make>
-  void blocks(const std::string& stack, std::uint64_t count, KindOf kind_of, Make make);
+  void blocks(const std::string& stack, std::uint64_t count, const KindOf& kind_of, const Make& make);
   // Modules outside the base model: a head.
   void add_outside(Modules modules);
   // The head of the file's architecture, if it has one that is a linear module on the described hidden features. A
@@ -103,7 +103,7 @@ std::optional<std::uint64_t> active_parameters(const std::vector<ModuleRun>& run
 Catalog make_catalog(std::string name, std::string family, const std::vector<ModuleRun>& runs);
 
 template <typename KindOf, typename Make>
-void ModelBuilder::blocks(const std::string& stack, std::uint64_t count, KindOf kind_of, Make make) {
+void ModelBuilder::blocks(const std::string& stack, std::uint64_t count, const KindOf& kind_of, const Make& make) {
   require_listable(count);
   for (std::uint64_t first = 0, next = 0; first < count; first = next) {
     const auto kind = kind_of(first);
