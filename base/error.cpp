@@ -46,9 +46,8 @@ CommunicationError::CommunicationError(int rank, std::string operation, std::chr
       deadline_(deadline) {}
 
 IoError::IoError(std::string path, std::uint64_t offset, int error_number, const std::string& problem)
-    : Error(error_number == 0
-                ? fmt::format("{}: at byte {}: {}", path, offset, problem)
-                : fmt::format("{}: at byte {}: {}: {}", path, offset, problem, std::strerror(error_number))),
+    : Error(fmt::format("{}: {}{}{}", path, offset > 0 ? fmt::format("at byte {}: ", offset) : "", problem,
+                        error_number == 0 ? std::string() : fmt::format(": {}", std::strerror(error_number)))),
       path_(std::move(path)),
       offset_(offset),
       error_number_(error_number) {}

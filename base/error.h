@@ -70,7 +70,7 @@ class CommunicationError : public Error {
   std::chrono::milliseconds deadline_;
 };
 
-// Reading or writing failed; `error_number` is errno, 0 where the file simply ended.
+// Reading or writing failed, at `offset` (said unless 0); `error_number` is errno, 0 where the file simply ended.
 class IoError : public Error {
  public:
   IoError(std::string path, std::uint64_t offset, int error_number, const std::string& problem);

@@ -17,12 +17,6 @@ if(SHARDPLAN_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${SHARDPLAN_CCACHE})
 endif()
 
-foreach(backend MPI CUDA)
-  if(SHARDPLAN_${backend})
-    message(FATAL_ERROR "SHARDPLAN_${backend}=ON: shardplan ${PROJECT_VERSION} has no ${backend} backend.")
-  endif()
-endforeach()
-
 add_library(shardplan_options INTERFACE)
 target_compile_options(shardplan_options INTERFACE
   # No fused multiply-add anywhere: x86-64-v2 has none, and results are the same bits on every machine.

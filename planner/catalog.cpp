@@ -103,11 +103,15 @@ std::uint64_t tensor_count(const Catalog& catalog) {
 }
 
 std::uint64_t parameter_elements(const Catalog& catalog) {
-  return sum_elements(catalog, [](const Tensor&) { return true; });
+  return sum_elements(catalog, [](const Tensor& tensor) { return !tensor.scales; });
 }
 
 std::uint64_t trainable_elements(const Catalog& catalog) {
   return sum_elements(catalog, [](const Tensor& tensor) { return tensor.trainable; });
+}
+
+bool has_tensor(const Catalog& catalog, std::string_view whole_name) {
+  return find_tensor(catalog, whole_name).has_value();
 }
 
 UnitPlace place_of_unit(const Catalog& catalog, std::uint64_t unit) {

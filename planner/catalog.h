@@ -35,6 +35,10 @@ struct Tensor {
   bool trainable = true;
   // The whole name of the tensor whose elements this one uses: a tied head. A tied tensor owns no elements.
   std::string tied_to{};
+  // Of an expert whose ranks on the data axis are others than the rest's (planner/parallelism.h).
+  bool expert = false;
+  // Scales of the quantised tensor before it: bytes like those of any frozen tensor, but no parameters.
+  bool scales = false;
 
   bool operator==(const Tensor&) const = default;
 };
@@ -78,9 +82,12 @@ struct Catalog {
 std::uint64_t unit_count(const Catalog& catalog);
 std::uint64_t tensor_count(const Catalog& catalog);  // tied ones included
 
-// Elements, each tied tensor's counted once, with its owner.
+// Elements, each tied tensor's counted once, with its owner; scales are not counted.
 std::uint64_t parameter_elements(const Catalog& catalog);
 std::uint64_t trainable_elements(const Catalog& catalog);
+
+// Whether a tensor has this whole name.
+bool has_tensor(const Catalog& catalog, std::string_view whole_name);
 
 UnitPlace place_of_unit(const Catalog& catalog, std::uint64_t unit);
 std::string unit_name(const UnitRun& run, std::uint64_t index);

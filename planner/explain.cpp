@@ -163,6 +163,8 @@ std::vector<Explanation> explain_paper(const Catalog& catalog, const Setup& setu
   state(policy.master.has_value(), "master", policy.master.value_or(DType::f32));
   state(optimizer.first_moment, "first moment", policy.first_moment);
   state(optimizer.second_moment, "second moment", policy.second_moment);
+  if (optimizer.by_shape)
+    states += fmt::format("{}what {} keeps by shape", states.empty() ? "" : " + ", optimizer.name);
   state(setup.ema, "moving average", DType::f32);
   const auto per_parameter = [&](DType dtype) { return fmt::format("{} B ({})", bits(dtype) / 8, name(dtype)); };
   const Bytes accumulator = paper_accumulator(catalog, setup);
@@ -194,14 +196,17 @@ std::vector<Explanation> explain_traffic(const Catalog& catalog, const Setup& se
       fmt::format("N = {}, A = {}, cadence {}, {} parameters", shard_count(setup), setup.accumulation,
                   name(resolved_cadence(setup)), with_commas(parameter_elements(catalog)));
   const std::string once =
-      report.engine == Engine::paper ? "psi x bytes x (N-1)/N" : "(N-1) x shard bytes of each unit";
+      report.engine == Engine::shardplan ? "(N-1) x shard bytes of each unit" : "psi x bytes x (N-1)/N";
+  const bool all_reduced = report.engine == Engine::deepspeed && (setup.stage == 1 || setup.stage == 2);
   const bool each = resolved_cadence(setup) == Cadence::micro_batch && setup.accumulation > 1;
   constexpr const char* kSource = "ZeRO, arXiv 1910.02054, sec. 7; docs/memory_model.md, 'Wire bytes'";
   std::vector<Explanation> lines;
   const auto add = [&](const char* what, Bytes bytes, std::string formula) {
     if (bytes > Bytes{}) lines.push_back({what, bytes, std::move(formula), inputs, kSource});
   };
-  add("reduce gradients", report.traffic.reduce_gradients, once + (each ? ", each of A micro-batches" : ""));
+  add("reduce gradients", report.traffic.reduce_gradients,
+      once + (all_reduced ? ", twice: all-reduced, though a part is kept" : "") +
+          (each ? ", each of A micro-batches" : ""));
   add("reduce among replicas", report.traffic.reduce_among_replicas,
       "fp32 partial sums: the shard's other parts to their owners, the own part's sum to R-1 others");
   add("gather gradients", report.traffic.gather_gradients, once);

@@ -29,12 +29,18 @@ const std::array<Policy, 9> kPolicies{{
     {"fp8-mixed", DType::f8_e4m3, kBf16, kF32, kF32, kF32, kF32, kF32, kF32},        // 2 + 4 + 12: Transformer Engine
 }};
 
-constexpr std::array<OptimizerStates, 5> kOptimizers{{
+constexpr std::array<OptimizerStates, 8> kOptimizers{{
     {OptimizerKind::adamw, "adamw", true, true, "Loshchilov and Hutter, arXiv 1711.05101, algorithm 2: m and v"},
     {OptimizerKind::adam, "adam", true, true, "Kingma and Ba, arXiv 1412.6980, algorithm 1: m and v"},
     {OptimizerKind::sgd, "sgd", false, false, "no state"},
     {OptimizerKind::sgd_momentum, "sgd-momentum", true, false, "torch.optim.SGD: momentum_buffer"},
     {OptimizerKind::lion, "lion", true, false, "Chen et al., arXiv 2302.06675, algorithm 2: m"},
+    {OptimizerKind::adafactor, "adafactor", false, false,
+     "Shazeer and Stern, arXiv 1804.04235, algorithm 4: sums of rows and of columns of v", true},
+    {OptimizerKind::adam8bit, "adam8bit", false, false,
+     "Dettmers et al., arXiv 2110.02861, sec. 2: m and v in 8 bits, a scale for each block", true},
+    {OptimizerKind::muon, "muon", false, false,
+     "Liu et al., arXiv 2502.16982, sec. 2: m of hidden matrices, else m and v", true},
 }};
 
 template <typename Table>

@@ -41,7 +41,7 @@ std::span<const Policy> all_policies();
 // tensors only use `parameter`.
 Policy policy_for(const Policy& policy, std::optional<DType> fixed_dtype);
 
-enum class OptimizerKind : std::uint8_t { adamw, adam, sgd, sgd_momentum, lion };
+enum class OptimizerKind : std::uint8_t { adamw, adam, sgd, sgd_momentum, lion, adafactor, adam8bit, muon };
 
 struct OptimizerStates {
   OptimizerKind kind;
@@ -49,6 +49,9 @@ struct OptimizerStates {
   bool first_moment;        // a tensor in Policy::first_moment per parameter
   bool second_moment;       // a tensor in Policy::second_moment per parameter
   std::string_view source;  // where the states are defined
+  // States follow the shapes of tensors instead (planner/optimizer_states.h): no moment above, and none of our own
+  // kernels, whose shards are flat.
+  bool by_shape = false;
 };
 
 // Throws ConfigError, with the known names, for a name that is none.

@@ -49,13 +49,13 @@ struct States {
   Bytes parameters;
   Bytes trainable_parameters;
   Bytes gradients;
+  Bytes largest_gradient;  // of one tensor
   Bytes optimizer_states;
   Bytes accumulators;
   Bytes wire;
 };
 
 States whole_states(const Catalog& catalog, const Setup& setup) {
-  const OptimizerStates& optimizer = states_of(setup.optimizer);
   States states;
   for (const UnitRun& run : catalog.runs) {
     for (const Tensor& tensor : run.tensors) {
@@ -66,20 +66,21 @@ States whole_states(const Catalog& catalog, const Setup& setup) {
       if (!tensor.trainable) continue;
       states.trainable_parameters += bytes_for(policy.parameter, count);
       states.gradients += bytes_for(policy.gradient, count);
+      states.largest_gradient = std::max(states.largest_gradient, bytes_for(policy.gradient, elements(tensor.shape)));
       states.wire += bytes_for(policy.wire, count);
       if (setup.accumulation > 1 && policy.gradient_accumulator != policy.gradient) {
         states.accumulators += bytes_for(policy.gradient_accumulator, count);
       }
       if (policy.master) states.optimizer_states += bytes_for(*policy.master, count);
-      if (optimizer.first_moment) states.optimizer_states += bytes_for(policy.first_moment, count);
-      if (optimizer.second_moment) states.optimizer_states += bytes_for(policy.second_moment, count);
+      states.optimizer_states += run.count * state_bytes(updated_tensor(run, tensor), optimizer_choice(setup), policy);
       if (setup.ema) states.optimizer_states += bytes_for(DType::f32, count);
     }
   }
   return states;
 }
 
-// The textbook's traffic: each of gather and reduce moves psi (N-1)/N per rank; an all-reduce is both.
+}  // namespace
+
 Traffic textbook_traffic(const Catalog& catalog, const Setup& setup) {
   const States states = whole_states(catalog, setup);
   const std::uint64_t shards = shard_count(setup);
@@ -101,20 +102,34 @@ Traffic textbook_traffic(const Catalog& catalog, const Setup& setup) {
   return traffic;
 }
 
-}  // namespace
-
 std::string_view name(Engine engine) {
-  return engine == Engine::paper ? "paper" : "shardplan";
+  switch (engine) {
+    case Engine::shardplan:
+      return "shardplan";
+    case Engine::deepspeed:
+      return "deepspeed";
+    case Engine::fsdp2:
+      return "fsdp2";
+    case Engine::megatron:
+      return "megatron";
+    case Engine::paper:
+      return "paper";
+  }
+  return "";
 }
 
-Engine engine_named(std::string_view name) {
-  if (name == "shardplan") return Engine::shardplan;
-  if (name == "paper") return Engine::paper;
-  throw ConfigError("--engine", "", fmt::format("'{}' is not a known engine: expected shardplan or paper", name));
+Engine engine_named(std::string_view text) {
+  for (const Engine engine : {Engine::shardplan, Engine::deepspeed, Engine::fsdp2, Engine::megatron, Engine::paper}) {
+    if (name(engine) == text) return engine;
+  }
+  throw ConfigError(
+      "--engine", "",
+      fmt::format("'{}' is not a known engine: expected shardplan, deepspeed, fsdp2, megatron or paper", text));
 }
 
 Bytes least_device_bytes(const RankReport& rank) {
-  return rank.arenas ? std::max(rank.arenas->device, rank.device.model_states()) : rank.device.model_states();
+  const Bytes held = rank.arenas ? rank.arenas->device : rank.device.live_peak.value_or(Bytes{});
+  return std::max(held, rank.device.model_states());
 }
 
 std::string moment_name(const Catalog& catalog, const StepPlan& plan, std::uint64_t moment) {
@@ -200,7 +215,9 @@ Report report_paper(const Catalog& catalog, const Setup& setup) {
   RankReport rank;
   rank.count = setup.world_size;
   rank.device.parameters = held(states.parameters, placements.parameter);
-  rank.device.gradients = held(states.gradients, placements.gradient) + paper_accumulator(catalog, setup);
+  rank.device.gradients = setup.optimizer_in_backward
+                              ? states.largest_gradient
+                              : held(states.gradients, placements.gradient) + paper_accumulator(catalog, setup);
   rank.device.optimizer_states = held(states.optimizer_states, placements.optimizer_state);
   rank.device.allocated_after_step = rank.device.model_states();
   report.ranks.push_back(rank);

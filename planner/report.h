@@ -1,7 +1,8 @@
 // The memory report: what one rank of each kind holds and sends, whichever engine it is sized for.
 //
-// Two engines so far:
 //   shardplan  a fold of the step plan: the bytes that the runtime will allocate, difference 0;
+//   deepspeed, fsdp2, megatron
+//              a fold of what those allocate (planner/engines/engine.h);
 //   paper      the textbook formula: exact division, rounded up to a byte, no padding and no buffers.
 //
 // What is not known is nothing (std::nullopt), never 0: activations, the loss and library workspaces belong to the
@@ -19,7 +20,7 @@
 
 namespace shardplan {
 
-enum class Engine : std::uint8_t { shardplan, paper };
+enum class Engine : std::uint8_t { shardplan, deepspeed, fsdp2, megatron, paper };
 std::string_view name(Engine engine);
 Engine engine_named(std::string_view name);  // throws ConfigError, with the known names
 
@@ -57,7 +58,7 @@ struct HostMemory {
   std::optional<Bytes> pinned;
   std::optional<Bytes> pageable;
   std::optional<Bytes> total;
-  std::optional<Bytes> initialization_peak;
+  std::optional<Bytes> initialization_peak;  // of all ranks of one node together, while they start
 };
 
 // What our engine allocates per tier; nothing for other engines.
@@ -103,10 +104,12 @@ struct Report {
 Report report_shardplan(const Catalog& catalog, const StepPlan& plan);
 
 Report report_paper(const Catalog& catalog, const Setup& setup);
+// The textbook's traffic: each of gather and reduce moves psi (N-1)/N per rank; an all-reduce is both.
+Traffic textbook_traffic(const Catalog& catalog, const Setup& setup);
 // The part of engine paper's gradients that is the accumulator of micro-batches (A > 1).
 Bytes paper_accumulator(const Catalog& catalog, const Setup& setup);
 
-// What is known to be needed on the device: the arena, or the model states where there is none.
+// What is known to be needed on the device: our arena, another engine's peak, or the model states alone.
 Bytes least_device_bytes(const RankReport& rank);
 
 // Bytes per moment that a report calls by name: "backward of model.layers.31".

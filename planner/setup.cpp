@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "base/checked.h"
 #include "base/error.h"
 
 namespace shardplan {
@@ -40,6 +41,23 @@ std::uint64_t shard_count(const Setup& setup) {
   return setup.world_size / setup.replicate;
 }
 
+std::uint64_t total_ranks(const Setup& setup) {
+  return checked_multiply(setup.world_size, checked_multiply(setup.parallel.tensor, setup.parallel.pipeline));
+}
+
+std::uint64_t data_parallel(const Setup& setup) {
+  return setup.world_size / setup.parallel.context;
+}
+
+std::uint64_t expert_world_size(const Setup& setup) {
+  const Parallelism& p = setup.parallel;
+  return checked_multiply(setup.world_size, p.tensor) / checked_multiply(p.expert, resolved_expert_tensor(p));
+}
+
+std::uint64_t data_ranks(const Setup& setup, const Tensor& tensor) {
+  return tensor.expert ? expert_world_size(setup) : setup.world_size;
+}
+
 Cadence resolved_cadence(const Setup& setup) {
   if (setup.cadence) return *setup.cadence;
   return setup.stage >= 2 ? Cadence::micro_batch : Cadence::step;
@@ -47,6 +65,10 @@ Cadence resolved_cadence(const Setup& setup) {
 
 std::uint64_t resolved_reduction_group(const Setup& setup) {
   return setup.reduction_group.value_or(shard_count(setup));
+}
+
+OptimizerChoice optimizer_choice(const Setup& setup) {
+  return {.kind = setup.optimizer, .adafactor_first_moment = setup.adafactor_first_moment};
 }
 
 void validate(const Setup& setup) {
@@ -57,8 +79,20 @@ void validate(const Setup& setup) {
   require(setup.world_size <= 1U << 20, "--gpus", fmt::format("{} is more than 1048576", setup.world_size));
   require(setup.replicate > 0 && setup.world_size % setup.replicate == 0, "--replicate",
           fmt::format("{} does not divide the {} ranks of the data axis", setup.replicate, setup.world_size));
+  validate(setup.parallel);
+  require(setup.world_size % setup.parallel.context == 0, "--cp",
+          fmt::format("{} does not divide the {} ranks of the data axis", setup.parallel.context, setup.world_size));
+  const std::uint64_t experts = checked_multiply(setup.parallel.expert, resolved_expert_tensor(setup.parallel));
+  require(checked_multiply(setup.world_size, setup.parallel.tensor) % experts == 0, "--ep",
+          fmt::format("{} x {} (--etp) does not divide the {} x {} ranks of the data and the tensor axis",
+                      setup.parallel.expert, resolved_expert_tensor(setup.parallel), setup.world_size,
+                      setup.parallel.tensor));
   placements_of_stage(setup.stage);
   require(setup.accumulation > 0, "--grad-accum", "0 is no number of micro-batches: expected 1 or more");
+  require(!setup.adafactor_first_moment || setup.optimizer == OptimizerKind::adafactor, "--adafactor-first-moment",
+          "needs --optimizer adafactor");
+  require(!setup.optimizer_in_backward || setup.accumulation == 1, "--optimizer-in-backward",
+          "keeps no gradients to add to: expected --grad-accum 1");
   require(setup.prefetch <= 64, "--prefetch", fmt::format("{} units ahead is more than 64", setup.prefetch));
   require(setup.stage < 2 || shard_count(setup) == 1 || resolved_cadence(setup) == Cadence::micro_batch, "--cadence",
           fmt::format("stage {} shards gradients, so it reduces every micro-batch: expected micro_batch", setup.stage));

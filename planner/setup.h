@@ -5,6 +5,9 @@
 #include <optional>
 #include <string_view>
 
+#include "planner/catalog.h"
+#include "planner/optimizer_states.h"
+#include "planner/parallelism.h"
 #include "planner/policy.h"
 
 namespace shardplan {
@@ -41,7 +44,7 @@ std::string_view name(Cadence cadence);
 std::string_view name(Recompute recompute);
 
 struct Setup {
-  // Ranks on the data axis. They form `replicate` groups of world_size / replicate consecutive ranks: a group shards,
+  // Ranks on the data axis, those of the context axis among them (planner/parallelism.h). They form `replicate` groups of world_size / replicate consecutive ranks: a group shards,
   // groups replicate each other (hybrid sharding). More replicas: less traffic between groups, more memory.
   std::uint64_t world_size = 1;
   std::uint64_t replicate = 1;
@@ -51,6 +54,11 @@ struct Setup {
 
   Policy policy;
   OptimizerKind optimizer = OptimizerKind::adamw;
+  // Adafactor with beta1: +1 moment per parameter.
+  bool adafactor_first_moment = false;
+  // Each tensor is updated as soon as its gradient is there, which is then dropped: no gradients are kept but the
+  // largest tensor's (torch, optimizer step in backward; LOMO, arXiv 2306.09782). Excludes accumulation.
+  bool optimizer_in_backward = false;
   // An exponential moving average of the parameters, fp32, kept where the optimizer states are: +4 bytes/parameter.
   bool ema = false;
 
@@ -72,14 +80,30 @@ struct Setup {
   // (the whole world without hybrid sharding), which is the only choice with replicas. Changes bits, never bytes.
   std::optional<std::uint64_t> reduction_group;
 
+  // The other axes. What a rank holds of the model because of them is in its catalog (planner/parallel.h).
+  Parallelism parallel{};
+
   bool operator==(const Setup&) const = default;
 };
 
 std::uint64_t shard_count(const Setup& setup);  // world_size / replicate
 
+// All ranks: world_size x tensor x pipeline.
+std::uint64_t total_ranks(const Setup& setup);
+// Ranks on the data axis that have batches of their own: world_size / context.
+std::uint64_t data_parallel(const Setup& setup);
+
+// Ranks on the data axis of experts: world_size x tensor / (expert x expert_tensor). Where experts are not apart, the
+// same as world_size.
+std::uint64_t expert_world_size(const Setup& setup);
+// Of a tensor: where its states are sharded and its gradients reduced.
+std::uint64_t data_ranks(const Setup& setup, const Tensor& tensor);
+
 // The cadence and the reduction group as they will be used.
 Cadence resolved_cadence(const Setup& setup);
 std::uint64_t resolved_reduction_group(const Setup& setup);
+
+OptimizerChoice optimizer_choice(const Setup& setup);
 
 // Throws ConfigError, with the flag as its source, for a setup that contradicts itself.
 void validate(const Setup& setup);

@@ -114,6 +114,21 @@ class PlanDigest {
   std::vector<std::uint64_t> words_;
 };
 
+// Shards of our own are flat ranges of many tensors, and gradients are reduced before the update.
+void require_own_kernels(const Setup& setup) {
+  const OptimizerStates& optimizer = states_of(setup.optimizer);
+  if (optimizer.by_shape) {
+    throw ConfigError("--optimizer", "",
+                      fmt::format("{} cannot be run by engine shardplan, whose shards are flat: expected adamw, adam, "
+                                  "sgd, sgd-momentum or lion, or --engine paper, which sizes it",
+                                  optimizer.name));
+  }
+  if (setup.optimizer_in_backward) {
+    throw ConfigError("--optimizer-in-backward", "",
+                      "engine shardplan updates once all ranks agree on the step: expected --engine paper");
+  }
+}
+
 }  // namespace
 
 std::string_view name(BufferRole role) {
@@ -156,6 +171,7 @@ std::string_view name(MemoryClass memory_class) {
 
 StepPlan make_step_plan(const Catalog& catalog, const Setup& setup) {
   validate(setup);
+  require_own_kernels(setup);
   StepPlan plan;
   plan.setup = setup;
   plan.layout = make_layout(catalog, shard_count(setup), setup.replicate);

@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -82,6 +83,7 @@ class Arena {
   MemoryTier tier() const { return memory_->tier(); }
   std::byte* data() const { return memory_->data(); }  // offset 0
   Bytes capacity() const { return memory_->capacity(); }
+  std::optional<SharedHandle> shared_handle() const { return memory_->shared_handle(); }
   // Whether one lease that is out contains the whole range.
   bool holds(std::uint64_t offset, Bytes bytes) const;
 

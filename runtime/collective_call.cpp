@@ -4,12 +4,29 @@
 
 #include <bit>
 
+#include "base/error.h"
+
 namespace shardplan {
 namespace {
 
 std::string show(const CollectiveCall::Field& field) {
   return field.text.empty() ? fmt::format("{} {}", field.name, field.value)
                             : fmt::format("{} {}", field.name, field.text);
+}
+
+KernelDType kernel_dtype(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return KernelDType::f32;
+    case DType::bf16:
+      return KernelDType::bf16;
+    case DType::f16:
+      return KernelDType::f16;
+    default:
+      break;
+  }
+  SHARDPLAN_CHECK(false, "a dtype that cannot be summed");
+  return KernelDType::f32;
 }
 
 }  // namespace
@@ -21,7 +38,8 @@ CollectiveCall describe_call(const ReduceScatter& call) {
                     {"input offset", call.input.offset},
                     {"elements", call.elements},
                     {"group size", static_cast<std::uint64_t>(call.group_size)},
-                    {"scale, as bits,", std::bit_cast<std::uint32_t>(call.scale)}}},
+                    {"scale, as bits,", std::bit_cast<std::uint32_t>(call.scale)},
+                    {"staging bytes", call.staging_bytes}}},
           .piece = call.mine};
 }
 
@@ -47,6 +65,15 @@ std::string difference_of(const CollectiveCall& call, int world_rank, const Coll
                        show(expected.same[i]));
   }
   return {};
+}
+
+ReduceRange range_of(const ReduceScatter& call, std::size_t ranks) {
+  return {.wire = kernel_dtype(call.wire),
+          .output_dtype = kernel_dtype(call.output.dtype),
+          .add = call.output.mode == ReductionOutput::Mode::add,
+          .ranks = ranks,
+          .group_size = call.group_size == kWholeGroup ? ranks : static_cast<std::size_t>(call.group_size),
+          .scale = call.scale};
 }
 
 }  // namespace shardplan

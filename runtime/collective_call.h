@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "runtime/collective_kernels.h"
 #include "runtime/communicator.h"
 
 namespace shardplan {
@@ -30,5 +31,8 @@ CollectiveCall describe_call(const AllGather& call);
 // Empty, or what differs: "rank 1 calls all_gather while rank 0 calls barrier".
 std::string difference_of(const CollectiveCall& call, int world_rank, const CollectiveCall& expected,
                           int expected_world_rank);
+
+// What the kernels are told of a call among `ranks`; inputs, output and elements are left to fill in.
+ReduceRange range_of(const ReduceScatter& call, std::size_t ranks);
 
 }  // namespace shardplan

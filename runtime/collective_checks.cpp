@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -62,6 +63,32 @@ void check_call(const ReduceScatter& call) {
   const Extent output = extent_of("the output", call.output.place, call.mine.count, element_bytes(call.output.dtype));
   check_overlap("the output", output, input, call.mine, width);
   SHARDPLAN_CHECK(call.group_size >= 0, "a reduction tree's group has at least one rank");
+}
+
+void check_records(std::span<const std::byte> mine, std::span<const std::byte> all, int rank, int ranks) {
+  SHARDPLAN_CHECK(all.size() == mine.size() * static_cast<std::size_t>(ranks),
+                  "all_gather_bytes needs one record per rank");
+  const std::byte* place = all.data() + static_cast<std::size_t>(rank) * mine.size();
+  const std::less<> before;  // a total order, of pointers into different arrays too
+  const bool apart = !before(mine.data(), all.data() + all.size()) || !before(all.data(), mine.data() + mine.size());
+  SHARDPLAN_CHECK(mine.empty() || apart || mine.data() == place,
+                  "the record overlaps the records elsewhere than at this rank's place");
+}
+
+void check_staging(const ReduceScatter& call, int ranks) {
+  const std::uint64_t peers = static_cast<std::uint64_t>(ranks) - 1;
+  if (peers == 0 || call.elements == 0) return;
+  const std::uint64_t width = element_bytes(call.wire);
+  SHARDPLAN_CHECK(
+      call.staging_bytes >= checked_multiply(peers, width),
+      fmt::format("{} bytes of staging hold no element from each of {} other ranks: this communicator needs a "
+                  "plan of transport staged",
+                  call.staging_bytes, peers));
+  const Extent staging = extent_of("the staging", call.staging, call.staging_bytes / width, width);
+  const Extent input = extent_of("the input", call.input, call.elements, width);
+  const Extent output = extent_of("the output", call.output.place, call.mine.count, element_bytes(call.output.dtype));
+  SHARDPLAN_CHECK(!staging.overlaps(input) && !staging.overlaps(output),
+                  "the staging overlaps the input or the output");
 }
 
 void check_call(const AllGather& call) {

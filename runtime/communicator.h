@@ -73,6 +73,11 @@ struct ReduceScatter {
   int group_size = kWholeGroup;  // of the reduction tree
   float scale = 1.0F;
   ReductionOutput output = {};
+  // Only where ranks do not read each other's arenas (reads_peers()): room for pieces of the other ranks' contributions,
+  // of the same size on every rank, apart from input and output. Less of it means more and smaller messages; at least
+  // one element from each other rank.
+  ArenaPlace staging = {};
+  std::uint64_t staging_bytes = 0;
 };
 
 // Every rank gets the whole buffer, from the ranks' pieces.
@@ -93,6 +98,9 @@ class Communicator {
   virtual int size() const = 0;
   virtual int world_rank() const = 0;  // of this rank, in the communicator at the top of the family
   virtual std::chrono::milliseconds deadline() const = 0;
+  // Whether ranks read each other's arenas. If not they exchange copies: reduce_scatter needs `staging`, and
+  // SymmetricArena::peer() of another rank is a CheckFailure.
+  virtual bool reads_peers() const { return true; }
 
   virtual void barrier() = 0;
 

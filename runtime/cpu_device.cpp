@@ -1,11 +1,11 @@
 #include "runtime/cpu_device.h"
 
 #include <sanitizer/asan_interface.h>
+#include <unistd.h>
 
 #include <cstring>
 
 #include "base/error.h"
-#include "runtime/host_memory.h"
 
 namespace shardplan {
 namespace {
@@ -24,6 +24,13 @@ class CpuMemory final : public Memory {
   }
   void given_back([[maybe_unused]] std::uint64_t offset, [[maybe_unused]] Bytes bytes) override {
     ASAN_POISON_MEMORY_REGION(data() + offset, bytes.count());
+  }
+  std::optional<SharedHandle> shared_handle() const override {
+    if (mapping_.descriptor() < 0) return std::nullopt;
+    return SharedHandle{.process = getpid(),
+                        .descriptor = mapping_.descriptor(),
+                        .bytes = mapping_.bytes().count(),
+                        .offset = static_cast<std::uint64_t>(data() - mapping_.data())};
   }
 
  private:
@@ -56,7 +63,7 @@ std::unique_ptr<Memory> CpuDevice::allocate(const MemoryRequest& request) {
   SHARDPLAN_CHECK(request.shift <= request.shift_room && request.shift_room <= request.bytes,
                   "a memory request needs shift <= shift room <= bytes");
   const std::lock_guard lock(turn_);
-  return std::make_unique<CpuMemory>(HostMapping(request.bytes, shardplan::name(request.tier)), request);
+  return std::make_unique<CpuMemory>(HostMapping(request.bytes, shardplan::name(request.tier), pages_), request);
 }
 
 std::unique_ptr<Stream> CpuDevice::make_stream() {

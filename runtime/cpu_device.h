@@ -8,11 +8,14 @@
 #include <mutex>
 
 #include "runtime/device.h"
+#include "runtime/host_memory.h"
 
 namespace shardplan {
 
 class CpuDevice final : public Device {
  public:
+  // `shareable`: ranks that are processes of one machine can read each other's memory.
+  explicit CpuDevice(HostPages pages = HostPages::own) : pages_(pages) {}
   std::string name() const override { return "cpu"; }
   // Refuses what the system could not back at this moment (available_host_memory), instead of being killed
   // for it later. Ranks that allocate at the same time through one CpuDevice take turns, so that they do not
@@ -22,6 +25,7 @@ class CpuDevice final : public Device {
   std::unique_ptr<Event> make_event() override;
 
  private:
+  const HostPages pages_;
   std::mutex turn_;
 };
 

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -31,6 +32,15 @@ struct MemoryRequest {
   Bytes shift_room = {};
 };
 
+// How another process of this machine gets at a memory: the pages are those of a file that the process `process` has open
+// as `descriptor`. Plain data, meant to be sent.
+struct SharedHandle {
+  std::int64_t process = 0;
+  std::int64_t descriptor = -1;
+  std::uint64_t bytes = 0;   // of the file
+  std::uint64_t offset = 0;  // where in it the memory's offset 0 lies
+};
+
 // One allocation, freed by the destructor. Its owner (an Arena) reports which ranges are in use: checked
 // builds poison every byte outside of them, and a recording device counts them. Both calls allocate nothing.
 // `purpose` is what a range is for, for those who draw memory; a text that stays.
@@ -45,6 +55,8 @@ class Memory {
   MemoryTier tier() const { return request_.tier; }
   Bytes bytes() const { return request_.bytes; }
   Bytes capacity() const { return request_.bytes - request_.shift_room; }
+  // For memory that another process can map; valid while this object lives. What is mapped stays when it is gone.
+  virtual std::optional<SharedHandle> shared_handle() const { return std::nullopt; }
 
   virtual void handed_out(std::uint64_t offset, Bytes bytes, std::string_view purpose) = 0;
   virtual void given_back(std::uint64_t offset, Bytes bytes) = 0;
@@ -75,6 +87,8 @@ class Stream {
   // Every kernel and collective calls this before its work, with its name: where an adaptor counts, delays or
   // fails, and a virtual device books the time. `touched` is what a kernel reads and writes; a collective's is 0.
   virtual void launching(std::string_view kernel, Bytes touched) = 0;
+  // The device's own stream, beneath all adaptors: what a device's kernels put their work on.
+  virtual Stream& innermost() { return *this; }
 };
 
 class Device {

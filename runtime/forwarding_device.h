@@ -18,6 +18,7 @@ class ForwardingMemory : public Memory {
     inner_->handed_out(offset, bytes, purpose);
   }
   void given_back(std::uint64_t offset, Bytes bytes) override { inner_->given_back(offset, bytes); }
+  std::optional<SharedHandle> shared_handle() const override { return inner_->shared_handle(); }
 
  private:
   std::unique_ptr<Memory> inner_;
@@ -48,6 +49,7 @@ class InterposedStream : public Stream {
     before(kernel);
     inner_->launching(kernel, touched);
   }
+  Stream& innermost() override { return inner_->innermost(); }
 
  protected:
   virtual void before(std::string_view what) = 0;

@@ -1,7 +1,10 @@
 #include "runtime/host_memory.h"
 
+#include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -80,12 +83,27 @@ std::uint64_t address_space_headroom() {
   return limit.rlim_cur > used ? limit.rlim_cur - used : 0;
 }
 
-// Makes every page present. False: the system could not.
-bool populate(std::byte* data, std::uint64_t bytes, std::uint64_t page) {
+// Makes every page present. False: the system could not. Kernels before 5.14 answer EINVAL; there a page that a file lacks
+// would be a signal when it is touched, so the file gets its pages first.
+bool populate(std::byte* data, std::uint64_t bytes, std::uint64_t page, const Descriptor& file) {
   if (madvise(data, bytes, MADV_POPULATE_WRITE) == 0) return true;
-  if (errno != EINVAL) return false;  // EINVAL: a kernel before 5.14
+  if (errno != EINVAL) return false;
+  if (file.get() >= 0 && fallocate(file.get(), 0, 0, static_cast<off_t>(bytes)) != 0) return false;
   for (std::uint64_t at = 0; at < bytes; at += page) *reinterpret_cast<volatile std::byte*>(data + at) = std::byte{0};
   return true;
+}
+
+Bytes page_size() {
+  return Bytes{static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE))};
+}
+
+Descriptor file_without_name(Bytes bytes) {
+  Descriptor file(memfd_create("shardplan", MFD_CLOEXEC));
+  if (file.get() < 0) throw IoError("memfd", 0, errno, "no file for shareable memory");
+  if (ftruncate(file.get(), static_cast<off_t>(bytes.count())) != 0) {
+    throw IoError("memfd", bytes.count(), errno, "no room for shareable memory");
+  }
+  return file;
 }
 
 }  // namespace
@@ -96,27 +114,63 @@ Bytes available_host_memory() {
   return Bytes{system == 0 ? least : std::min(least, checked_multiply(system, 1024))};
 }
 
-HostMapping::HostMapping(Bytes bytes, std::string_view tier) {
-  const auto page = static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+Descriptor::~Descriptor() {
+  if (number_ >= 0) close(number_);
+}
+
+Descriptor::Descriptor(Descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
+
+Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
+  std::swap(number_, other.number_);
+  return *this;
+}
+
+// A huge page more than needed, so that a boundary can be chosen; what lies around it goes back at once. Leaves data_ null
+// where there are not so many addresses.
+void HostMapping::map(const Descriptor& file) {
+  const std::uint64_t whole = (bytes_ + kHugePage).count();
+  void* reserved = mmap(nullptr, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) return;
+  const auto start = reinterpret_cast<std::uintptr_t>(reserved);
+  const std::uint64_t before = round_up(start, kHugePage.count()) - start;
+  std::byte* const data = static_cast<std::byte*>(reserved) + before;
+  if (before != 0) munmap(reserved, before);
+  munmap(data + bytes_.count(), whole - before - bytes_.count());
+  const int kind = file.get() < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
+  if (mmap(data, bytes_.count(), PROT_READ | PROT_WRITE, kind | MAP_FIXED, file.get(), 0) == MAP_FAILED) {
+    munmap(data, bytes_.count());
+    return;
+  }
+  data_ = data;
+  madvise(data_, bytes_.count(), MADV_HUGEPAGE);  // a wish: systems without huge pages refuse it
+}
+
+HostMapping::HostMapping(Bytes bytes, std::string_view tier, HostPages pages) {
   const auto out_of_memory = [&] { return OutOfMemory(std::string(tier), bytes, available_host_memory()); };
   if (bytes > available_host_memory()) throw out_of_memory();
-  bytes_ = round_up(std::max(bytes, 1_B), Bytes{page});
-
-  // A huge page more than needed, so that a boundary can be chosen; what lies around it goes back at once.
-  const std::uint64_t whole = (bytes_ + kHugePage).count();
-  void* mapped = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (mapped == MAP_FAILED) throw out_of_memory();
-  const auto start = reinterpret_cast<std::uintptr_t>(mapped);
-  const std::uint64_t before = round_up(start, kHugePage.count()) - start;
-  data_ = static_cast<std::byte*>(mapped) + before;
-  if (before != 0) munmap(mapped, before);
-  munmap(data_ + bytes_.count(), whole - before - bytes_.count());
-
-  madvise(data_, bytes_.count(), MADV_HUGEPAGE);  // a wish: systems without huge pages refuse it
-  if (!populate(data_, bytes_.count(), page)) {
+  bytes_ = round_up(std::max(bytes, 1_B), page_size());
+  if (pages == HostPages::shareable) file_ = file_without_name(bytes_);
+  map(file_);
+  if (data_ == nullptr) throw out_of_memory();
+  if (!populate(data_, bytes_.count(), page_size().count(), file_)) {
     munmap(data_, bytes_.count());
     throw out_of_memory();
   }
+}
+
+HostMapping HostMapping::of_file(const Descriptor& file, Bytes bytes, std::string_view name) {
+  struct stat status{};
+  if (fstat(file.get(), &status) != 0) throw IoError(std::string(name), 0, errno, "cannot be mapped");
+  if (static_cast<std::uint64_t>(status.st_size) < bytes.count()) {
+    throw IoError(std::string(name), static_cast<std::uint64_t>(status.st_size), 0,
+                  fmt::format("ends before the {} bytes to map", bytes.count()));
+  }
+  HostMapping mapping;
+  mapping.bytes_ = round_up(bytes, page_size());
+  mapping.map(file);
+  if (mapping.data_ == nullptr) throw IoError(std::string(name), 0, errno, "cannot be mapped");
+  madvise(mapping.data_, mapping.bytes_.count(), MADV_POPULATE_READ);  // what it leaves undone is done when touched
+  return mapping;
 }
 
 HostMapping::~HostMapping() {
@@ -124,6 +178,6 @@ HostMapping::~HostMapping() {
 }
 
 HostMapping::HostMapping(HostMapping&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+    : file_(std::move(other.file_)), data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
 
 }  // namespace shardplan

@@ -14,6 +14,7 @@ class InterposedCommunicator : public Communicator {
   int size() const override { return inner_->size(); }
   int world_rank() const override { return inner_->world_rank(); }
   std::chrono::milliseconds deadline() const override { return inner_->deadline(); }
+  bool reads_peers() const override { return inner_->reads_peers(); }
   void barrier() override;
   void all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) override;
   void visit_records(std::span<const std::byte> mine, std::span<std::byte> scratch,

@@ -130,6 +130,7 @@ void GradientReducer::reduce_in_group(std::uint64_t unit, std::size_t buffer, Mi
   call.input = from_gradient ? memory_.resident(BufferRole::gradient, unit, buffer) : contribution(unit, buffer);
   call.elements = layout.padded_elements;
   call.mine = {own.begin, own.size()};
+  memory_.add_staging(call);
   if (plan_.layout.replicas > 1) {
     call.output = {.dtype = DType::f32, .place = memory_.slot(BufferRole::partial, unit, buffer)};
     communicators_.shard_group->reduce_scatter(call, communication_);
@@ -157,6 +158,7 @@ void GradientReducer::reduce_among_replicas(std::uint64_t unit, std::size_t buff
   call.mine = {own.begin, own.size()};
   call.scale = scale_;
   call.output = {.dtype = DType::f32, .place = own_place};
+  memory_.add_staging(call);
   communicators_.replicas->reduce_scatter(call, communication_);
   communicators_.replicas->all_gather({.dtype = DType::f32,
                                        .input = own_place,

@@ -46,6 +46,13 @@ ArenaPlace PlanMemory::control() const {
   return resident(BufferRole::control, 0, 0);
 }
 
+void PlanMemory::add_staging(ReduceScatter& call) const {
+  const auto range = resident_range(plan_, BufferRole::staging, 0, 0);
+  if (!range) return;
+  call.staging = {arena_.get(), range->offset.count()};
+  call.staging_bytes = range->bytes.count();
+}
+
 ArenaPlace PlanMemory::slot(BufferRole role, std::uint64_t unit, std::size_t buffer) const {
   if (!has_bytes(plan_, role, unit)) return {arena_.get(), 0};
   for (const Held& held : held_) {

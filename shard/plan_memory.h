@@ -21,6 +21,8 @@ class PlanMemory {
   ArenaPlace resident(BufferRole role, std::uint64_t unit, std::size_t buffer) const;
   ArenaPlace slot(BufferRole role, std::uint64_t unit, std::size_t buffer) const;
   ArenaPlace control() const;
+  // Names the plan's staging in a reduction; leaves it without, where the plan has none.
+  void add_staging(ReduceScatter& call) const;
   std::byte* data(const ArenaPlace& place) const { return place.arena->data() + place.offset; }
 
   // Hands out the slot for `unit`'s buffers at `step`; it is given back by release, or by release_ended once `end` has

@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "planner/arena_plan.h"
+#include "shard/host_buffer.h"
 
 namespace shardplan {
 namespace {
@@ -78,6 +79,14 @@ Communicators checked(const Communicators& communicators, const StepPlan& plan) 
                       fmt::format("the plan is for {} ranks, {} shards and {} replicas", plan.setup.world_size,
                                   plan.layout.shards, plan.layout.replicas));
   }
+  const bool staged = plan.setup.transport == Transport::staged && plan.setup.reduction == Reduction::canonical;
+  if (!communicators.world->reads_peers() && plan.setup.world_size > 1 && !staged) {
+    throw ConfigError(
+        "--transport", "",
+        fmt::format("{} with {} reductions: expected staged and canonical, for these ranks do not read each "
+                    "other's memory",
+                    name(plan.setup.transport), name(plan.setup.reduction)));
+  }
   compare_between_ranks(*communicators.world, "plan", plan.hash);
   return communicators;
 }
@@ -100,7 +109,8 @@ std::string describe(const Operation& operation) {
 
 ZeroOptimizer::ZeroOptimizer(const Catalog& catalog, const StepPlan& plan, Device& device,
                              const Communicators& communicators, ZeroOptions options)
-    : catalog_(catalog),
+    : device_(device),
+      catalog_(catalog),
       plan_(plan),
       communicators_(checked(communicators, plan)),
       options_(checked(std::move(options), *communicators.world)),
@@ -117,7 +127,7 @@ ZeroOptimizer::ZeroOptimizer(const Catalog& catalog, const StepPlan& plan, Devic
 }
 
 void ZeroOptimizer::fill_initial_values() {
-  std::vector<float> chunk(kInitialChunk);
+  const HostBuffer chunk(device_, bytes_for(DType::f32, kInitialChunk));
   std::uint64_t unit = 0;
   for (const UnitRun& run : catalog_.runs) {
     for (std::uint64_t i = 0; i < run.count; ++i, ++unit) {
@@ -131,9 +141,11 @@ void ZeroOptimizer::fill_initial_values() {
             parameters_sharded(plan_) ? intersect(place.range, shard_range(buffer, own_shard())) : place.range;
         const std::string whole_name = tensor_name(run, i, run.tensors[t]);
         for (std::uint64_t first = held.begin; first < held.end; first += kInitialChunk) {
-          const std::span<float> values(chunk.data(), std::min<std::uint64_t>(kInitialChunk, held.end - first));
+          const std::span<float> values =
+              chunk.floats().first(std::min<std::uint64_t>(kInitialChunk, held.end - first));
           options_.initial_values({whole_name, place.ordinal, first - place.range.begin}, values);
           store_initial(unit, place.buffer, first, values);
+          events_.compute().synchronize();
         }
       }
     }
@@ -162,6 +174,7 @@ void ZeroOptimizer::store_initial(std::uint64_t unit, std::size_t buffer, std::u
 
 void ZeroOptimizer::begin(ProgramKind kind) {
   if (commit_) roll_forward();
+  SHARDPLAN_CHECK(!half_loaded_, "begin() after a load_state() that failed: expected load_state()");
   SHARDPLAN_CHECK(!program_, fmt::format("begin({}) inside of program {}", name(kind), name(*program_)));
   SHARDPLAN_CHECK(kind != ProgramKind::update, "begin(update): the update is step()'s");
   const Program& program = plan_.programs[static_cast<std::size_t>(kind)];
@@ -358,10 +371,10 @@ void ZeroOptimizer::set_learning_rate(std::size_t group, double learning_rate) {
 }
 
 void ZeroOptimizer::visit_parameters(const std::function<void(const TensorRange&, std::span<const float>)>& visit) {
-  SHARDPLAN_CHECK(!program_ && !commit_, "visit_parameters inside of a program or an unfinished step");
+  require_whole_state("visit_parameters()");
+  events_.join();
   constexpr std::size_t kChunk = 1 << 14;
-  std::vector<float> whole;
-  std::vector<float> mine(kChunk);
+  const HostBuffer mine(device_, bytes_for(DType::f32, kChunk));
   std::vector<float> all(kChunk * plan_.layout.shards);
   std::uint64_t unit = 0;
   for (const UnitRun& run : catalog_.runs) {
@@ -376,21 +389,21 @@ void ZeroOptimizer::visit_parameters(const std::function<void(const TensorRange&
         const bool sharded = has_master ? optimizer_states_sharded(plan_) : parameters_sharded(plan_);
         const std::byte* base = memory_.data(memory_.resident(role, unit, b));
         values[b].resize(buffers[b].padded_elements);
-        if (!sharded) {
-          kernels().cast(events_.compute(), Elements(std::span(values[b])),
-                         ConstElements(dtype, base, values[b].size()));
-          continue;
-        }
-        const std::uint64_t shard = buffers[b].shard_elements;
-        for (std::uint64_t first = 0; first < shard; first += kChunk) {
-          const std::uint64_t count = std::min<std::uint64_t>(kChunk, shard - first);
-          const std::span<float> part = std::span(mine).first(count);
+        const std::uint64_t held = sharded ? buffers[b].shard_elements : buffers[b].padded_elements;
+        for (std::uint64_t first = 0; first < held; first += kChunk) {
+          const std::uint64_t count = std::min<std::uint64_t>(kChunk, held - first);
+          const std::span<float> part = mine.floats().first(count);
           kernels().cast(events_.compute(), Elements(part),
                          ConstElements(dtype, base + bytes_for(dtype, first).count(), count));
+          events_.compute().synchronize();
+          if (!sharded) {
+            std::copy_n(part.data(), count, values[b].data() + first);
+            continue;
+          }
           const std::span<float> gathered = std::span(all).first(count * plan_.layout.shards);
           communicators_.shard_group->all_gather_bytes(std::as_bytes(part), std::as_writable_bytes(gathered));
           for (std::uint64_t s = 0; s < plan_.layout.shards; ++s) {
-            std::copy_n(gathered.data() + s * count, count, values[b].data() + s * shard + first);
+            std::copy_n(gathered.data() + s * count, count, values[b].data() + s * held + first);
           }
         }
       }

@@ -28,7 +28,8 @@
 //
 // Errors: ConfigError (plan and options contradict each other, ranks with different plans), OutOfMemory from the
 // constructor, CommunicationError, CheckFailure. After a CommunicationError the communicators are poisoned.
-// Threads: one rank's thread. Several optimizers may live in a process. The plan must outlive the optimizer.
+// Threads: one rank's thread. Several optimizers may live in a process. Catalog, plan and device must outlive the
+// optimizer.
 #pragma once
 
 #include <array>
@@ -47,6 +48,7 @@
 #include "shard/parameter_index.h"
 #include "shard/plan_memory.h"
 #include "shard/program_cursor.h"
+#include "shard/state.h"
 #include "shard/step_report.h"
 #include "shard/traffic_meter.h"
 #include "shard/views.h"
@@ -82,6 +84,26 @@ class ZeroOptimizer {
   // beyond the arena. Not inside a program.
   void visit_parameters(const std::function<void(const TensorRange&, std::span<const float>)>& visit);
 
+  // For clients that ignore units, where the plan does not shard parameters (stages 0 to 2, or one shard).
+  //
+  // A unit's parameters, between programs. The data stays where it is as long as the optimizer lives, and changes in
+  // step(); the span is valid until the next call.
+  std::span<const TensorView> parameters(std::uint64_t unit);
+  // A whole micro-batch in the place of begin(), enter() and leave(): adds each gradient to its contribution (in fp32,
+  // rounded to the wire dtype), then reduces. One for each tensor in the catalog's order, tied ones included, fp32, bf16
+  // or fp16, in memory of the device; one without elements contributes zeros, as a frozen tensor's must.
+  void reduce_gradients(ProgramKind kind, std::span<const ConstElements> gradients);
+
+  // State in and out (shard/state.h), between steps: no collective, and on each rank what it holds.
+  StepState step_state() const;
+  // Every element of the state is visited on exactly one rank of the world: what one rank keeps if nobody shards is
+  // shared out all the same. In the catalog's order.
+  void visit_state(const StateVisitor& visit);
+  // Asks for whatever this rank holds: its shard, or all of a tensor where that is replicated. Drops micro-batches
+  // that were begun. Throws ConfigError, and changes nothing, for a loss scale that is none. If `load` throws, what
+  // this rank holds is half old and half new: all but load_state() is a CheckFailure until a load succeeds.
+  void load_state(const StepState& step_state, const StateLoader& load);
+
  private:
   // Sums of squares, or norms: of all gradients, then of each parameter group.
   using NormSums = std::array<double, kMostGroups + 1>;
@@ -95,6 +117,14 @@ class ZeroOptimizer {
     std::size_t done_in_unit = 0;                       // tensors of that operation's unit updated, or buffers gathered
   };
 
+  // An array that keeps a kind of state, or a rounded copy of it.
+  struct StateArray {
+    DType dtype = DType::f32;
+    Range held;                 // of the flat buffer
+    std::byte* data = nullptr;  // of its first element
+    std::byte* at(std::uint64_t element) const;
+  };
+
   void fill_initial_values();
   void store_initial(std::uint64_t unit, std::size_t buffer, std::uint64_t first, std::span<const float> values);
 
@@ -106,6 +136,13 @@ class ZeroOptimizer {
   UnitViews make_views(std::uint64_t unit, bool with_gradients);
   std::uint64_t step_of_next_compute() const;
   void forget_step();
+  void check_gradients(std::span<const ConstElements> gradients) const;
+
+  std::vector<StateArray> state_arrays(StateKind kind, std::uint64_t unit, std::size_t buffer) const;
+  template <typename Act>
+  void for_each_state(Act&& act);
+  void store_state(const StateArray& array, Range asked, const ConstElements& values);
+  void require_whole_state(const char* call) const;
 
   void sum_norms();
   void agree();
@@ -116,6 +153,7 @@ class ZeroOptimizer {
   const Kernels& kernels() const { return *options_.kernels; }
   std::uint64_t own_shard() const { return place_.shard; }
 
+  Device& device_;
   const Catalog& catalog_;
   const StepPlan& plan_;
   Communicators communicators_;
@@ -136,6 +174,7 @@ class ZeroOptimizer {
   bool last_done_ = false;
   NormSums partials_{};  // of this shard
   std::uint64_t steps_applied_ = 0;
+  bool half_loaded_ = false;  // load_state() has failed
   std::optional<Commit> commit_;
   std::vector<TensorView> parameter_views_;
   std::vector<TensorView> gradient_views_;

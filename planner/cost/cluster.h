@@ -3,7 +3,7 @@
 //
 // Two classes of links. Inside a node every GPU reaches every other at the same speed (a switch, as NVSwitch is, or a
 // mesh, whose links a ring uses all at once). Between nodes every GPU injects into a network that is no bottleneck
-// itself (a fat tree); where several GPUs share an adapter, each has its share of it.
+// itself (a fat tree), through an adapter of its own or one that several GPUs share.
 #pragma once
 
 #include <cstdint>
@@ -46,6 +46,8 @@ struct Cluster {
   // The GPU table does not have it.
   std::optional<double> fp8_flops;
   std::uint64_t gpus_per_node = 8;
+  // Neighbours that share an adapter: `network` is one GPU's share of it, and one of them alone has all of it.
+  std::uint64_t gpus_per_adapter = 1;
   Link node;
   Link network;
   double collective_seconds = 20e-6;  // that a collective costs before its first step

@@ -65,7 +65,7 @@ class Pricing {
                       LinkBytes sent) const {
     return {cluster_.collective_seconds + node_steps * cluster_.node.latency_seconds +
                 network_steps * cluster_.network.latency_seconds + seconds_of_bytes,
-            algorithm, sent};
+            algorithm, sent, seconds_of_bytes};
   }
 
   // Of what crosses a node's edge once: over all of its adapters, each of a ring of its own.
@@ -177,7 +177,7 @@ LinkBytes& LinkBytes::operator+=(const LinkBytes& other) {
 CollectiveCost cost_of(CollectiveKind kind, Bytes shard, const Group& group, const Cluster& cluster,
                        Algorithm algorithm, const Contention& contention) {
   SHARDPLAN_CHECK(group.ranks() > 0, "a group has ranks");
-  SHARDPLAN_CHECK(contention.node >= 1 && contention.network >= 1, "at least one collective uses the links");
+  SHARDPLAN_CHECK(contention.node > 0 && contention.network > 0, "a collective uses the links");
   if (group.ranks() == 1) return CollectiveCost{};
   const Pricing pricing(kind, shard, group, cluster, contention);
   if (algorithm != Algorithm::fastest) return pricing.price(algorithm);

@@ -45,7 +45,8 @@ struct Group {
 // group's size. It is spread evenly over as few nodes as hold it. Throws ConfigError where that is not possible.
 Group group_of(std::uint64_t ranks, std::uint64_t stride, std::uint64_t gpus_per_node);
 
-// How many collectives share the links of each class at once: a factor on the bytes' time.
+// How many collectives share the links of each class at once: a factor on the bytes' time. Below 1 where the ranks of a
+// group have more of an adapter than their shares, because the other GPUs at it are not in the group.
 struct Contention {
   double node = 1;
   double network = 1;
@@ -66,6 +67,7 @@ struct CollectiveCost {
   double seconds = 0;
   Algorithm algorithm = Algorithm::ring;  // what was taken
   LinkBytes sent;
+  double byte_seconds = 0;  // of the seconds: bytes move, which others on the same links make slower
   bool operator==(const CollectiveCost&) const = default;
 };
 

@@ -113,8 +113,8 @@ const Gpu& gpu_of(JsonView value, const std::vector<Gpu>& gpus) {
 
 Cluster read_cluster(JsonView row, const std::vector<Gpu>& gpus) {
   require_known_keys(row, "a cluster",
-                     {"name", "aliases", "gpu", "fp8_flops", "gpus_per_node", "node", "network", "collective_seconds",
-                      "efficiency", "source", "note"});
+                     {"name", "aliases", "gpu", "fp8_flops", "gpus_per_node", "gpus_per_adapter", "node", "network",
+                      "collective_seconds", "efficiency", "source", "note"});
   Cluster cluster;
   cluster.name = std::string(row["name"].as_string());
   if (cluster.name.empty()) row["name"].fail("expected a name, found an empty one");
@@ -124,6 +124,9 @@ Cluster read_cluster(JsonView row, const std::vector<Gpu>& gpus) {
   cluster.gpu = gpu_of(row["gpu"], gpus);
   if (is_said(row["fp8_flops"])) read_positive(row["fp8_flops"], cluster.fp8_flops.emplace());
   if (is_said(row["gpus_per_node"])) cluster.gpus_per_node = row["gpus_per_node"].as_positive(1'000'000);
+  if (is_said(row["gpus_per_adapter"])) {
+    cluster.gpus_per_adapter = row["gpus_per_adapter"].as_positive(cluster.gpus_per_node);
+  }
   cluster.node = node_link_of(cluster.gpu);
   cluster.network = default_network();
   read_link(row["node"], cluster.node);

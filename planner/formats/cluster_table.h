@@ -5,7 +5,7 @@
 //                  "network": {"bytes_per_second": 25e9}}, ...]}
 //
 // Required: name; gpu, a name of the GPU table. Optional, null or absent for the default: aliases, gpus_per_node (8),
-// fp8_flops (dense), collective_seconds, source, note; node and network, each {bytes_per_second (per GPU, one
+// gpus_per_adapter (1), fp8_flops (dense), collective_seconds, source, note; node and network, each {bytes_per_second (per GPU, one
 // direction), efficiency, latency_seconds}; efficiency {matmul, fp8_matmul, grouped, attention_forward,
 // attention_backward, memory, kernel_seconds} (planner/cost/cluster.h). A node's links default to the GPU's own, or to
 // its PCIe generation; a network to 400 Gbit/s per GPU. Another key is an error.

@@ -1,12 +1,18 @@
 #include "runtime/virtual/turns.h"
 
+#include <fmt/format.h>
+
 #include <boost/context/fiber.hpp>
 #include <boost/context/protected_fixedsize_stack.hpp>
 #include <memory>
+#include <new>
 #include <semaphore>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "base/error.h"
 
 namespace shardplan {
 namespace {
@@ -21,12 +27,19 @@ class FiberTurns final : public Turns {
  protected:
   void start(int count, const Body& body) override {
     for (int rank = 0; rank < count; ++rank) {
-      ranks_.emplace_back(std::allocator_arg, context::protected_fixedsize_stack(stack_bytes_),
-                          [this, rank, &body](context::fiber&& main) {
-                            main_ = std::move(main);
-                            body(rank);
-                            return std::move(main_);
-                          });
+      try {
+        ranks_.emplace_back(std::allocator_arg, context::protected_fixedsize_stack(stack_bytes_),
+                            [this, rank, &body](context::fiber&& main) {
+                              main_ = std::move(main);
+                              body(rank);
+                              return std::move(main_);
+                            });
+      } catch (const std::bad_alloc&) {
+        throw Error(
+            fmt::format("no stack of {} KiB for virtual rank {} of {}: each takes two mappings of the process "
+                        "(vm.max_map_count)",
+                        stack_bytes_ / 1024, rank, count));
+      }
     }
   }
   bool turn(int rank) override {
@@ -43,9 +56,7 @@ class FiberTurns final : public Turns {
 
 class ThreadTurns final : public Turns {
  public:
-  ~ThreadTurns() override {
-    for (const auto& rank : ranks_) rank->thread.join();
-  }
+  ~ThreadTurns() override { join(); }
   void block(int rank) override {
     main_.release();
     ranks_[static_cast<std::size_t>(rank)]->baton.acquire();
@@ -54,14 +65,21 @@ class ThreadTurns final : public Turns {
  protected:
   void start(int count, const Body& body) override {
     for (int i = 0; i < count; ++i) ranks_.push_back(std::make_unique<Rank>());
-    for (int i = 0; i < count; ++i) {
-      Rank& rank = *ranks_[static_cast<std::size_t>(i)];
-      rank.thread = std::thread([this, i, &rank, &body] {
-        rank.baton.acquire();
-        body(i);
-        rank.ended = true;
-        main_.release();
-      });
+    try {
+      for (int i = 0; i < count; ++i) {
+        Rank& rank = *ranks_[static_cast<std::size_t>(i)];
+        rank.thread = std::thread([this, i, &rank, &body] {
+          rank.baton.acquire();
+          if (!called_off_) body(i);
+          rank.ended = true;
+          main_.release();
+        });
+      }
+    } catch (const std::system_error& error) {
+      called_off_ = true;
+      for (const auto& rank : ranks_) rank->baton.release();
+      join();
+      throw Error(fmt::format("no thread for each of {} virtual ranks: {}", count, error.what()));
     }
   }
   bool turn(int rank) override {
@@ -76,21 +94,35 @@ class ThreadTurns final : public Turns {
     bool ended = false;
     std::thread thread;
   };
-  std::binary_semaphore main_{0};
+  void join() {
+    for (const auto& rank : ranks_) {
+      if (rank->thread.joinable()) rank->thread.join();
+    }
+  }
+
+  std::counting_semaphore<> main_{0};  // more than one only where it is called off
   std::vector<std::unique_ptr<Rank>> ranks_;
+  bool called_off_ = false;
 };
 
 }  // namespace
 
 void Turns::run(int count, const Body& body, const std::function<void()>& stuck) {
-  for (int rank = 0; rank < count; ++rank) wake(rank);
   start(count, body);
+  ready_.resize(static_cast<std::size_t>(count));
+  for (int rank = 0; rank < count; ++rank) wake(rank);
   for (int ended = 0; ended < count;) {
-    if (ready_.empty()) stuck();
-    const int rank = ready_.front();
-    ready_.pop_front();
+    while (waiting_ == 0) stuck();
+    const int rank = ready_[first_];
+    first_ = first_ + 1 == ready_.size() ? 0 : first_ + 1;
+    --waiting_;
     if (turn(rank)) ++ended;
   }
+}
+
+void Turns::wake(int rank) {
+  const std::size_t at = first_ + waiting_++;
+  ready_[at < ready_.size() ? at : at - ready_.size()] = rank;
 }
 
 std::unique_ptr<Turns> make_fiber_turns(std::size_t stack_bytes) {

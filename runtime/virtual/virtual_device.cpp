@@ -69,6 +69,7 @@ class VirtualDevice final : public Device {
                     "a memory request needs shift <= shift room <= bytes");
     const Bytes available = capacity_ - used_->bytes;
     if (request.bytes > available) {
+      if (capacity_ < machine_.options().capacity) clock_.ran_out_of_memory();
       throw OutOfMemory(std::string(shardplan::name(request.tier)), request.bytes, available);
     }
     return std::make_unique<VirtualMemory>(machine_, clock_, request, used_);
@@ -101,46 +102,58 @@ void VirtualStream::record(Event& event) {
 }
 
 void VirtualStream::stand_still_until(double time) {
-  if (time <= time_) return;
-  if (number_ == 0) clock_.outcome.exposed_seconds += time - time_;
-  time_ = time;
+  if (is_first()) {
+    clock_.stand_still_until(time);
+  } else {
+    time_ = std::max(time_, time);
+  }
 }
 
 void VirtualStream::wait(Event& event) {
   stand_still_until(static_cast<VirtualEvent&>(event).time);
 }
 
-// A collective announces itself with no bytes: its communicator books it.
+// A collective, and work of a client, announces itself with no bytes: whoever announced it books it.
 void VirtualStream::launching(std::string_view kernel, Bytes touched) {
-  if (touched == Bytes{}) return;
-  work(kernel, touched, machine_.options().costs->memory_seconds(touched));
+  if (touched == Bytes{}) {
+    clock_.announced = this;
+  } else {
+    work(kernel, touched, machine_.options().costs->memory_seconds(touched));
+  }
 }
 
 void VirtualStream::work(std::string_view what, Bytes touched, double seconds) {
   clock_.operation(false);
   stand_still_until(clock_.now());
-  const double begin = time_;
-  time_ += seconds * clock_.kernel_factor();
-  clock_.reach(time_);
-  if (number_ == 0) clock_.outcome.busy_seconds += time_ - begin;
+  const double begin = time();
+  const double end = begin + in_ticks(seconds * clock_.kernel_factor());
+  if (is_first()) {
+    clock_.work_until(end);
+  } else {
+    time_ = end;
+  }
+  clock_.reach(end);
   VirtualTrace* trace = machine_.options().trace;
-  if (trace != nullptr) trace->work(clock_.rank(), number_, what, touched, begin, time_);
+  if (trace != nullptr) trace->work(clock_.rank(), number_, what, touched, begin, end);
 }
 
-void VirtualStream::communicated(std::string_view what, Bytes bytes, double begin, double end) {
-  clock_.outcome.waiting_seconds += begin - ready();
-  clock_.outcome.communication_seconds += end - begin;
-  stand_still_until(begin);
-  time_ = end;
-  clock_.reach(time_);
+void VirtualStream::communicated(const Collective& collective) {
+  clock_.communicated(collective.called, collective.begin, collective.end);
+  stand_still_until(collective.end);
+  clock_.reach(collective.end);
   VirtualTrace* trace = machine_.options().trace;
-  if (trace != nullptr) trace->work(clock_.rank(), number_, what, bytes, begin, end);
+  if (trace == nullptr) return;
+  if (collective.begin > collective.called) {
+    trace->waited(clock_.rank(), number_, collective.what, collective.last, collective.called, collective.begin);
+  }
+  trace->work(clock_.rank(), number_, collective.what, collective.bytes, collective.begin, collective.end);
 }
 
-VirtualStream& virtual_stream(Stream& stream) {
-  auto* found = dynamic_cast<VirtualStream*>(&stream);
-  SHARDPLAN_CHECK(found != nullptr, "expected a stream of a virtual device, with no adaptor before it");
-  return *found;
+VirtualStream& virtual_stream(VirtualClock& clock, Stream& stream, std::string_view what) {
+  clock.announced = nullptr;
+  stream.launching(what, Bytes{});
+  SHARDPLAN_CHECK(clock.announced != nullptr, "expected a stream of this rank's virtual device");
+  return *clock.announced;
 }
 
 std::unique_ptr<Device> make_virtual_device(VirtualMachine& machine, int rank) {

@@ -3,15 +3,16 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "runtime/collective_call.h"
+#include "runtime/virtual/step_parts.h"
+#include "runtime/virtual/transfers.h"
 #include "runtime/virtual/turns.h"
+#include "runtime/virtual/virtual_time.h"
 #include "runtime/virtual/virtual_world.h"
 
 namespace shardplan {
@@ -37,22 +38,42 @@ class VirtualClock {
   // The fault that this rank's present collective has, if any: drop or corrupt.
   const Fault* message_fault() const { return message_fault_; }
   bool killed() const { return killed_; }
+  // The fault by which the device has less memory has made it run out.
+  void ran_out_of_memory();
 
+  // A collective of this rank, on a stream or on the host.
+  void communicated(double called, double begin, double end);
+  // The first stream stands still from where it is.
+  void stand_still_until(double time);
+  // It works from where it is.
+  void work_until(double time);
+  double first_stream() const { return first_stream_; }
+
+  // Of the next collective: where Stream::launching arrived, through whatever adaptors stand before it.
+  VirtualStream* announced = nullptr;
   VirtualOutcome outcome{};
 
  private:
-  void apply(const Fault& fault);
+  void apply(std::size_t fault);
 
   const VirtualOptions& options_;
   int rank_;
   double now_ = 0;
   double latest_ = 0;
+  double first_stream_ = 0;
   double kernel_factor_ = 1;
   double link_factor_ = 1;
-  std::uint64_t collectives_ = 0;
-  std::vector<Fault> faults_;  // of this rank
+  CollectiveTimes collectives_;
+  std::vector<std::size_t> faults_;  // of this rank
   const Fault* message_fault_ = nullptr;
   bool killed_ = false;
+};
+
+// Where ranks meet, for those who wait there.
+class MeetingPlace {
+ public:
+  virtual ~MeetingPlace() = default;
+  virtual int missing() const = 0;  // a rank that has not come
 };
 
 class VirtualMachine {
@@ -60,26 +81,22 @@ class VirtualMachine {
   explicit VirtualMachine(const VirtualOptions& options);
 
   const VirtualOptions& options() const { return options_; }
-  Turns& turns() { return *turns_; }
   VirtualClock& clock(int rank) { return *clocks_[static_cast<std::size_t>(rank)]; }
   std::uint64_t next_arena_id() { return next_arena_id_++; }
   std::uint64_t next_address(Bytes bytes);
+  void run(const Turns::Body& body);
 
-  // The first failure stays; whoever waits is woken, at `time` at the earliest.
+  // The first failure stays; whoever waits for peers is woken, at `time` at the earliest.
   void poison(int world_rank, const std::string& operation, const std::string& problem, double time);
   void throw_if_poisoned(int rank);
-  bool poisoned() const { return failure_.has_value(); }
 
-  // A rank waits for its peers in `operation`; `missing` tells one that has not come.
-  struct Waiting {
-    std::string operation;
-    double since = 0;
-    std::function<int()> missing;
-  };
-  void wait(int rank, Waiting waiting);
-  void wake(int rank);
-  // Nobody can go on: the wait that ends first ends at its deadline.
-  void expire();
+  // The rank waits until it is woken. Where it waits at a place, since its time `since`, for peers to come to
+  // `operation`, a failure wakes it too, and so does the deadline.
+  void wait(int rank, const char* operation, double since, const MeetingPlace* place);
+  // The peers have come: the rank waits no longer for them.
+  void met(int rank) { waits_[static_cast<std::size_t>(rank)].place = nullptr; }
+  void wake(int rank) { turns_->wake(rank); }
+  Transfers& transfers() { return transfers_; }
 
  private:
   struct Failure {
@@ -88,11 +105,20 @@ class VirtualMachine {
     std::string problem;
     double time;
   };
+  struct Wait {
+    const char* operation = "";
+    double since = 0;
+    const MeetingPlace* place = nullptr;  // of a rank that waits for peers
+  };
+
+  void go_on();
+  void expire();
 
   VirtualOptions options_;
   std::unique_ptr<Turns> turns_;
   std::vector<std::unique_ptr<VirtualClock>> clocks_;
-  std::map<int, Waiting> waiting_;
+  std::vector<Wait> waits_;  // by rank
+  Transfers transfers_;
   std::optional<Failure> failure_;
   std::uint64_t next_arena_id_ = 0;
   std::uint64_t next_address_ = std::uint64_t{1} << 20;
@@ -110,26 +136,36 @@ class VirtualStream final : public Stream {
   void zero(std::byte* at, Bytes bytes) override;
   void record(Event& event) override;
   void wait(Event& event) override;
-  void synchronize() override { clock_.wait_until(time_); }
+  void synchronize() override { clock_.wait_until(time()); }
   void launching(std::string_view kernel, Bytes touched) override;
 
   void work(std::string_view what, Bytes touched, double seconds);
   // When it can begin something new.
-  double ready() const { return std::max(time_, clock_.now()); }
-  // A collective from `begin` to `end`, for which this stream was ready.
-  void communicated(std::string_view what, Bytes bytes, double begin, double end);
+  double ready() const { return std::max(time(), clock_.now()); }
+  // A collective that it was ready for at `called`, that began when the last rank, `last`, had come, and ended.
+  struct Collective {
+    std::string_view what;
+    Bytes bytes;
+    double called;
+    double begin;
+    double end;
+    int last;
+  };
+  void communicated(const Collective& collective);
 
  private:
+  bool is_first() const { return number_ == 0; }
+  double time() const { return is_first() ? clock_.first_stream() : time_; }
   void stand_still_until(double time);
 
   VirtualMachine& machine_;
   VirtualClock& clock_;
   std::size_t number_;
-  double time_ = 0;
+  double time_ = 0;  // but of the first stream: that is the clock's
 };
 
-// The stream itself. CheckFailure for one that another object stands before, or that is of another device.
-VirtualStream& virtual_stream(Stream& stream);
+// Where work that is announced on `stream` arrives. CheckFailure where that is not a stream of this rank's device.
+VirtualStream& virtual_stream(VirtualClock& clock, Stream& stream, std::string_view what);
 
 std::unique_ptr<Device> make_virtual_device(VirtualMachine& machine, int rank);
 // Of all ranks: the world.

@@ -21,8 +21,9 @@ class Rank final : public VirtualRank {
   double latest() const override { return clock_.latest(); }
   const VirtualOutcome& so_far() const override { return clock_.outcome; }
   void work(Stream& stream, std::string_view what, double seconds) override {
-    virtual_stream(stream).work(what, Bytes{}, seconds);
+    virtual_stream(clock_, stream, what).work(what, Bytes{}, seconds);
   }
+  void settle() override { clock_.stand_still_until(clock_.latest()); }
 
  private:
   VirtualClock& clock_;
@@ -49,7 +50,7 @@ std::vector<VirtualOutcome> VirtualWorld::run(const std::function<void(VirtualRa
     }
     clock.outcome.seconds = clock.now();
   };
-  machine.turns().run(options_.ranks, rank_body, [&] { machine.expire(); });
+  machine.run(rank_body);
   std::vector<VirtualOutcome> outcomes;
   for (int rank = 0; rank < options_.ranks; ++rank) outcomes.push_back(machine.clock(rank).outcome);
   return outcomes;

@@ -9,9 +9,12 @@
 // Device memory has addresses, sizes and lifetimes, and no bytes behind it: nothing may be read or written there.
 // Kernels, copies and collectives cost what `costs` says. Time is virtual: each rank has a clock for itself (the host)
 // and one for each stream; an event carries the time of its stream; a collective starts when the last rank's stream has
-// come to it.
+// come to it. Collectives that move bytes at the same time share links (runtime/virtual/transfers.h).
 //
-// Order. One rank runs at a time, from one wait for a peer to the next, in an order that depends on the calls alone, so
+// Where a rank's time went is told for its first stream, on which it computes: VirtualOutcome has four parts that add
+// up to that stream's time exactly.
+//
+// Order. One rank runs at a time, from one collective to the next, in an order that depends on the calls alone, so
 // a run is deterministic: the same body, options and faults give the same trace. Ranks are fibers (Boost.Context) on
 // one thread; or, where a tool cannot follow those (sanitizers), threads that pass a baton in the same order. A rank
 // must not wait for a peer inside of a catch block.
@@ -64,6 +67,8 @@ class VirtualTrace {
   // Memory that is handed out and given back, at the time that the rank's work has come to.
   virtual void taken(int rank, std::uint64_t offset, Bytes bytes, std::string_view purpose, double time) = 0;
   virtual void given_back(int rank, std::uint64_t offset, Bytes bytes, double time) = 0;
+  // A rank had come to the collective `what`, and waited for its peers, the last of which was rank `last`.
+  virtual void waited(int rank, std::size_t stream, std::string_view what, int last, double begin, double end) = 0;
   virtual void fault(const Fault& fault, double time) = 0;
 };
 
@@ -73,6 +78,7 @@ bool virtual_ranks_are_threads();
 struct VirtualOptions {
   int ranks = 1;
   int ranks_per_node = 8;
+  int ranks_per_adapter = 1;   // neighbours that share a link to the network
   Bytes capacity{UINT64_MAX};  // of each device
   const Costs* costs = nullptr;
   std::chrono::milliseconds deadline{60'000};  // virtual
@@ -85,14 +91,20 @@ struct VirtualOptions {
 struct VirtualOutcome {
   std::exception_ptr error;  // that ended the rank
   bool killed = false;
-  double seconds = 0;                // the rank's own clock at its end
-  Bytes sent{};                      // to peers, in collectives on streams: payload
-  double sent_over_network = 0;      // of these bytes, out of the node
-  std::uint64_t operations = 0;      // kernels, copies and collectives
-  double exposed_seconds = 0;        // its first stream stood still, waiting for another one or for the host
-  double busy_seconds = 0;           // its first stream worked
-  double communication_seconds = 0;  // its collectives took, from their common start
-  double waiting_seconds = 0;        // its streams waited in collectives for later ranks
+  std::vector<std::size_t> faults{};  // of VirtualOptions::faults, those of this rank that happened
+  double seconds = 0;                 // the rank's own clock at its end
+  Bytes sent{};                       // to peers, in collectives on streams: payload
+  double sent_over_network = 0;       // of these bytes, out of the node
+  std::uint64_t operations = 0;       // kernels, copies and collectives
+  std::uint64_t collectives = 0;      // of these
+  // The first stream's time: it worked; or it stood still, and a collective of the rank was on the wire; or none was,
+  // but the rank had come to one and waited for slower peers; or none of these: for the host, or for other streams' work.
+  double computing_seconds = 0;
+  double exposed_seconds = 0;
+  double waiting_seconds = 0;
+  double idle_seconds = 0;
+  // The rank's collectives were on the wire, on any stream and on the host. What is not exposed of it is hidden.
+  double communication_seconds = 0;
 };
 
 class VirtualRank {
@@ -106,12 +118,15 @@ class VirtualRank {
   virtual const VirtualOutcome& so_far() const = 0;
   // Books work of a client on a stream of this rank's device.
   virtual void work(Stream& stream, std::string_view what, double seconds) = 0;
+  // The first stream stands still until latest(): now its times in so_far() add up to that.
+  virtual void settle() = 0;
 };
 
 class VirtualWorld {
  public:
   explicit VirtualWorld(VirtualOptions options);
-  // Runs `body` on every rank, and returns when all have ended. Exceptions end their rank alone.
+  // Runs `body` on every rank, and returns when all have ended. Exceptions end their rank alone. Throws Error where the
+  // system has no stack or thread for each rank (Linux: about 32,000 fibers, vm.max_map_count); then nothing has run.
   std::vector<VirtualOutcome> run(const std::function<void(VirtualRank&)>& body);
 
  private:

@@ -1,7 +1,7 @@
 // Compiled once per level, with SHARDPLAN_KERNEL_LEVEL its namespace. Only functions with internal linkage may be used
 // here: an inline function with external linkage could be emitted for AVX-512 and be chosen by the linker for everyone.
-// base/half.h and split_master.h are safe: their functions are always inlined at the -O3 that this file is compiled
-// with; a test looks.
+// base/half.h, split_master.h and optimizer_formulas.h are safe: their functions are always inlined at the -O3 that this
+// file is compiled with; a test looks.
 //
 // A range is updated block by block. fp32 arrays are updated where they are; the others pass through fp32 scratch that
 // stays in the first-level cache. So an optimizer's formula is compiled once, and any combination of dtypes is one pass
@@ -9,6 +9,7 @@
 #include "shard/kernels/optimizer_kernels.h"
 
 #include "base/half.h"
+#include "shard/kernels/optimizer_formulas.h"
 #include "shard/kernels/split_master.h"
 
 namespace shardplan::SHARDPLAN_KERNEL_LEVEL {
@@ -41,57 +42,6 @@ auto with_storage(DType dtype, Function function) {
   return function(F32{});
 }
 
-// ---- One element: the formulas of optimizer_update.h ----
-
-// a + weight (b - a), from the nearer end, as torch.lerp does.
-float lerp(float a, float b, float weight) {
-  const bool near_a = weight < 0.5F;
-  return (near_a ? a : b) + (near_a ? weight : weight - 1.0F) * (b - a);
-}
-
-void adam_step(const UpdateScalars& s, float& p, float g, float& m, float& v) {
-  m = lerp(m, g, s.fresh1);
-  v = v * s.beta2 + (s.fresh2 * g) * g;
-  const float denominator = __builtin_sqrtf(v) / s.bias2_root + s.eps;
-  p = p + (s.minus_step * m) / denominator;
-}
-
-struct AdamW {
-  static constexpr int kMoments = 2;
-  static void update(const UpdateScalars& s, float& p, float g, float& m, float& v) {
-    p = p * s.keep;
-    adam_step(s, p, g, m, v);
-  }
-};
-struct Adam {
-  static constexpr int kMoments = 2;
-  static void update(const UpdateScalars& s, float& p, float g, float& m, float& v) {
-    adam_step(s, p, g + s.l2 * p, m, v);
-  }
-};
-struct Sgd {
-  static constexpr int kMoments = 0;
-  static void update(const UpdateScalars& s, float& p, float g, float&, float&) {
-    p = p + s.minus_step * (g + s.l2 * p);
-  }
-};
-struct SgdMomentum {
-  static constexpr int kMoments = 1;
-  static void update(const UpdateScalars& s, float& p, float g, float& m, float&) {
-    m = m * s.beta1 + (g + s.l2 * p);
-    p = p + s.minus_step * m;
-  }
-};
-struct Lion {
-  static constexpr int kMoments = 1;
-  static void update(const UpdateScalars& s, float& p, float g, float& m, float&) {
-    const float direction = m * s.beta1 + s.fresh1 * g;
-    const float sign = direction > 0.0F ? 1.0F : (direction < 0.0F ? -1.0F : direction);
-    p = p * s.keep + s.minus_step * sign;
-    m = m * s.beta2 + s.fresh2 * g;
-  }
-};
-
 // ---- One block, all of it fp32 ----
 
 template <typename Optimizer>
@@ -109,20 +59,24 @@ void update_block(const UpdateScalars& scalars, float* __restrict p, const float
 void update_block(const UpdateScalars& s, float* p, const float* g, float* m, float* v, std::size_t elements) {
   switch (s.kind) {
     case OptimizerKind::adamw:
-      return update_block<AdamW>(s, p, g, m, v, elements);
+      return update_block<formulas::AdamW>(s, p, g, m, v, elements);
     case OptimizerKind::adam:
-      return update_block<Adam>(s, p, g, m, v, elements);
+      return update_block<formulas::Adam>(s, p, g, m, v, elements);
     case OptimizerKind::sgd:
-      return update_block<Sgd>(s, p, g, m, v, elements);
+      return update_block<formulas::Sgd>(s, p, g, m, v, elements);
     case OptimizerKind::sgd_momentum:
-      return update_block<SgdMomentum>(s, p, g, m, v, elements);
+      return update_block<formulas::SgdMomentum>(s, p, g, m, v, elements);
     case OptimizerKind::lion:
-      return update_block<Lion>(s, p, g, m, v, elements);
+      return update_block<formulas::Lion>(s, p, g, m, v, elements);
+    case OptimizerKind::adafactor:
+    case OptimizerKind::adam8bit:
+    case OptimizerKind::muon:
+      break;  // no step plan has them
   }
 }
 
 void average_block(float* __restrict ema, const float* __restrict p, float fresh, std::size_t elements) {
-  for (std::size_t i = 0; i < elements; ++i) ema[i] = lerp(ema[i], p[i], fresh);
+  for (std::size_t i = 0; i < elements; ++i) ema[i] = formulas::lerp(ema[i], p[i], fresh);
 }
 
 // ---- Between dtypes ----

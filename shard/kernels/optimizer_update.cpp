@@ -57,20 +57,26 @@ void check(const UpdateOptions& options, const UpdateArrays& a) {
 
 }  // namespace
 
-void optimizer_update(const UpdateOptions& options, const UpdateArrays& arrays, const OptimizerKernels& kernels) {
+UpdateCall checked_update(const UpdateOptions& options, const UpdateArrays& arrays) {
   check(options, arrays);
-  kernels.update(scalars_of(options), {.elements = arrays.parameter.elements,
-                                       .parameter_dtype = arrays.parameter.dtype,
-                                       .gradient_dtype = arrays.gradient.dtype,
-                                       .first_moment_dtype = arrays.first_moment.dtype,
-                                       .second_moment_dtype = arrays.second_moment.dtype,
-                                       .parameter = arrays.parameter.data,
-                                       .master = arrays.master.empty() ? nullptr : arrays.master.data(),
-                                       .master_rest = arrays.master_rest.empty() ? nullptr : arrays.master_rest.data(),
-                                       .gradient = arrays.gradient.data,
-                                       .first_moment = arrays.first_moment.data,
-                                       .second_moment = arrays.second_moment.data,
-                                       .ema = arrays.ema.empty() ? nullptr : arrays.ema.data()});
+  return {scalars_of(options),
+          {.elements = arrays.parameter.elements,
+           .parameter_dtype = arrays.parameter.dtype,
+           .gradient_dtype = arrays.gradient.dtype,
+           .first_moment_dtype = arrays.first_moment.dtype,
+           .second_moment_dtype = arrays.second_moment.dtype,
+           .parameter = arrays.parameter.data,
+           .master = arrays.master.empty() ? nullptr : arrays.master.data(),
+           .master_rest = arrays.master_rest.empty() ? nullptr : arrays.master_rest.data(),
+           .gradient = arrays.gradient.data,
+           .first_moment = arrays.first_moment.data,
+           .second_moment = arrays.second_moment.data,
+           .ema = arrays.ema.empty() ? nullptr : arrays.ema.data()}};
+}
+
+void optimizer_update(const UpdateOptions& options, const UpdateArrays& arrays, const OptimizerKernels& kernels) {
+  const UpdateCall call = checked_update(options, arrays);
+  kernels.update(call.scalars, call.arrays);
 }
 
 }  // namespace shardplan

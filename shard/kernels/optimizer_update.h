@@ -71,4 +71,11 @@ struct UpdateArrays {
 void optimizer_update(const UpdateOptions& options, const UpdateArrays& arrays,
                       const OptimizerKernels& kernels = best_optimizer_kernels());
 
+// What a loop over the elements needs of a call, checked as above: for those who bring a loop of their own.
+struct UpdateCall {
+  UpdateScalars scalars;
+  UpdatePointers arrays;
+};
+UpdateCall checked_update(const UpdateOptions& options, const UpdateArrays& arrays);
+
 }  // namespace shardplan

@@ -61,6 +61,8 @@ TEST(Errors, IoErrorCarriesPathOffsetAndErrno) {
   const IoError ended("f", 7, 0, "the file ends early");
   expect_says(ended, {"f", "7", "the file ends early"});
   EXPECT_EQ(std::string(ended.what()).find("Success"), std::string::npos) << ended.what();
+  EXPECT_EQ(std::string(IoError("f", 0, ENOENT, "cannot be opened").what()),
+            std::string("f: cannot be opened: ") + std::strerror(ENOENT));
 }
 
 TEST(Errors, CheckpointErrorNamesThePath) {

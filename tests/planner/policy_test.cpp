@@ -124,11 +124,11 @@ TEST(Optimizers, KeepTheStatesOfTheirPapers) {
     bool first;
     bool second;
   };
-  constexpr Known kKnown[] = {{OptimizerKind::adamw, "adamw", true, true},
-                              {OptimizerKind::adam, "adam", true, true},
-                              {OptimizerKind::sgd, "sgd", false, false},
-                              {OptimizerKind::sgd_momentum, "sgd-momentum", true, false},
-                              {OptimizerKind::lion, "lion", true, false}};
+  constexpr Known kKnown[] = {
+      {OptimizerKind::adamw, "adamw", true, true},         {OptimizerKind::adam, "adam", true, true},
+      {OptimizerKind::sgd, "sgd", false, false},           {OptimizerKind::sgd_momentum, "sgd-momentum", true, false},
+      {OptimizerKind::lion, "lion", true, false},          {OptimizerKind::adafactor, "adafactor", false, false},
+      {OptimizerKind::adam8bit, "adam8bit", false, false}, {OptimizerKind::muon, "muon", false, false}};
   for (const Known& known : kKnown) {
     SCOPED_TRACE(known.name);
     const OptimizerStates& states = optimizer_named(known.name);

@@ -115,11 +115,18 @@ TEST_P(VirtualWorlds, ACollectiveStartsWithTheLastRankAndStreamsOverlap) {
     EXPECT_TRUE(event->reached());
   });
   for (const VirtualOutcome& outcome : outcomes) EXPECT_EQ(message_of(outcome.error), "");
-  EXPECT_EQ(outcomes[0].waiting_seconds, 3);
-  EXPECT_EQ(outcomes[1].waiting_seconds, 0);
   EXPECT_EQ(outcomes[0].sent, 32_B);
-  EXPECT_EQ(outcomes[0].exposed_seconds, 1 + 2);  // making the arena, and waiting for the event
-  EXPECT_EQ(outcomes[0].busy_seconds, 3);
+  // Making the arena; then 2 of work, of which the last waits for rank 1, 1 more of waiting, the gather, 1 of work.
+  EXPECT_EQ(outcomes[0].computing_seconds, 3);
+  EXPECT_EQ(outcomes[0].waiting_seconds, 1);
+  EXPECT_EQ(outcomes[0].exposed_seconds, 1 + 1);
+  EXPECT_EQ(outcomes[0].communication_seconds, 2);
+  EXPECT_EQ(outcomes[0].idle_seconds, 0);
+  // Rank 1's communication stream worked for so long: nobody waits for a peer.
+  EXPECT_EQ(outcomes[1].computing_seconds, 3);
+  EXPECT_EQ(outcomes[1].waiting_seconds, 0);
+  EXPECT_EQ(outcomes[1].exposed_seconds, 2);
+  EXPECT_EQ(outcomes[1].idle_seconds, 1);
 }
 
 TEST_P(VirtualWorlds, MemoryIsBookedAndRunsOut) {

@@ -144,6 +144,17 @@ TEST(Digest, ReductionTreesOfOneShardGroup) {
   }
 }
 
+TEST(Digest, RanksThatExchangeCopies) {
+  for (const char* precision : {"fp32", "bf16-mixed", "fp16-mixed"}) {
+    for (const WorldShape& shape : {WorldShape{1, 1}, {2, 1}, {3, 1}, {4, 2}, {6, 3}, {4, 4}}) {
+      SCOPED_TRACE(fmt::format("{}, {} ranks, {} replicas", precision, shape[0], shape[1]));
+      auto setup = setup_of({precision, shape});
+      setup.transport = Transport::staged;
+      expect_all_stages(setup, odd_catalog(), options_for(precision, 0));
+    }
+  }
+}
+
 TEST(Digest, ClippingGroupByGroup) {
   for (const char* precision : {"fp32", "bf16-mixed"}) {
     ZeroOptions options = options_for(precision, 0);

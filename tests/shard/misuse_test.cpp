@@ -16,6 +16,7 @@
 #include "tests/shard/training_run.h"
 #include "tests/support/config_error.h"
 #include "tests/support/run_ranks.h"
+#include "tests/support/thread_exchange.h"
 
 namespace shardplan::test {
 namespace {
@@ -242,6 +243,33 @@ TEST(MisuseTest, RandomDelaysChangeNoBit) {
                  adaptors);
     }
   }
+}
+
+// A plan that has no staging, for ranks that cannot do without.
+TEST(Misuse, ADirectPlanAmongRanksThatExchangeCopies) {
+  const Catalog catalog = odd_catalog();
+  const auto construct = [&](Transport transport, std::uint64_t world) {
+    auto setup = setup_for(world, 2, 1);
+    setup.transport = transport;
+    const StepPlan plan = make_step_plan(catalog, setup);
+    const int size = static_cast<int>(world);
+    const auto body = [&](const std::unique_ptr<Communicator>& communicator) {
+      CpuDevice device;
+      const RankGroups groups(*communicator, setup);
+      const ZeroOptimizer optimizer(catalog, plan, device, groups.communicators(), plain_options());
+    };
+    std::vector<std::string> messages;
+    for (const auto& outcome : outcomes_of_ranks(make_staged_communicators(size, 1min), body)) {
+      messages.push_back(message_of(outcome));
+    }
+    return messages;
+  };
+  for (const std::string& message : construct(Transport::direct, 2)) {
+    EXPECT_NE(message.find("--transport: direct with canonical reductions: expected staged"), std::string::npos)
+        << message;
+  }
+  for (const std::string& message : construct(Transport::staged, 2)) EXPECT_EQ(message, "");
+  for (const std::string& message : construct(Transport::direct, 1)) EXPECT_EQ(message, "");  // nothing is exchanged
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 
 #include "runtime/cpu_device.h"
 #include "tests/support/run_ranks.h"
+#include "tests/support/thread_exchange.h"
 
 namespace shardplan::test {
 namespace {
@@ -164,7 +165,10 @@ void expect_run(const Catalog& catalog, const Setup& setup, const ZeroOptions& o
   const StepPlan plan = make_step_plan(catalog, setup);
   CpuDevice cpu;
   std::vector<RankOutcome> ranks(setup.world_size);
-  const auto outcomes = outcomes_of_ranks(static_cast<int>(setup.world_size), [&](std::unique_ptr<Communicator> world) {
+  const int size = static_cast<int>(setup.world_size);
+  auto worlds = setup.transport == Transport::staged ? make_staged_communicators(size, std::chrono::minutes{1})
+                                                     : make_local_communicators(size);
+  const auto outcomes = outcomes_of_ranks(std::move(worlds), [&](std::unique_ptr<Communicator> world) {
     if (adaptors.communicator) world = adaptors.communicator(std::move(world));
     const std::unique_ptr<Device> device = adaptors.device ? adaptors.device(cpu, world->rank()) : nullptr;
     ranks[static_cast<std::size_t>(world->rank())] =

@@ -48,7 +48,7 @@ struct Adaptors {
   std::function<std::unique_ptr<Communicator>(std::unique_ptr<Communicator>)> communicator;
 };
 
-// The same by all ranks, with these expectations: every rank's outcome is `expected`, its memory is the plan's, and no
+// The same by all ranks, over the transport that the setup names, with these expectations: every rank's outcome is `expected`, its memory is the plan's, and no
 // call of the optimizer allocated.
 void expect_run(const Catalog& catalog, const Setup& setup, const ZeroOptions& options, const Script& script,
                 const Outcome& expected, const Adaptors& adaptors = {});

@@ -26,7 +26,7 @@ class WatchedDevice final : public ForwardingDevice {
   using ForwardingDevice::ForwardingDevice;
   std::unique_ptr<Memory> allocate(const MemoryRequest& request) override {
     auto memory = ForwardingDevice::allocate(request);
-    data_ = memory->data();
+    if (request.tier == MemoryTier::device) data_ = memory->data();
     return memory;
   }
   const std::byte* data() const { return data_; }

@@ -9,7 +9,11 @@ namespace shardplan::test {
 std::vector<std::exception_ptr> outcomes_of_ranks(int ranks,
                                                   const std::function<void(std::unique_ptr<Communicator>)>& body,
                                                   const LocalOptions& options) {
-  auto communicators = make_local_communicators(ranks, options);
+  return outcomes_of_ranks(make_local_communicators(ranks, options), body);
+}
+
+std::vector<std::exception_ptr> outcomes_of_ranks(std::vector<std::unique_ptr<Communicator>> communicators,
+                                                  const std::function<void(std::unique_ptr<Communicator>)>& body) {
   std::vector<std::exception_ptr> outcomes(communicators.size());
   std::vector<std::thread> threads;
   for (std::size_t rank = 0; rank < communicators.size(); ++rank) {

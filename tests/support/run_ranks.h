@@ -21,6 +21,9 @@ void run_ranks(int ranks, const std::function<void(Communicator&)>& body, const 
 std::vector<std::exception_ptr> outcomes_of_ranks(int ranks,
                                                   const std::function<void(std::unique_ptr<Communicator>)>& body,
                                                   const LocalOptions& options = {});
+// The same with communicators of any kind whose ranks may be threads.
+std::vector<std::exception_ptr> outcomes_of_ranks(std::vector<std::unique_ptr<Communicator>> communicators,
+                                                  const std::function<void(std::unique_ptr<Communicator>)>& body);
 
 // What the exception says; empty for null.
 std::string message_of(const std::exception_ptr& outcome);

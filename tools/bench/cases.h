@@ -15,6 +15,11 @@ void register_adamw();
 // against as many threads that only read.
 void register_norm();
 
+// gpu_adamw_fp32, gpu_adamw_bf16_mixed, gpu_cast_to_bf16, gpu_grad_norm_bf16, NAME/elements:N, on the first GPU; where there
+// is none, a line on stderr says why, and no case is there. Counter ratio_to_copy, against a copy inside of the GPU that
+// reads and writes as many bytes in all.
+void register_gpu();
+
 // plan_7b and plan_405b: one make_step_plan, the catalog in memory.
 void register_planner();
 

@@ -15,14 +15,14 @@
 
 #include "runtime/cpu_device.h"
 #include "runtime/local_communicator.h"
+#include "tools/bench/collective_rank.h"
+#include "tools/bench/process_ranks.h"
 
 namespace shardplan::bench {
 namespace {
 
 constexpr int kPairs = 9;
 constexpr int kLimitThreads = 2;
-
-enum class Collective { all_reduce, reduce_scatter, all_gather };
 
 // Threads that run the same work again and again, timed from the first start to the last end.
 class Team {
@@ -61,61 +61,29 @@ class Team {
   std::vector<std::thread> threads_;
 };
 
-// N ranks, each with an arena that holds the full vector and, behind it, room for this rank's sums.
-struct Ranks {
-  std::uint64_t elements;  // of the full vector
-  std::uint64_t shard;
-  std::uint64_t sums_at;  // offset in bytes
-  CpuDevice device;
-  std::vector<std::unique_ptr<Communicator>> communicators;
-  std::vector<std::unique_ptr<SymmetricArena>> arenas;
-  std::vector<Lease> leases;
-  std::vector<std::unique_ptr<Stream>> streams;
-
-  Ranks(std::uint64_t bytes, int ranks)
-      : elements(bytes / sizeof(float)),
-        shard(elements / static_cast<std::uint64_t>(ranks)),
-        // One array after the other, shifted by a page: see docs/design.md on congruent arrays.
-        sums_at(round_up(bytes, 4096) + 4096),
-        communicators(make_local_communicators(ranks)),
-        arenas(static_cast<std::size_t>(ranks)),
-        leases(arenas.size()),
-        streams(arenas.size()) {
+// N ranks that are threads.
+class Ranks {
+ public:
+  Ranks(std::uint64_t bytes, int ranks) : ranks_(static_cast<std::size_t>(ranks)) {
+    auto communicators = make_local_communicators(ranks);
     std::vector<std::thread> threads;
-    for (std::size_t rank = 0; rank < arenas.size(); ++rank) {
-      threads.emplace_back([this, rank] {
-        const Bytes used{sums_at + shard * sizeof(float)};
-        arenas[rank] =
-            communicators[rank]->make_arena(device, {.tier = MemoryTier::device, .bytes = used + kArenaShiftRoom});
-        leases[rank] = arenas[rank]->take(0, used);
-        streams[rank] = device.make_stream();
-        std::fill_n(vector_of(rank), elements, 1.0F / static_cast<float>(rank + 1));
+    for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
+      threads.emplace_back([this, rank, bytes, &communicators] {
+        ranks_[rank] = std::make_unique<CollectiveRank>(std::move(communicators[rank]), device_, bytes);
       });
     }
     for (std::thread& thread : threads) thread.join();
   }
-  // Leases end before their arenas.
-  ~Ranks() { leases.clear(); }
 
-  float* vector_of(std::size_t rank) const { return reinterpret_cast<float*>(arenas[rank]->data()); }
-  float* sums_of(std::size_t rank) const { return reinterpret_cast<float*>(arenas[rank]->data() + sums_at); }
+  std::size_t size() const { return ranks_.size(); }
+  std::uint64_t shard() const { return ranks_.front()->shard(); }
+  float* vector_of(std::size_t rank) const { return ranks_[rank]->vector(); }
+  float* sums_of(std::size_t rank) const { return ranks_[rank]->sums(); }
+  void run(Collective what, int rank) { ranks_[static_cast<std::size_t>(rank)]->run(what); }
 
-  void run(Collective what, int rank) {
-    const auto index = static_cast<std::size_t>(rank);
-    const Piece mine{.first = shard * index, .count = shard};
-    SymmetricArena* arena = arenas[index].get();
-    const ArenaPlace piece{arena, mine.first * sizeof(float)};
-    if (what != Collective::all_gather) {
-      const ArenaPlace sums = what == Collective::all_reduce ? piece : ArenaPlace{arena, sums_at};
-      communicators[index]->reduce_scatter(
-          {.input = {arena, 0}, .elements = elements, .mine = mine, .scale = 0.5F, .output = {.place = sums}},
-          *streams[index]);
-    }
-    if (what != Collective::reduce_scatter) {
-      communicators[index]->all_gather({.input = piece, .output = {arena, 0}, .elements = elements, .mine = mine},
-                                       *streams[index]);
-    }
-  }
+ private:
+  CpuDevice device_;
+  std::vector<std::unique_ptr<CollectiveRank>> ranks_;
 };
 
 template <std::size_t kRanks>
@@ -141,15 +109,15 @@ class Limit {
   }
 
  private:
-  std::size_t begin(int thread) const { return ranks_.shard * static_cast<std::size_t>(thread) / kLimitThreads; }
+  std::size_t begin(int thread) const { return ranks_.shard() * static_cast<std::size_t>(thread) / kLimitThreads; }
 
   void reduce(Collective what, int thread) {
     const std::size_t first = begin(thread);
     const std::size_t count = begin(thread + 1) - first;
-    for (std::size_t owner = 0; owner < ranks_.arenas.size(); ++owner) {
-      const std::size_t at = ranks_.shard * owner + first;
+    for (std::size_t owner = 0; owner < ranks_.size(); ++owner) {
+      const std::size_t at = ranks_.shard() * owner + first;
       std::vector<const float*> from;
-      for (std::size_t rank = 0; rank < ranks_.arenas.size(); ++rank) from.push_back(ranks_.vector_of(rank) + at);
+      for (std::size_t rank = 0; rank < ranks_.size(); ++rank) from.push_back(ranks_.vector_of(rank) + at);
       float* to = what == Collective::all_reduce ? ranks_.vector_of(owner) + at : ranks_.sums_of(owner) + first;
       switch (from.size()) {
         case 2:
@@ -167,9 +135,9 @@ class Limit {
   void gather(int thread) {
     const std::size_t first = begin(thread);
     const std::size_t bytes = (begin(thread + 1) - first) * sizeof(float);
-    for (std::size_t owner = 0; owner < ranks_.arenas.size(); ++owner) {
-      const std::size_t at = ranks_.shard * owner + first;
-      for (std::size_t rank = 0; rank < ranks_.arenas.size(); ++rank) {
+    for (std::size_t owner = 0; owner < ranks_.size(); ++owner) {
+      const std::size_t at = ranks_.shard() * owner + first;
+      for (std::size_t rank = 0; rank < ranks_.size(); ++rank) {
         if (rank != owner) std::memcpy(ranks_.vector_of(rank) + at, ranks_.vector_of(owner) + at, bytes);
       }
     }
@@ -184,28 +152,56 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-void run_case(benchmark::State& state, Collective what) {
-  const auto bytes = static_cast<std::uint64_t>(state.range(0));
-  const int size = static_cast<int>(state.range(1));
-  Ranks ranks(bytes, size);
-  Limit limit(ranks);
-  Team rank_team(size);
-  Team limit_team(kLimitThreads);
-  const auto run_ranks = [&](int rank) { ranks.run(what, rank); };
-  const auto run_limit = [&](int thread) { limit.run(what, thread); };
-  rank_team.seconds(run_ranks);
-  limit_team.seconds(run_limit);
-
+// Candidate and limit in turns.
+void compare(benchmark::State& state, const std::function<double()>& limit, const std::function<double()>& candidate) {
+  const auto bytes = static_cast<double>(state.range(0));
+  candidate();
+  limit();
   std::vector<double> seconds;
   std::vector<double> ratios;
   for ([[maybe_unused]] auto _ : state) {
-    const double allowed = limit_team.seconds(run_limit);
-    seconds.push_back(rank_team.seconds(run_ranks));
+    const double allowed = limit();
+    seconds.push_back(candidate());
     ratios.push_back(allowed / seconds.back());
     state.SetIterationTime(seconds.back());
   }
-  state.counters["bytes_per_second"] = static_cast<double>(bytes) / median(seconds);
+  state.counters["bytes_per_second"] = bytes / median(seconds);
   state.counters["ratio_to_limit"] = median(ratios);
+}
+
+void run_threads(benchmark::State& state, Collective what) {
+  const int size = static_cast<int>(state.range(1));
+  Ranks ranks(static_cast<std::uint64_t>(state.range(0)), size);
+  Limit limit(ranks);
+  Team rank_team(size);
+  Team limit_team(kLimitThreads);
+  compare(
+      state, [&] { return limit_team.seconds([&](int thread) { limit.run(what, thread); }); },
+      [&] { return rank_team.seconds([&](int rank) { ranks.run(what, rank); }); });
+}
+
+// Against the same limit as threads, over buffers of its own.
+void run_processes(benchmark::State& state, Collective what) {
+  const auto bytes = static_cast<std::uint64_t>(state.range(0));
+  const int size = static_cast<int>(state.range(1));
+  ProcessRanks processes(size, bytes, what);  // forks, so before the threads
+  Ranks ranks(bytes, size);
+  Limit limit(ranks);
+  Team limit_team(kLimitThreads);
+  compare(
+      state, [&] { return limit_team.seconds([&](int thread) { limit.run(what, thread); }); },
+      [&] { return processes.seconds(); });
+}
+
+using Run = void (*)(benchmark::State&, Collective);
+
+void register_case(const std::string& name, Collective what, Run run, const std::vector<std::int64_t>& bytes) {
+  benchmark::RegisterBenchmark(name.c_str(), [what, run](benchmark::State& state) { run(state, what); })
+      ->ArgNames({"bytes", "ranks"})
+      ->ArgsProduct({bytes, {2, 4, 8}})
+      ->UseManualTime()
+      ->Unit(benchmark::kMillisecond)
+      ->Iterations(kPairs);
 }
 
 }  // namespace
@@ -215,12 +211,8 @@ void register_collectives() {
                                                       {"reduce_scatter", Collective::reduce_scatter},
                                                       {"all_gather", Collective::all_gather}};
   for (const auto& [name, what] : cases) {
-    benchmark::RegisterBenchmark(name, [what = what](benchmark::State& state) { run_case(state, what); })
-        ->ArgNames({"bytes", "ranks"})
-        ->ArgsProduct({{64'000'000, 512'000'000}, {2, 4, 8}})
-        ->UseManualTime()
-        ->Unit(benchmark::kMillisecond)
-        ->Iterations(kPairs);
+    register_case(name, what, run_threads, {64'000'000, 512'000'000});
+    register_case(std::string(name) + "_shared", what, run_processes, {64'000'000});
   }
 }
 

@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   shardplan::bench::register_norm();
   shardplan::bench::register_planner();
   shardplan::bench::register_collectives();
+  shardplan::bench::register_gpu();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
 }

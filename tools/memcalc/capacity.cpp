@@ -8,8 +8,12 @@
 
 namespace shardplan::memcalc {
 
+bool is_capacity(const std::string& text) {
+  return !text.empty() && std::isdigit(static_cast<unsigned char>(text.front())) != 0;
+}
+
 Capacity find_capacity(const std::string& text, const std::vector<std::string>& gpu_files) {
-  if (!text.empty() && std::isdigit(static_cast<unsigned char>(text.front())) != 0) {
+  if (is_capacity(text)) {
     try {
       const Bytes bytes = parse_bytes(text);
       if (bytes == Bytes{}) throw ConfigError("", "", fmt::format("'{}' is no memory: expected more than 0", text));

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "tools/memcalc/engine_flags.h"
 #include "tools/memcalc/options.h"
 #include "tools/version.h"
 
@@ -28,6 +29,17 @@ constexpr const char* kFooter = R"(Examples:
   memcalc simulate llama-2-7b --gpus 64 --zero 3 --plot memory.svg
 
 Exit status: 0 done, 1 it does not fit (--gpu), 2 the command line is wrong, 3 an input file or a model is bad.)";
+
+constexpr const char* kSimulateFooter = R"(Examples:
+  memcalc simulate llama-2-7b --gpus 64 --zero 3 --plot memory.svg
+  memcalc simulate llama-2-7b --gpus 64 --cluster h100-ethernet --compare-stages --plot stages.svg
+  memcalc simulate gpt2 --gpus 8 --zero 2 --fault slow-rank,rank=3,factor=2 --trace trace.json
+  memcalc simulate gpt2 --gpus 4 --zero 3 --fault random --seed 7 --json
+
+--gpu decides the cluster (the first one that has it) and the memory; a size decides the memory alone.
+
+Exit status: 0 done, 1 it does not fit (--gpu, or the cluster's), 2 the command line is wrong, 3 an input file or a
+model is bad.)";
 
 // Every flag that is a word from a table. The message of a wrong word comes from the table.
 template <typename Value>
@@ -118,7 +130,91 @@ void add_precision(CLI::App* app, PolicyFlags& flags) {
   }
 }
 
-void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy) {
+void add_parallelism(CLI::App* app, PlanOptions& options) {
+  Parallelism& parallel = options.setup.parallel;
+  constexpr const char* kGroup = "Parallelism";
+  const auto add = [&](const std::string& flag, auto& count, const std::string& help) {
+    add_count(app, flag, count, help);
+    app->get_option(flag)->group(kGroup);
+  };
+  add("--tp", parallel.tensor, "ranks that share out each layer (1)");
+  add("--pp", parallel.pipeline, "stages of layers (1)");
+  add("--cp", parallel.context, "ranks that share out a sequence (1)");
+  add("--ep", parallel.expert, "ranks that share out the experts of a layer (1)");
+  add("--etp", parallel.expert_tensor, "ranks that share out one expert (--tp)");
+  add("--virtual-stages", parallel.virtual_stages, "pieces of the model on each pipeline rank, in turn (1)");
+  app->add_flag("--sequence-parallel", parallel.sequence_parallel, "split activations between layers along --tp")
+      ->group(kGroup);
+  std::map<std::string, std::optional<PipelineSchedule>> schedules;
+  for (const PipelineSchedule schedule : {PipelineSchedule::one_f_one_b, PipelineSchedule::interleaved,
+                                          PipelineSchedule::zero_bubble, PipelineSchedule::dualpipe}) {
+    schedules.emplace(name(schedule), schedule);
+  }
+  add_word<std::optional<PipelineSchedule>>(
+      app, "--schedule", parallel.schedule,
+      "1f1b, interleaved, zero-bubble or dualpipe (1f1b; with virtual stages interleaved)",
+      word_of<std::optional<PipelineSchedule>>("--schedule", std::move(schedules)));
+  app->get_option("--schedule")->group(kGroup);
+  add("--first-stage-layers", parallel.first_stage_layers, "of an uneven pipeline");
+  add("--last-stage-layers", parallel.last_stage_layers, "of an uneven pipeline");
+  add("--vocabulary-multiple", options.vocabulary_multiple,
+      "the vocabulary is padded to a multiple of this x --tp (1; engine megatron 128)");
+}
+
+// --lora-rank, --lora-targets and --modules-to-save are one thing once all flags are read.
+struct LoraFlags {
+  std::optional<std::uint64_t> rank;
+  std::vector<std::string> targets;
+  std::vector<std::string> modules_to_save;
+};
+
+std::optional<Lora> resolve(const LoraFlags& flags) {
+  if (!flags.rank) {
+    if (flags.targets.empty() && flags.modules_to_save.empty()) return std::nullopt;
+    throw ConfigError(flags.targets.empty() ? "--modules-to-save" : "--lora-targets", "", "needs --lora-rank");
+  }
+  if (*flags.rank == 0) throw ConfigError("--lora-rank", "", "expected 1 or more");
+  if (flags.targets.empty()) {
+    throw ConfigError("--lora-rank", "", "needs --lora-targets: names of modules such as q_proj,v_proj, or all-linear");
+  }
+  return Lora{*flags.rank, flags.targets, flags.modules_to_save};
+}
+
+void add_adapters(CLI::App* app, PlanOptions& options, LoraFlags& flags) {
+  constexpr const char* kGroup = "Adapters";
+  add_count(app, "--lora-rank", flags.rank, "rank of the adapters; the rest of the model is frozen");
+  app->get_option("--lora-rank")->group(kGroup);
+  app->add_option("--lora-targets", flags.targets, "modules with an adapter, as q_proj,v_proj; or all-linear")
+      ->type_name("GLOB,...")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->group(kGroup);
+  app->add_option("--modules-to-save", flags.modules_to_save, "modules of which a copy is trained, beside adapters")
+      ->type_name("GLOB,...")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->group(kGroup);
+  add_word<std::optional<Quantization>>(
+      app, "--quantize", options.quantize, "frozen weights of linear modules in nf4 or int8, with their scales",
+      word_of<std::optional<Quantization>>("--quantize", {{"nf4", Quantization::nf4}, {"int8", Quantization::int8}}));
+  app->get_option("--quantize")->group(kGroup);
+}
+
+// --gpus counts all ranks: what is left for the data axis.
+void divide_world(Setup& setup) {
+  const Parallelism& p = setup.parallel;
+  validate(p);
+  const std::uint64_t model_ranks = checked_multiply(p.tensor, p.pipeline);
+  const std::uint64_t ranks = checked_multiply(model_ranks, p.context);
+  if (setup.world_size % ranks != 0) {
+    throw ConfigError("--gpus", "",
+                      fmt::format("{} is no multiple of --tp x --pp x --cp = {} x {} x {} = {}", setup.world_size,
+                                  p.tensor, p.pipeline, p.context, ranks));
+  }
+  setup.world_size /= model_ranks;
+}
+
+void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy, LoraFlags& lora) {
   Setup& setup = options.setup;
   app->add_option("MODEL", options.model, kModelHelp)->type_name("");
   app->add_option("--params", options.parameters,
@@ -139,8 +235,16 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy) {
                   "ZeRO stage: 0 nothing is sharded, 1 optimizer states, 2 and gradients, 3 and parameters (0)")
       ->type_name("0..3");
   add_word<Engine>(app, "--engine", options.engine,
-                   "whose runtime: shardplan, or paper (the textbook formula) (shardplan)",
+                   "whose runtime: shardplan, deepspeed, fsdp2, megatron, or paper (the textbook formula) (shardplan)",
                    [](const std::string& text) { return engine_named(text); });
+  add_count(app, "--hpz", options.engine_options.deepspeed.zero_hpz_partition_size,
+            "deepspeed: ranks that share a second copy of the parameters at stage 3 (1: none)");
+  add_count(app, "--mics", options.engine_options.deepspeed.mics_shard_size,
+            "deepspeed: ranks that shard, while groups of them replicate (all)");
+  app->add_option("--offload", options.offload,
+                  "optimizer, parameters or gradients = cpu or file[:FOLDER] (nvme is another word for file); engines "
+                  "deepspeed, fsdp2, megatron")
+      ->type_name("CLASS=TIER,...");
   add_count(app, "--replicate", setup.replicate,
             "hybrid sharding: this many groups, sharded inside, replicated across (1)");
   add_count(app, "--prefetch", setup.prefetch, "units gathered ahead at stage 3; 0 hides nothing and needs least (1)");
@@ -160,11 +264,16 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy) {
                       word_of<Recompute>("--recompute", {{"none", Recompute::none}, {"full", Recompute::full}}));
   add_count(app, "--seq", options.sequence, "tokens per sequence");
   add_count(app, "--micro-batch", options.micro_batch, "sequences per micro-batch (1)");
+  add_parallelism(app, options);
+  add_adapters(app, options, lora);
   add_precision(app, policy);
   std::vector<std::string_view> optimizers;
   for (const OptimizerStates& optimizer : all_optimizers()) optimizers.push_back(optimizer.name);
   add_word<OptimizerKind>(app, "--optimizer", setup.optimizer, fmt::format("{} (adamw)", fmt::join(optimizers, ", ")),
                           [](const std::string& text) { return optimizer_named(text).kind; });
+  app->add_flag("--adafactor-first-moment", setup.adafactor_first_moment, "Adafactor with beta1");
+  app->add_flag("--optimizer-in-backward", setup.optimizer_in_backward,
+                "update each tensor as soon as its gradient is there (engine paper)");
   app->add_flag("--ema", setup.ema, "keep an fp32 moving average of the parameters");
   app->add_flag("--json", options.json, "one JSON object on stdout and nothing else");
   app->add_flag("--verbose", options.verbose, "also the units, their layout and the programs");
@@ -221,7 +330,7 @@ complete -o filenames -F _memcalc memcalc
                      cases, commands);
 }
 
-void finish(PlanOptions& options, const PolicyFlags& policy) {
+void finish(PlanOptions& options, const PolicyFlags& policy, const LoraFlags& lora) {
   if (options.model.empty() == !options.parameters) {
     throw ConfigError("MODEL", "",
                       options.parameters ? "a model and --params exclude each other"
@@ -234,7 +343,12 @@ void finish(PlanOptions& options, const PolicyFlags& policy) {
   if (options.micro_batch == 0) throw ConfigError("--micro-batch", "", "expected 1 or more");
   if (options.sequence && *options.sequence == 0) throw ConfigError("--seq", "", "expected 1 or more");
   options.setup.policy = resolve(policy);
+  options.lora = resolve(lora);
+  options.setup.parallel.vocabulary_multiple =
+      options.vocabulary_multiple.value_or(options.engine == Engine::megatron ? 128 : 1);
+  divide_world(options.setup);
   validate(options.setup);
+  apply_engine_flags(options);
 }
 
 }  // namespace
@@ -243,6 +357,7 @@ ParseResult parse_command_line(int argc, char** argv) {
   ParseResult result;
   CommandLine& line = result.command_line;
   PolicyFlags policy;
+  LoraFlags lora;
   CLI::App app{"memcalc sizes a training run: what each GPU holds, where, and why.", "memcalc"};
   app.set_version_flag("--version", std::string("memcalc ") + kVersion);
   app.require_subcommand(1);
@@ -256,14 +371,16 @@ ParseResult parse_command_line(int argc, char** argv) {
   CLI::App* gpus = app.add_subcommand("gpus", "The GPUs that are known by name");
   CLI::App* completion = app.add_subcommand("completion", "Bash completion: eval \"$(memcalc completion)\"");
   for (CLI::App* command : {plan, explain, simulate}) {
-    add_plan_flags(command, line.plan, policy);
-    command->footer(kFooter);
+    add_plan_flags(command, line.plan, policy, lora);
+    command->footer(command == simulate ? kSimulateFooter : kFooter);
   }
   add_simulate_flags(simulate, line.simulate);
   for (CLI::App* command : {models, gpus}) {
     command->add_flag("--json", line.list.json, "one JSON object on stdout and nothing else");
     command->add_flag("--names", line.list.names, "the names, one a line");
   }
+  gpus->add_flag("--detect", line.list.detect,
+                 "the GPUs of this machine instead, and which of the known ones they are");
   gpus->add_option("--gpu-file", line.list.gpu_files, "a table of more GPUs; may be repeated")
       ->type_name("FILE")
       ->allow_extra_args(false);
@@ -290,7 +407,7 @@ ParseResult parse_command_line(int argc, char** argv) {
                    : *models   ? Command::models
                    : *gpus     ? Command::gpus
                                : Command::plan;
-    if (*plan || *explain || *simulate) finish(line.plan, policy);
+    if (*plan || *explain || *simulate) finish(line.plan, policy, lora);
   } catch (const CLI::Success& success) {
     app.exit(success);
     result.exit_status = 0;

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "tools/memcalc/detected.h"
 #include "tools/memcalc/options.h"
 #include "tools/memcalc/output.h"
 #include "tools/memcalc/planning.h"
@@ -38,7 +39,7 @@ int run(const CommandLine& line) {
       print(models_text(line.list));
       return kDone;
     case Command::gpus:
-      print(gpus_text(line.list));
+      print(line.list.detect ? detected_gpus_text(line.list) : gpus_text(line.list));
       return kDone;
     case Command::simulate: {
       const Simulated simulated = make_simulated(line.plan, line.simulate, say_progress);

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "planner/engines/options.h"
+#include "planner/lora.h"
 #include "planner/report.h"
 #include "planner/setup.h"
 
@@ -16,7 +18,12 @@ struct PlanOptions {
   std::string model;                      // a preset, a file or a folder; empty with --params
   std::optional<std::string> parameters;  // --params
   std::vector<std::string> freeze;        // globs
+  std::optional<Lora> lora;               // --lora-rank and what goes with it
+  std::optional<Quantization> quantize;
+  std::optional<std::uint64_t> vocabulary_multiple;  // of setup.parallel; empty: 1, engine megatron 128
   Engine engine = Engine::shardplan;
+  EngineOptions engine_options;        // of engines other than ours
+  std::optional<std::string> offload;  // as given: CLASS=TIER,...
   Setup setup;
   std::optional<std::uint64_t> gpus_per_node;  // 8; to simulate, the cluster's
   std::optional<std::string> gpu;              // a name or a size
@@ -42,7 +49,8 @@ struct SimulateOptions {
 
 struct ListOptions {
   bool json = false;
-  bool names = false;  // one a line, and nothing else
+  bool names = false;   // one a line, and nothing else
+  bool detect = false;  // gpus: those of this machine
   std::vector<std::string> gpu_files;
 };
 

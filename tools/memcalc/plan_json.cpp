@@ -22,6 +22,10 @@ json::string word(std::string_view text) {
   return json::string(text.data(), text.size());
 }
 
+json::array words(const std::vector<std::string>& texts) {
+  return json::array(texts.begin(), texts.end());
+}
+
 }  // namespace
 
 json::object model_json(const Catalog& catalog) {
@@ -38,14 +42,17 @@ json::object model_json(const Catalog& catalog) {
 json::object setup_json(const PlanOptions& options, const Planned& planned) {
   const Setup& setup = options.setup;
   const Policy& policy = setup.policy;
+  const Parallelism& parallel = setup.parallel;
   const auto dtype = [](DType type) { return word(name(type)); };
-  return {{"world_size", setup.world_size},
+  return {{"world_size", total_ranks(setup)},
           {"gpus_per_node", options.node_gpus()},
-          {"data_parallel", setup.world_size},
-          {"tensor_parallel", 1},
-          {"pipeline_parallel", 1},
-          {"context_parallel", 1},
-          {"expert_parallel", 1},
+          {"data_parallel", data_parallel(setup)},
+          {"tensor_parallel", parallel.tensor},
+          {"pipeline_parallel", parallel.pipeline},
+          {"context_parallel", parallel.context},
+          {"expert_parallel", parallel.expert},
+          {"expert_tensor_parallel", resolved_expert_tensor(parallel)},
+          {"expert_data_parallel", expert_world_size(setup)},
           {"replicate", setup.replicate},
           {"shard", shard_count(setup)},
           {"zero_stage", setup.stage},
@@ -59,6 +66,8 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
           {"moment_dtype", dtype(policy.first_moment)},
           {"wire_dtype", dtype(policy.wire)},
           {"optimizer", word(states_of(setup.optimizer).name)},
+          {"adafactor_first_moment", setup.adafactor_first_moment},
+          {"optimizer_in_backward", setup.optimizer_in_backward},
           {"ema", setup.ema},
           {"micro_batch", options.micro_batch},
           {"sequence", value_of(options.sequence)},
@@ -70,19 +79,25 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
           {"prefetch", setup.prefetch},
           {"recompute", word(name(setup.recompute))},
           {"gpu", planned.gpu ? json::value(planned.gpu->name) : json::value()},
-          {"hpz", nullptr},
-          {"mics", nullptr},
-          {"virtual_stages", nullptr},
-          {"sequence_parallel", nullptr},
-          {"schedule", nullptr},
+          {"hpz", options.engine == Engine::deepspeed
+                      ? json::value(options.engine_options.deepspeed.zero_hpz_partition_size)
+                      : json::value()},
+          {"mics", options.engine_options.deepspeed.mics_shard_size > 0
+                       ? json::value(options.engine_options.deepspeed.mics_shard_size)
+                       : json::value()},
+          {"virtual_stages", parallel.virtual_stages},
+          {"sequence_parallel", parallel.sequence_parallel},
+          {"schedule", parallel.pipeline > 1 ? json::value(word(name(resolved_schedule(parallel)))) : json::value()},
+          {"vocabulary_multiple", parallel.vocabulary_multiple},
           {"attention", nullptr},
           {"profile", nullptr},
           {"loss", nullptr},
-          {"offload", nullptr},
-          {"lora_rank", nullptr},
-          {"lora_targets", nullptr},
-          {"quantize", nullptr},
-          {"freeze", json::array(options.freeze.begin(), options.freeze.end())},
+          {"offload", value_of(options.offload)},
+          {"lora_rank", options.lora ? json::value(options.lora->rank) : json::value()},
+          {"lora_targets", options.lora ? json::value(words(options.lora->targets)) : json::value()},
+          {"modules_to_save", options.lora ? json::value(words(options.lora->modules_to_save)) : json::value()},
+          {"quantize", options.quantize ? json::value(word(name(*options.quantize))) : json::value()},
+          {"freeze", words(options.freeze)},
           {"plan_hash", planned.plan ? json::value(planned.plan->hash) : json::value()}};
 }
 
@@ -180,14 +195,12 @@ std::string plan_json(const PlanOptions& options, const Planned& planned) {
 }
 
 std::string explain_json(const PlanOptions& options, const Planned& planned) {
-  const std::vector<Explanation> device =
-      planned.plan ? explain_shardplan(planned.catalog, *planned.plan) : explain_paper(planned.catalog, options.setup);
-  return line_of(
-      {{"schema", "memcalc.explain/1"},
-       {"model", model_json(planned.catalog)},
-       {"setup", setup_json(options, planned)},
-       {"device", explanation_json(device)},
-       {"communication", explanation_json(explain_traffic(planned.catalog, options.setup, planned.report))}});
+  const std::vector<Explanation> device = explain_device(options, planned);
+  return line_of({{"schema", "memcalc.explain/1"},
+                  {"model", model_json(planned.catalog)},
+                  {"setup", setup_json(options, planned)},
+                  {"device", explanation_json(device)},
+                  {"communication", explanation_json(explain_traffic(planned.held, options.setup, planned.report))}});
 }
 
 }  // namespace shardplan::memcalc

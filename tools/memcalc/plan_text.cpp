@@ -31,6 +31,19 @@ std::string plural(std::uint64_t count, const char* word) {
   return fmt::format("{} {}{}", with_commas(count), word, count == 1 ? "" : "s");
 }
 
+// The axes beside the data axis, where there are any.
+std::string axes_words(const Setup& setup) {
+  const Parallelism& p = setup.parallel;
+  if (total_ranks(setup) == data_parallel(setup) && !experts_apart(p)) return {};
+  std::string text = fmt::format(" on {}", plural(data_parallel(setup), "data rank"));
+  for (const auto& [axis, ranks] : {std::pair{"tensor", p.tensor}, {"pipeline", p.pipeline}, {"context", p.context}}) {
+    if (ranks > 1) text += fmt::format(" x {} {}", ranks, axis);
+  }
+  if (p.pipeline > 1) text += fmt::format(" ({})", name(resolved_schedule(p)));
+  if (p.expert > 1) text += fmt::format(", experts over {}", p.expert);
+  return text;
+}
+
 std::string heading(const PlanOptions& options, const Planned& planned, const Style& style) {
   const Catalog& catalog = planned.catalog;
   const Setup& setup = options.setup;
@@ -42,7 +55,8 @@ std::string heading(const PlanOptions& options, const Planned& planned, const St
   if (!catalog.count_only) {
     text += fmt::format(", {} in {}", plural(tensor_count(catalog), "tensor"), plural(unit_count(catalog), "unit"));
   }
-  text += fmt::format("\n{}, ZeRO stage {}", plural(setup.world_size, "GPU"), setup.stage);
+  text += fmt::format("\n{}, ZeRO stage {}", plural(total_ranks(setup), "GPU"), setup.stage);
+  text += axes_words(setup);
   if (setup.replicate > 1) {
     text += fmt::format(" in {} replicas of {} shards", setup.replicate, shard_count(setup));
   }
@@ -78,6 +92,7 @@ std::string dtypes_of_states(const Setup& setup) {
   add(setup.policy.master.has_value(), "master", setup.policy.master.value_or(DType::f32));
   add(optimizer.first_moment, optimizer.second_moment ? "first moment" : "momentum", setup.policy.first_moment);
   add(optimizer.second_moment, "second moment", setup.policy.second_moment);
+  if (optimizer.by_shape) text += fmt::format("{}what {} keeps", text.empty() ? "" : ", ", optimizer.name);
   add(setup.ema, "moving average", DType::f32);
   return text.empty() ? "no state" : text;
 }
@@ -97,7 +112,43 @@ std::string communication_words(const Planned& planned) {
   return words;
 }
 
+// What an engine's terms of one class are at the peak: their names without the class.
+std::string terms_words(const EngineTerms& terms, MemoryClass memory_class) {
+  std::string words;
+  const Span peak = peak_moment(terms);
+  for (const Term& term : terms.terms) {
+    if (term.tier != Tier::device || term.memory_class != memory_class || !held(term.span, peak)) continue;
+    const std::size_t colon = term.name.find(": ");
+    const std::string word = colon == std::string::npos ? term.name : term.name.substr(colon + 2);
+    if (word == name(memory_class)) continue;
+    words += fmt::format("{}{}", words.empty() ? "" : ", ", word);
+  }
+  const bool elsewhere = std::any_of(terms.terms.begin(), terms.terms.end(), [&](const Term& term) {
+    return term.tier != Tier::device && term.memory_class == memory_class;
+  });
+  if (words.empty() && elsewhere && memory_class != MemoryClass::communication_buffers) return "offloaded";
+  return words;
+}
+
+std::vector<Line> lines_of_terms(const Planned& planned) {
+  const DeviceMemory& device = planned.worst().device;
+  const PeakMemory& peak = device.at_peak;
+  const auto words = [&](MemoryClass memory_class) { return terms_words(*planned.terms, memory_class); };
+  std::vector<Line> lines{
+      {"parameters", device.parameters, peak.parameters, words(MemoryClass::parameters)},
+      {"gradients", device.gradients, peak.gradients, words(MemoryClass::gradients)},
+      {"optimizer states", device.optimizer_states, peak.optimizer_states, words(MemoryClass::optimizer_states)}};
+  for (const auto& [what, memory_class, bytes] :
+       {std::tuple{"gathered parameters", MemoryClass::gathered_parameters, peak.gathered_parameters},
+        {"communication buffers", MemoryClass::communication_buffers, peak.communication_buffers}}) {
+    const std::string said = words(memory_class);
+    if (bytes && !said.empty()) lines.push_back({what, std::nullopt, bytes, said});
+  }
+  return lines;
+}
+
 std::vector<Line> device_lines(const PlanOptions& options, const Planned& planned) {
+  if (planned.terms) return lines_of_terms(planned);
   const Setup& setup = options.setup;
   const DeviceMemory& device = planned.worst().device;
   const PeakMemory& peak = device.at_peak;
@@ -120,18 +171,50 @@ std::vector<Line> device_lines(const PlanOptions& options, const Planned& planne
   return lines;
 }
 
+// An engine's host memory and files, where it has any; the peak at the start is a node's.
+std::string host_lines(const RankReport& rank, const Style& style) {
+  std::string text;
+  const auto add = [&](const char* what, std::optional<Bytes> bytes, const char* words) {
+    if (bytes.value_or(Bytes{}) == Bytes{}) return;
+    text += fmt::format("  {:<22}{:>24}   {}{}{}\n", what, in_gb(*bytes), style.dim, words, style.off);
+  };
+  add("host, pinned", rank.host.pinned, "of each rank");
+  add("host, pageable", rank.host.pageable, "of each rank");
+  add("files", rank.file, "of each rank");
+  add("host, at the start", rank.host.initialization_peak, "of all ranks of a node");
+  return text;
+}
+
 std::string cell(std::optional<Bytes> bytes) {
   if (!bytes) return "";
   return *bytes == Bytes{} ? "-" : in_gb(*bytes);
+}
+
+std::string whose(const RankReport& rank) {
+  const std::string role = rank.role == "all" ? "" : " (" + rank.role + ")";
+  return (rank.count == 1 ? "the GPU" : fmt::format("each of {} GPUs", with_commas(rank.count))) + role;
+}
+
+// Of several kinds of ranks, what each holds in all; the table has the worst one's parts.
+std::string kinds_table(const Planned& planned, const Style& style) {
+  const std::vector<RankReport>& ranks = planned.report.ranks;
+  if (ranks.size() == 1) return {};
+  std::string text = fmt::format("\n{}{:<24}{:>12}{:>16}{:>16}{}\n", style.dim, "kind of rank", "GPUs", "parameters",
+                                 "model states", style.off);
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    text +=
+        fmt::format("  {:<22}{:>12}{:>16}{:>16}\n", ranks[i].role, with_commas(ranks[i].count),
+                    with_commas(parameter_elements(planned.kinds[i].catalog)), in_gb(ranks[i].device.model_states()));
+  }
+  return text;
 }
 
 std::string table(const PlanOptions& options, const Planned& planned, const Style& style) {
   const RankReport& rank = planned.worst();
   const DeviceMemory& device = rank.device;
   const bool walked = device.live_peak.has_value();
-  std::string text = fmt::format("{}{:<24}{:>12}{}{}\n", style.dim,
-                                 rank.count == 1 ? "the GPU" : fmt::format("each of {} GPUs", with_commas(rank.count)),
-                                 "resident", walked ? fmt::format("{:>12}", "at peak") : "", style.off);
+  std::string text = fmt::format("{}{:<24}{:>12}{}{}\n", style.dim, whose(rank), "resident",
+                                 walked ? fmt::format("{:>12}", "at peak") : "", style.off);
   for (const Line& line : device_lines(options, planned)) {
     text += fmt::format("  {:<22}{:>12}{}   {}{}{}\n", line.name, cell(line.resident),
                         walked ? fmt::format("{:>12}", cell(line.at_peak)) : "", style.dim, line.what, style.off);
@@ -148,6 +231,7 @@ std::string table(const PlanOptions& options, const Planned& planned, const Styl
                         fmt::format("{}, {}", in_gb(rank.arenas->pinned + rank.arenas->host), in_gb(rank.arenas->file)),
                         style.dim, style.off);
   }
+  if (planned.terms) text += host_lines(rank, style);
   text += fmt::format("  {:<22}{:>{}}\n", "activations, loss", "not yet counted", walked ? 24 : 12);
   return text;
 }
@@ -165,7 +249,7 @@ std::string bar(const Planned& planned, const Style& style) {
 std::string verdict(const Planned& planned, const Style& style) {
   const RankReport& rank = planned.worst();
   const Bytes needed = least_device_bytes(rank);
-  const char* what = rank.arenas ? "arena" : "model states";
+  const char* what = rank.arenas ? "arena" : rank.device.live_peak ? "engine's peak" : "model states";
   const DeviceMemory& device = rank.device;
   std::pair<const char*, Bytes> largest{"parameters", device.parameters};
   for (const auto& [part, bytes] : {std::pair{"gradients", device.gradients},
@@ -179,7 +263,10 @@ std::string verdict(const Planned& planned, const Style& style) {
                        in_gb(needed - planned.gpu->bytes));
   } else if (planned.gpu) {
     text = fmt::format("{}The {}{} and leaves {} for activations, which are not yet counted", style.good,
-                       rank.arenas ? "arena fits" : "model states fit", style.off, in_gb(planned.gpu->bytes - needed));
+                       rank.device.live_peak && !rank.arenas ? "engine's peak fits"
+                       : rank.arenas                         ? "arena fits"
+                                                             : "model states fit",
+                       style.off, in_gb(planned.gpu->bytes - needed));
   } else {
     text = fmt::format("Each GPU needs {} and its activations", both(needed));
   }
@@ -202,8 +289,8 @@ std::string traffic(const PlanOptions& options, const Planned& planned, const St
   std::string text =
       fmt::format("{:<24}{:>12}   {}{}{}\n", "sent per GPU and step", in_gb(sent.total()), style.dim, parts, style.off);
   if (options.engine != Engine::paper && !planned.catalog.count_only) {
-    const bool plain = setup.accumulation == 1 && setup.replicate == 1 &&
-                       trainable_elements(planned.catalog) == parameter_elements(planned.catalog);
+    const bool plain = setup.accumulation == 1 && setup.replicate == 1 && !planned.experts &&
+                       trainable_elements(planned.held) == parameter_elements(planned.held);
     text += fmt::format("{:<24}{:>12}   {}{}{}\n", "  ZeRO's own figure", in_gb(sent.textbook), style.dim,
                         !plain             ? "its terms for this set-up, without padding"
                         : setup.stage == 3 ? "3 psi (N-1)/N, without padding"
@@ -216,7 +303,7 @@ std::string traffic(const PlanOptions& options, const Planned& planned, const St
 std::string units(const Planned& planned) {
   std::string text = "\nunits\n";
   for (std::size_t r = 0; r < planned.plan->layout.runs.size(); ++r) {
-    const UnitRun& run = planned.catalog.runs[r];
+    const UnitRun& run = planned.held.runs[r];
     const LayoutRun& layout = planned.plan->layout.runs[r];
     text += fmt::format("  {:<32}{:>6} x\n", run.numbered ? run.name + ".*" : run.name, run.count);
     for (const BufferLayout& buffer : layout.unit.buffers) {
@@ -248,7 +335,8 @@ std::string units(const Planned& planned) {
 
 std::string plan_text(const PlanOptions& options, const Planned& planned, bool colour) {
   const Style style = style_for(colour);
-  std::string text = heading(options, planned, style) + "\n" + table(options, planned, style) + "\n";
+  std::string text =
+      heading(options, planned, style) + "\n" + table(options, planned, style) + kinds_table(planned, style) + "\n";
   if (planned.gpu) text += bar(planned, style);
   text += verdict(planned, style);
   const std::string sent = traffic(options, planned, style);
@@ -268,9 +356,10 @@ std::string explain_text(const PlanOptions& options, const Planned& planned) {
                           with_commas(line.bytes.count()), both(line.bytes), line.formula, line.inputs, line.source);
     }
   };
-  add("Each GPU holds, at the peak",
-      planned.plan ? explain_shardplan(planned.catalog, *planned.plan) : explain_paper(planned.catalog, options.setup));
-  add("Each GPU sends, in one step", explain_traffic(planned.catalog, options.setup, planned.report));
+  add(planned.kinds.size() > 1 ? "Each GPU of the kind that holds most holds, at the peak"
+                               : "Each GPU holds, at the peak",
+      explain_device(options, planned));
+  add("Each GPU sends, in one step", explain_traffic(planned.held, options.setup, planned.report));
   for (const std::string& note : planned.report.notes) text += fmt::format("\nnote: {}\n", note);
   return text;
 }

@@ -2,22 +2,37 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <utility>
+
 #include "base/error.h"
 #include "planner/formats/parameter_count.h"
 #include "planner/formats/read_model.h"
+#include "planner/world_report.h"
 
 namespace shardplan::memcalc {
 namespace {
 
-Catalog read_catalog(const PlanOptions& options) {
-  Catalog catalog = options.parameters ? catalog_from_parameters(parse_parameter_count(*options.parameters))
-                                       : find_model(options.model).catalog;
+Model read(const PlanOptions& options) {
+  Model model;
+  if (options.parameters) {
+    model.catalog = catalog_from_parameters(parse_parameter_count(*options.parameters));
+  } else {
+    model = find_model(options.model);
+  }
   for (const std::string& glob : options.freeze) {
-    if (freeze(catalog, glob) == 0) {
-      throw ConfigError("--freeze", "", fmt::format("'{}' matches no tensor of {}", glob, catalog.name));
+    if (freeze(model.catalog, glob) == 0) {
+      throw ConfigError("--freeze", "", fmt::format("'{}' matches no tensor of {}", glob, model.catalog.name));
     }
   }
-  return catalog;
+  if (options.lora) add_lora(model.catalog, *options.lora);
+  if (options.quantize && !has_quantizable(model.catalog)) {
+    throw ConfigError("--quantize", "",
+                      fmt::format("{} has no frozen weights of linear modules, and quantised ones cannot be trained: "
+                                  "expected --lora-rank or --freeze",
+                                  model.catalog.name));
+  }
+  return model;
 }
 
 void add_notes(const PlanOptions& options, const Catalog& catalog, Report& report) {
@@ -31,6 +46,10 @@ void add_notes(const PlanOptions& options, const Catalog& catalog, Report& repor
         fmt::format("{}: copies of the weights in {} are made by the client's code and not yet counted",
                     setup.policy.name, name(setup.policy.compute)));
   }
+  if (experts_apart(setup.parallel)) {
+    report.notes.push_back(
+        fmt::format("experts are sharded over {} ranks, the rest over {}", expert_world_size(setup), setup.world_size));
+  }
   const std::uint64_t shards = shard_count(setup);
   if (setup.replicate > 1 && shards > options.node_gpus()) {
     report.notes.push_back(fmt::format("a shard group of {} GPUs spans nodes of {}: its gathers cross the network",
@@ -38,22 +57,124 @@ void add_notes(const PlanOptions& options, const Catalog& catalog, Report& repor
   }
 }
 
+bool holds_experts(const Catalog& catalog) {
+  return std::any_of(catalog.runs.begin(), catalog.runs.end(), [](const UnitRun& run) {
+    return std::any_of(run.tensors.begin(), run.tensors.end(), [](const Tensor& tensor) { return tensor.expert; });
+  });
+}
+
+// What other engines do not lay out, or lay out by their own shapes.
+void require_sizable(const PlanOptions& options) {
+  const OptimizerStates& optimizer = states_of(options.setup.optimizer);
+  if (optimizer.by_shape) {
+    throw ConfigError("--optimizer", "",
+                      fmt::format("{} is sized by the shapes of whole tensors: expected --engine paper, found {}",
+                                  optimizer.name, name(options.engine)));
+  }
+  if (options.setup.optimizer_in_backward) {
+    throw ConfigError("--optimizer-in-backward", "",
+                      fmt::format("expected --engine paper, found {}", name(options.engine)));
+  }
+}
+
+// One kind of rank through an engine.
+struct Sized {
+  Report report;
+  Catalog held;
+  std::optional<StepPlan> plan;
+  std::optional<PlannedOptimizer> experts;
+  std::optional<EngineTerms> terms;
+};
+
+Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
+  const auto [others, experts] = split_by_data_axis(catalog);
+  const Setup setup = expert_setup(options.setup);
+  Sized sized{.report = {}, .held = others, .plan = {}, .experts = {}, .terms = {}};
+  if (options.engine == Engine::paper) {
+    sized.report = with_experts(report_paper(others, options.setup), report_paper(experts, setup));
+    return sized;
+  }
+  sized.plan = make_step_plan(others, options.setup);
+  sized.experts = {experts, make_step_plan(experts, setup)};
+  sized.report = with_experts(report_shardplan(others, *sized.plan), report_shardplan(experts, sized.experts->plan));
+  return sized;
+}
+
+Sized size(const PlanOptions& options, const Catalog& catalog) {
+  const bool ours = options.engine == Engine::shardplan || options.engine == Engine::paper;
+  if (ours && experts_apart(options.setup.parallel) && holds_experts(catalog)) {
+    return size_on_two_axes(options, catalog);
+  }
+  Sized sized{.report = {}, .held = catalog, .plan = {}, .experts = {}, .terms = {}};
+  if (!ours) {
+    require_sizable(options);
+    EngineOptions engine = options.engine_options;
+    engine.gpus_per_node = options.node_gpus();
+    sized.terms = terms_of(options.engine, catalog, options.setup, engine);
+    sized.report = report_of(options.engine, catalog, options.setup, *sized.terms);
+  } else if (options.engine == Engine::paper) {
+    sized.report = report_paper(catalog, options.setup);
+  } else {
+    sized.plan = make_step_plan(catalog, options.setup);
+    sized.report = report_shardplan(catalog, *sized.plan);
+  }
+  return sized;
+}
+
 Planned plan_and_report(const PlanOptions& options) {
   Planned planned;
-  planned.catalog = read_catalog(options);
+  Model model = read(options);
   if (options.gpu) planned.gpu = find_capacity(*options.gpu, options.gpu_files);
-  if (options.engine == Engine::paper) {
-    planned.report = report_paper(planned.catalog, options.setup);
-  } else {
-    planned.plan = make_step_plan(planned.catalog, options.setup);
-    planned.report = report_shardplan(planned.catalog, *planned.plan);
+  planned.kinds = kinds_of_ranks(model, options.setup);
+  for (RankKind& kind : planned.kinds) {
+    if (options.quantize) quantize(kind.catalog, *options.quantize);
   }
+  std::vector<Sized> sized;
+  std::vector<Report> reports;
+  for (const RankKind& kind : planned.kinds) {
+    reports.push_back(sized.emplace_back(size(options, kind.catalog)).report);
+  }
+  planned.report = world_report(planned.kinds, std::move(reports));
+  Sized& worst = sized[planned.report.worst];
+  planned.held = std::move(worst.held);
+  planned.plan = std::move(worst.plan);
+  planned.experts = std::move(worst.experts);
+  planned.terms = std::move(worst.terms);
+  planned.catalog = std::move(model.catalog);
   add_notes(options, planned.catalog, planned.report);
   if (planned.gpu && least_device_bytes(planned.worst()) > planned.gpu->bytes) planned.fits = false;
   return planned;
 }
 
+// The lines of both optimizers of a rank. The last line of each is the sum of its others.
+std::vector<Explanation> together(std::vector<Explanation> lines, std::vector<Explanation> experts) {
+  Explanation sum = std::move(lines.back());
+  lines.pop_back();
+  sum.bytes += experts.back().bytes;
+  sum.inputs = "experts, which have a data axis of their own, and the rest";
+  experts.pop_back();
+  for (Explanation& line : experts) {
+    line.name = "experts: " + line.name;
+    lines.push_back(std::move(line));
+  }
+  lines.push_back(std::move(sum));
+  return lines;
+}
+
 }  // namespace
+
+std::vector<Explanation> explain_device(const PlanOptions& options, const Planned& planned) {
+  if (planned.terms) return explain_terms(*planned.terms);
+  const Catalog& worst = planned.kinds[planned.report.worst].catalog;
+  if (options.engine == Engine::paper && !holds_experts(worst)) return explain_paper(worst, options.setup);
+  if (options.engine == Engine::paper) {
+    const auto [others, experts] = split_by_data_axis(worst);
+    return together(explain_paper(others, options.setup), explain_paper(experts, expert_setup(options.setup)));
+  }
+  std::vector<Explanation> lines = explain_shardplan(planned.held, *planned.plan);
+  if (!planned.experts) return lines;
+  return together(std::move(lines), explain_shardplan(planned.experts->catalog, planned.experts->plan));
+}
 
 Planned make_planned(const PlanOptions& options) {
   try {

@@ -6,6 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "planner/engines/engine.h"
+#include "planner/explain.h"
+#include "planner/parallel.h"
 #include "planner/report.h"
 #include "tools/memcalc/options.h"
 
@@ -16,12 +19,25 @@ struct Capacity {
   Bytes bytes;
 };
 
+// Whether --gpu's word is a size and not a name.
+bool is_capacity(const std::string& text);
 // A GPU's name from the table, or a size such as 80GiB. Throws ConfigError.
 Capacity find_capacity(const std::string& text, const std::vector<std::string>& gpu_files);
 
-struct Planned {
+// What the step plan of an optimizer is made of.
+struct PlannedOptimizer {
   Catalog catalog;
-  std::optional<StepPlan> plan;  // engine shardplan
+  StepPlan plan;
+};
+
+struct Planned {
+  Catalog catalog;               // the whole model
+  std::vector<RankKind> kinds;   // in the order of report.ranks
+  Catalog held;                  // by the worst kind of rank; of experts apart, the others
+  std::optional<StepPlan> plan;  // engine shardplan: of `held`
+  // Engine shardplan, where experts have a data axis of their own: the worst kind's optimizer of experts.
+  std::optional<PlannedOptimizer> experts;
+  std::optional<EngineTerms> terms;  // engines deepspeed, fsdp2 and megatron: of `held`
   Report report;
   std::optional<Capacity> gpu;
   // false: what is known to be needed is more than the GPU has. Nothing: it may fit, the rest is not counted yet, or no
@@ -30,6 +46,9 @@ struct Planned {
 
   const RankReport& worst() const { return report.ranks[report.worst]; }
 };
+
+// What a rank of the worst kind holds, line by line.
+std::vector<Explanation> explain_device(const PlanOptions& options, const Planned& planned);
 
 // Reads MODEL and the GPU table, plans, and folds the plan into the report. Throws Error.
 Planned make_planned(const PlanOptions& options);

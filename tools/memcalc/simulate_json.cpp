@@ -29,19 +29,14 @@ json::object stage_json(const SimulatedStage& stage) {
       std::minmax_element(simulation.ranks.begin(), simulation.ranks.end(),
                           [](const auto& a, const auto& b) { return a.live_peak < b.live_peak; });
   const ArenaPlan& planned = stage.planned.plan->device;
-  double most_waiting = 0;
-  for (const SimulatedRank& each : simulation.ranks) most_waiting = std::max(most_waiting, each.waiting_seconds);
   json::array faults;
-  for (const Fault& fault : stage.faults) faults.push_back(json::string(describe(fault)));
-  const bool ended = std::all_of(simulation.ranks.begin(), simulation.ranks.end(),
-                                 [](const SimulatedRank& each) { return each.error.empty(); });
-  json::array stragglers;
-  for (std::size_t i = 0; i < simulation.ranks.size(); ++i) {
-    // Others waited for these, for a part of the step that counts, and they for few.
-    const double waiting = simulation.ranks[i].waiting_seconds;
-    const bool held_up = most_waiting - waiting > 0.05 * simulation.step_seconds && waiting < most_waiting / 2;
-    if (ended && held_up) stragglers.push_back(i);
+  json::array happened;
+  for (std::size_t i = 0; i < stage.faults.size(); ++i) {
+    faults.push_back(json::string(describe(stage.faults[i])));
+    happened.push_back(simulation.happened[i]);
   }
+  json::array stragglers;
+  for (const std::size_t straggler : stragglers_of(simulation)) stragglers.push_back(straggler);
   return {
       {"zero_stage", stage.planned.plan->setup.stage},
       {"ranks", simulation.ranks.size()},
@@ -59,12 +54,15 @@ json::object stage_json(const SimulatedStage& stage) {
       {"bytes_sent_by_operation", traffic_json(stage.planned.report.traffic).at("by_operation")},
       {"bytes_sent_by_link", {{"node", simulation.sent.node.count()}, {"network", simulation.sent.network.count()}}},
       {"compute_seconds", rank.compute_seconds},
-      {"communication_seconds", rank.communication_seconds},
       {"exposed_communication_seconds", rank.exposed_seconds},
       {"waiting_seconds", rank.waiting_seconds},
+      {"other_seconds", rank.other_seconds},
+      {"communication_seconds", rank.communication_seconds},
+      {"hidden_communication_seconds", rank.hidden_seconds()},
       {"stragglers", std::move(stragglers)},
       {"fits", stage.planned.fits ? json::value(*stage.planned.fits) : json::value()},
       {"faults", std::move(faults)},
+      {"faults_happened", std::move(happened)},
       {"errors", errors_json(simulation)}};
 }
 

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 
@@ -14,15 +15,12 @@ std::string time_text(double seconds) {
   return seconds >= 1e-3 ? fmt::format("{:.2f} ms", seconds * 1e3) : fmt::format("{:.2f} us", seconds * 1e6);
 }
 
-double hidden_seconds(const SimulatedRank& rank) {
-  return std::max(0.0, rank.communication_seconds - rank.exposed_seconds);
-}
-
 std::string stage_line(const SimulatedStage& stage) {
   const SimulatedRank& rank = slowest(stage.simulation);
-  return fmt::format("  {:<8}{:>12}{:>12}{:>12}{:>12}{:>12}\n", stage.planned.plan->setup.stage,
+  return fmt::format("  {:<8}{:>12}{:>12}{:>12}{:>12}{:>12}{:>12}\n", stage.planned.plan->setup.stage,
                      in_gb(stage.planned.plan->device.bytes), in_gb(rank.sent), time_text(rank.step_seconds),
-                     time_text(rank.compute_seconds), time_text(rank.exposed_seconds));
+                     time_text(rank.compute_seconds), time_text(rank.exposed_seconds),
+                     time_text(rank.waiting_seconds + rank.other_seconds));
 }
 
 std::string errors_text(const Simulation& simulation) {
@@ -54,8 +52,22 @@ std::string times_text(const Simulation& simulation) {
   text += fmt::format("\n  computing           {:>12}\n", time_text(rank.compute_seconds));
   text += fmt::format("  exposed             {:>12}   communication that no computation hides\n",
                       time_text(rank.exposed_seconds));
-  text +=
-      fmt::format("  hidden              {:>12}   communication behind computation\n", time_text(hidden_seconds(rank)));
+  text += fmt::format("  waiting             {:>12}   for slower ranks to come to a collective\n",
+                      time_text(rank.waiting_seconds));
+  if (rank.other_seconds > 0) {
+    text += fmt::format("  other               {:>12}   for the host, or for copies beside communication\n",
+                        time_text(rank.other_seconds));
+  }
+  text += fmt::format("communication         {:>12}   on the wire\n", time_text(rank.communication_seconds));
+  text += fmt::format("  hidden              {:>12}   behind computation\n", time_text(rank.hidden_seconds()));
+  const std::vector<std::size_t> stragglers = stragglers_of(simulation);
+  if (!stragglers.empty()) {
+    constexpr std::size_t most_named = 8;
+    const auto end = stragglers.begin() + static_cast<std::ptrdiff_t>(std::min(stragglers.size(), most_named));
+    text += fmt::format(
+        "others wait for       rank {}{}\n", fmt::join(stragglers.begin(), end, ", "),
+        stragglers.size() > most_named ? fmt::format(" and {} more", stragglers.size() - most_named) : std::string());
+  }
   return text;
 }
 
@@ -90,13 +102,14 @@ std::string simulate_text(const PlanOptions& options, const Simulated& simulated
   if (simulated.stages.size() == 1) {
     text += one_stage(simulated.stages[0]);
   } else {
-    text += fmt::format("  {:<8}{:>12}{:>12}{:>12}{:>12}{:>12}\n", "stage", "arena", "sent", "step", "computing",
-                        "exposed");
+    text += fmt::format("  {:<8}{:>12}{:>12}{:>12}{:>12}{:>12}{:>12}\n", "stage", "arena", "sent", "step", "computing",
+                        "exposed", "waiting");
     for (const SimulatedStage& stage : simulated.stages) text += stage_line(stage);
   }
   for (const SimulatedStage& stage : simulated.stages) {
-    for (const Fault& fault : stage.faults) {
-      text += fmt::format("\nfault, stage {}: {}\n", stage.planned.plan->setup.stage, describe(fault));
+    for (std::size_t i = 0; i < stage.faults.size(); ++i) {
+      text += fmt::format("\nfault, stage {}: {}{}\n", stage.planned.plan->setup.stage, describe(stage.faults[i]),
+                          stage.simulation.happened[i] ? "" : ": did not happen");
     }
     if (stage.planned.fits == false && simulated.stages.size() == 1) {
       text += fmt::format("It does not fit: {} has {}\n", stage.planned.gpu->name, in_gb(stage.planned.gpu->bytes));

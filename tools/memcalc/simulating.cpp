@@ -19,16 +19,32 @@
 namespace shardplan::memcalc {
 namespace {
 
-constexpr std::uint64_t kMostRanks = 65'536;
+// Each has a stack of its own, which takes two of the 65,530 mappings that Linux lets a process have (vm.max_map_count).
+constexpr std::uint64_t kMostRanks = 32'000;
 constexpr std::uint64_t kDefaultSequence = 2048;
 
+// The GPU's name decides prices and memory; its size, memory alone.
 Cluster choose_cluster(const PlanOptions& options, const SimulateOptions& simulate, std::vector<std::string>& notes) {
   const std::vector<Gpu> gpus = gpu_table(options.gpu_files);
-  if (simulate.cluster) return require_cluster(*simulate.cluster, gpus);
-  if (options.gpu) return cluster_for(find_gpu(gpus, *options.gpu), gpus);
+  const bool named = options.gpu && !is_capacity(*options.gpu);
+  if (simulate.cluster) {
+    Cluster cluster = require_cluster(*simulate.cluster, gpus);
+    if (named && find_gpu(gpus, *options.gpu).name != cluster.gpu.name) {
+      throw ConfigError(
+          "--gpu", "",
+          fmt::format("the cluster {} has {}: leave out --gpu or --cluster, or say the size of the memory "
+                      "(80GiB)",
+                      cluster.name, cluster.gpu.name));
+    }
+    return cluster;
+  }
+  if (named) return cluster_for(find_gpu(gpus, *options.gpu), gpus);
   Cluster cluster = require_cluster(std::string(kDefaultCluster), gpus);
-  notes.push_back(fmt::format("no --cluster or --gpu: taken as {} in nodes of {} with NVLink and {:.0f} Gbit/s per GPU",
-                              cluster.gpu.name, cluster.gpus_per_node, cluster.network.bytes_per_second * 8 / 1e9));
+  notes.push_back(
+      fmt::format("{}: taken as {} in nodes of {} with NVLink and {:.0f} Gbit/s per GPU{}",
+                  options.gpu ? fmt::format("--gpu {} is a size, no --cluster", *options.gpu) : "no --cluster or --gpu",
+                  cluster.gpu.name, cluster.gpus_per_node, cluster.network.bytes_per_second * 8 / 1e9,
+                  options.gpu ? ", with that memory" : ""));
   return cluster;
 }
 
@@ -43,6 +59,10 @@ Work work_of(const PlanOptions& options, const Model& model, std::vector<std::st
           .sequence = sequence,
           .compute = options.setup.policy.compute,
           .gradient = options.setup.policy.gradient};
+}
+
+SimulationOptions simulation_options(const Simulated& simulated) {
+  return {.cluster = simulated.cluster, .work = simulated.work, .gpus_per_node = simulated.gpus_per_node};
 }
 
 std::ofstream open_for_writing(const std::string& path) {
@@ -85,7 +105,8 @@ std::string stages_svg(const PlanOptions& options, const Simulated& simulated) {
                           .memory = memory_at_peak(stage.planned.worst()),
                           .sent = rank.sent,
                           .compute_seconds = rank.compute_seconds,
-                          .exposed_seconds = rank.exposed_seconds});
+                          .exposed_seconds = rank.exposed_seconds,
+                          .waiting_seconds = rank.waiting_seconds + rank.other_seconds});
   }
   return stage_chart(chart);
 }
@@ -101,21 +122,30 @@ std::string memory_svg(const PlanOptions& options, const Simulated& simulated, c
   return memory_chart(chart);
 }
 
-// Random faults fall on an operation of the plan.
-std::vector<Fault> faults_of(const SimulateOptions& simulate, const StepPlan& plan) {
-  const auto operations_of = [&](ProgramKind kind) {
-    return operation_count(plan.programs[static_cast<std::size_t>(kind)]);
-  };
-  const std::uint64_t operations = operations_of(ProgramKind::last_micro_batch) + operations_of(ProgramKind::update);
-  std::vector<Fault> faults;
-  for (const std::string& spec : simulate.faults) {
-    faults.push_back(parse_fault(spec, static_cast<int>(plan.setup.world_size), simulate.seed,
-                                 std::max<std::uint64_t>(operations / 2, 1)));
+// What each rank does where nothing goes wrong.
+std::vector<FaultRange> ranges_of(const Simulation& undisturbed) {
+  std::vector<FaultRange> ranges;
+  for (const SimulatedRank& rank : undisturbed.ranks) {
+    ranges.push_back({rank.outcome.operations, rank.outcome.collectives, rank.arena});
   }
-  return faults;
+  return ranges;
 }
 
 }  // namespace
+
+std::vector<std::size_t> stragglers_of(const Simulation& simulation) {
+  double most = 0;
+  for (const SimulatedRank& rank : simulation.ranks) {
+    if (!rank.error.empty()) return {};
+    most = std::max(most, rank.waiting_seconds);
+  }
+  std::vector<std::size_t> stragglers;
+  for (std::size_t i = 0; i < simulation.ranks.size(); ++i) {
+    const double waiting = simulation.ranks[i].waiting_seconds;
+    if (most - waiting > 0.05 * simulation.step_seconds && waiting < most / 2) stragglers.push_back(i);
+  }
+  return stragglers;
+}
 
 const SimulatedRank& slowest(const Simulation& simulation) {
   const auto key = [](const SimulatedRank& rank) { return std::pair(rank.step_seconds, -rank.waiting_seconds); };
@@ -127,6 +157,15 @@ Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simu
                          const std::function<void(const std::string&)>& progress) {
   if (options.parameters) throw ConfigError("--params", "", "has no units to simulate: name a model");
   if (options.engine != Engine::shardplan) throw ConfigError("--engine", "", "only shardplan can be simulated");
+  if (options.lora || options.quantize) {
+    throw ConfigError(options.lora ? "--lora-rank" : "--quantize", "",
+                      "adapters and quantised weights cannot be simulated: only what the model computes is priced");
+  }
+  if (total_ranks(options.setup) != data_parallel(options.setup) || experts_apart(options.setup.parallel)) {
+    throw ConfigError(
+        "--tp", "",
+        "only the data axis can be simulated: expected no --tp, --pp, --cp, --ep or --etp (memcalc plan sizes them)");
+  }
   if (options.setup.world_size > kMostRanks) {
     throw ConfigError("--gpus", "", fmt::format("expected at most {} to simulate", kMostRanks));
   }
@@ -146,7 +185,11 @@ Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simu
     if (!of_stage.gpu) of_stage.gpu = simulated.cluster.gpu.name;
     SimulatedStage& result = simulated.stages.emplace_back();
     result.planned = make_planned(of_stage);
-    result.faults = faults_of(simulate, *result.planned.plan);
+    const StepPlan& plan = *result.planned.plan;
+    result.faults = parse_faults(simulate.faults, static_cast<int>(plan.setup.world_size), simulate.seed, [&] {
+      progress(fmt::format("simulating stage {} without faults, to choose among what happens", stage));
+      return ranges_of(shardplan::simulate(model, plan, simulation_options(simulated)));
+    });
   }
 
   // Nothing is written before everything that was asked for has been understood.
@@ -166,12 +209,10 @@ Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simu
   for (SimulatedStage& stage : simulated.stages) {
     const StepPlan& plan = *stage.planned.plan;
     progress(fmt::format("simulating stage {} on {} ranks", plan.setup.stage, with_commas(plan.setup.world_size)));
-    stage.simulation = shardplan::simulate(model, plan,
-                                           {.cluster = simulated.cluster,
-                                            .work = simulated.work,
-                                            .gpus_per_node = simulated.gpus_per_node,
-                                            .faults = stage.faults,
-                                            .trace = simulate.trace || simulate.plot ? &listeners : nullptr});
+    SimulationOptions of_stage = simulation_options(simulated);
+    of_stage.faults = stage.faults;
+    if (simulate.trace || simulate.plot) of_stage.trace = &listeners;
+    stage.simulation = shardplan::simulate(model, plan, of_stage);
   }
   if (perfetto) {
     perfetto->finish();

@@ -32,6 +32,9 @@ struct Simulated {
 Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simulate,
                          const std::function<void(const std::string&)>& progress);
 
+// Ranks that others waited for, for more than 5 % of the step, while they waited for few. None where a rank failed.
+std::vector<std::size_t> stragglers_of(const Simulation& simulation);
+
 // The rank that took longest; among equals, the one that waited least for others.
 const SimulatedRank& slowest(const Simulation& simulation);
 

@@ -24,6 +24,7 @@ constexpr double kTickSize = 11;
 constexpr double kHighestCapacity = 4;
 constexpr std::string_view kSentColour = "#4d4d4d";
 constexpr std::string_view kComputeColour = "#a6a6a6";
+constexpr std::string_view kWaitingColour = "#e0e0e0";
 
 double count_of(Bytes bytes) {
   return static_cast<double>(bytes.count());
@@ -198,20 +199,25 @@ Panel sent_panel(const StageChart& chart) {
   return panel;
 }
 
+double seconds_of(const StageBar& stage) {
+  return stage.compute_seconds + stage.exposed_seconds + stage.waiting_seconds;
+}
+
 Panel time_panel(const StageChart& chart) {
   Panel panel{.heading = "Time of a step", .left = 672, .width = kWidth - kMargin - 672};
   double largest = 0;
   for (const StageBar& stage : chart.bars) {
-    for (const double seconds : {stage.compute_seconds, stage.exposed_seconds}) {
+    for (const double seconds : {stage.compute_seconds, stage.exposed_seconds, stage.waiting_seconds}) {
       SHARDPLAN_CHECK(seconds >= 0 && std::isfinite(seconds), fmt::format("{} takes {} s", stage.label, seconds));
     }
-    largest = std::max(largest, stage.compute_seconds + stage.exposed_seconds);
+    largest = std::max(largest, seconds_of(stage));
   }
   panel.unit = unit_of_seconds(largest);
   for (const StageBar& stage : chart.bars) {
     panel.bars.push_back({.segments = {{"compute", stage.compute_seconds, kComputeColour},
-                                       {"exposed communication", stage.exposed_seconds, kVermilion}},
-                          .total = quantity(stage.compute_seconds + stage.exposed_seconds, panel.unit),
+                                       {"exposed communication", stage.exposed_seconds, kVermilion},
+                                       {"waiting", stage.waiting_seconds, kWaitingColour}},
+                          .total = quantity(seconds_of(stage), panel.unit),
                           .remark = fmt::format("{} exposed", number_of(stage.exposed_seconds, panel.unit))});
   }
   return panel;
@@ -248,7 +254,10 @@ std::string stage_chart(const StageChart& chart) {
   const Panel sent = sent_panel(chart);
   const Panel time = time_panel(chart);
   const std::vector<LegendEntry> classes = memory_legend(chart, memory);
-  const std::vector<LegendEntry> parts{{"compute", kComputeColour}, {"exposed communication", kVermilion}};
+  std::vector<LegendEntry> parts{{"compute", kComputeColour}, {"exposed communication", kVermilion}};
+  const bool waits =
+      std::any_of(chart.bars.begin(), chart.bars.end(), [](const StageBar& bar) { return bar.waiting_seconds > 0; });
+  if (waits) parts.push_back({"waiting", kWaitingColour});
   const double classes_width = sent.left - 20 - kMargin;
   const int rows =
       std::max(legend(nullptr, classes, kMargin, classes_width), legend(nullptr, parts, time.left, time.width));

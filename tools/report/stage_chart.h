@@ -16,7 +16,8 @@ struct StageBar {
   MemoryByClass memory{};  // of one GPU, at its peak
   Bytes sent{};            // by one GPU in one step
   double compute_seconds = 0;
-  double exposed_seconds = 0;  // communication that no computation hides; the step takes the sum of both
+  double exposed_seconds = 0;  // communication that no computation hides
+  double waiting_seconds = 0;  // for slower ranks and anything else; the step takes the sum of the three
 };
 
 struct StageChart {

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <random>
 #include <vector>
 
@@ -44,13 +46,17 @@ std::uint64_t count(std::string_view key, const std::string& text) {
   return whole;
 }
 
-Fault random_fault(int ranks, std::uint64_t seed, std::uint64_t operations) {
+// Of an undisturbed run, so that the fault happens in it.
+Fault random_fault(std::uint64_t seed, const std::vector<FaultRange>& ranges) {
   std::mt19937_64 generator(seed);
-  const auto below = [&](std::uint64_t bound) { return generator() % bound; };
-  Fault fault{.kind = kKinds[below(6)], .rank = static_cast<int>(below(static_cast<std::uint64_t>(ranks)))};
-  fault.operation = 1 + below(operations);
+  const auto below = [&](std::uint64_t bound) { return generator() % std::max<std::uint64_t>(bound, 1); };
+  Fault fault{.kind = kKinds[below(std::size(kKinds))], .rank = static_cast<int>(below(ranges.size()))};
+  const FaultRange& range = ranges[static_cast<std::size_t>(fault.rank)];
+  const bool of_message = fault.kind == FaultKind::drop || fault.kind == FaultKind::corrupt;
+  fault.operation = 1 + below(of_message ? range.collectives : range.operations);
   fault.seconds = static_cast<double>(1 + below(100));
   fault.factor = static_cast<double>(2 + below(8));
+  fault.bytes = Bytes{below(range.bytes.count())};
   return fault;
 }
 
@@ -68,8 +74,7 @@ void check(const Fault& fault) {
 
 }  // namespace
 
-Fault parse_fault(const std::string& text, int ranks, std::uint64_t seed, std::uint64_t operations) {
-  if (text == "random") return random_fault(ranks, seed, operations);
+Fault parse_fault(const std::string& text, int ranks) {
   std::vector<std::string> parts(1);
   for (const char c : text) {
     if (c == ',') {
@@ -102,6 +107,20 @@ Fault parse_fault(const std::string& text, int ranks, std::uint64_t seed, std::u
   }
   check(fault);
   return fault;
+}
+
+std::vector<Fault> parse_faults(const std::vector<std::string>& texts, int ranks, std::uint64_t seed,
+                                const std::function<std::vector<FaultRange>()>& undisturbed) {
+  constexpr std::string_view kRandom = "random";
+  std::vector<Fault> faults;
+  for (const std::string& text : texts) faults.push_back(text == kRandom ? Fault{} : parse_fault(text, ranks));
+  std::vector<FaultRange> ranges;
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    if (texts[i] != kRandom) continue;
+    if (ranges.empty()) ranges = undisturbed();
+    faults[i] = random_fault(seed + i, ranges);
+  }
+  return faults;
 }
 
 std::string describe(const Fault& fault) {

@@ -7,22 +7,32 @@
 //   drop,rank=3,operation=7                   its message of its 7th collective does not arrive
 //   corrupt,rank=3,operation=7                or arrives damaged
 //   out-of-memory,rank=3,bytes=16e9           its device has so many bytes
-//   random                                    one of these but the last, chosen by the seed
+//   random                                    one of these, chosen by the seed so that it happens in the run
 //
 // rank is 0 where it is not said.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "runtime/virtual/virtual_world.h"
 
 namespace shardplan {
 
-// Throws ConfigError with `--fault` as its source. `operations` is how many a rank carries out in the run, among which
-// random chooses.
-Fault parse_fault(const std::string& text, int ranks, std::uint64_t seed, std::uint64_t operations);
+// What a rank does in a run without faults.
+struct FaultRange {
+  std::uint64_t operations = 0;
+  std::uint64_t collectives = 0;
+  Bytes bytes;  // that it holds
+};
+
+// Throws ConfigError with `--fault` as its source. `undisturbed` tells what each rank does; it is called where there is
+// a random fault, when everything else has been understood. The n-th fault has a seed of its own: seed + n.
+std::vector<Fault> parse_faults(const std::vector<std::string>& texts, int ranks, std::uint64_t seed,
+                                const std::function<std::vector<FaultRange>()>& undisturbed);
 std::string describe(const Fault& fault);  // in the words above
 
 }  // namespace shardplan

@@ -58,6 +58,9 @@ void Listeners::taken(int rank, std::uint64_t offset, Bytes bytes, std::string_v
 void Listeners::given_back(int rank, std::uint64_t offset, Bytes bytes, double time) {
   for (VirtualTrace* listener : listeners_) listener->given_back(rank, offset, bytes, time);
 }
+void Listeners::waited(int rank, std::size_t stream, std::string_view what, int last, double begin, double end) {
+  for (VirtualTrace* listener : listeners_) listener->waited(rank, stream, what, last, begin, end);
+}
 void Listeners::fault(const Fault& fault, double time) {
   for (VirtualTrace* listener : listeners_) listener->fault(fault, time);
 }
@@ -92,6 +95,15 @@ void PerfettoObserver::given_back(int rank, std::uint64_t offset, Bytes, double 
   MemoryByRole& memory = memory_[static_cast<std::size_t>(rank)];
   memory.given_back(offset);
   trace_.memory(static_cast<std::uint32_t>(rank), time, memory.now());
+}
+
+void PerfettoObserver::waited(int rank, std::size_t stream, std::string_view what, int last, double begin, double end) {
+  trace_.slice({.track = {static_cast<std::uint32_t>(rank), static_cast<std::uint32_t>(stream)},
+                .name = fmt::format("wait for rank {}", last),
+                .category = "waiting",
+                .begin = begin,
+                .end = end},
+               {{"collective", what}});
 }
 
 void PerfettoObserver::fault(const Fault& fault, double time) {

@@ -33,6 +33,7 @@ class Listeners final : public VirtualTrace {
   void work(int rank, std::size_t stream, std::string_view what, Bytes bytes, double begin, double end) override;
   void taken(int rank, std::uint64_t offset, Bytes bytes, std::string_view purpose, double time) override;
   void given_back(int rank, std::uint64_t offset, Bytes bytes, double time) override;
+  void waited(int rank, std::size_t stream, std::string_view what, int last, double begin, double end) override;
   void fault(const Fault& fault, double time) override;
 
  private:
@@ -46,6 +47,7 @@ class PerfettoObserver final : public VirtualTrace {
   void work(int rank, std::size_t stream, std::string_view what, Bytes bytes, double begin, double end) override;
   void taken(int rank, std::uint64_t offset, Bytes bytes, std::string_view purpose, double time) override;
   void given_back(int rank, std::uint64_t offset, Bytes bytes, double time) override;
+  void waited(int rank, std::size_t stream, std::string_view what, int last, double begin, double end) override;
   void fault(const Fault& fault, double time) override;
   void finish() { trace_.finish(); }
 
@@ -61,6 +63,7 @@ class MemoryObserver final : public VirtualTrace {
   void work(int rank, std::size_t stream, std::string_view what, Bytes bytes, double begin, double end) override;
   void taken(int rank, std::uint64_t offset, Bytes bytes, std::string_view purpose, double time) override;
   void given_back(int rank, std::uint64_t offset, Bytes bytes, double time) override;
+  void waited(int, std::size_t, std::string_view, int, double, double) override {}
   void fault(const Fault&, double) override {}
 
   // Samples, phases and the end, with times from the beginning of the first forward.

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
+#include <numeric>
 
 #include "runtime/recording_device.h"
 #include "shard/zero_optimizer.h"
@@ -40,16 +41,20 @@ class Client {
     ZeroOptimizer optimizer(model_.catalog, plan_, device, groups, optimizer_options);
     world.barrier();
     for (std::uint64_t step = 0; step < options_.steps; ++step) {
+      rank.settle();
       const double begin = rank.latest();
       const VirtualOutcome before = rank.so_far();
       train_step(rank, optimizer);
+      rank.settle();
       const VirtualOutcome& after = rank.so_far();
       result.sent = after.sent - before.sent;
+      result.operations = after.operations - before.operations;
       result.step_seconds = rank.latest() - begin;
-      result.compute_seconds = after.busy_seconds - before.busy_seconds;
-      result.exposed_seconds = result.step_seconds - result.compute_seconds;
-      result.communication_seconds = after.communication_seconds - before.communication_seconds;
+      result.compute_seconds = after.computing_seconds - before.computing_seconds;
+      result.exposed_seconds = after.exposed_seconds - before.exposed_seconds;
       result.waiting_seconds = after.waiting_seconds - before.waiting_seconds;
+      result.other_seconds = after.idle_seconds - before.idle_seconds;
+      result.communication_seconds = after.communication_seconds - before.communication_seconds;
     }
   }
 
@@ -116,30 +121,43 @@ double ClusterCosts::memory_seconds(Bytes touched) const {
   return static_cast<double>(touched.count()) / memory_rate(cluster_) + cluster_.efficiency.kernel_seconds;
 }
 
+std::uint64_t gpus_per_adapter(const Cluster& cluster, std::uint64_t gpus_per_node) {
+  return std::gcd(cluster.gpus_per_adapter, gpus_per_node);
+}
+
 // Ranks that fill their nodes unevenly go round one ring, each node left by one link.
 CollectivePrice ClusterCosts::collective(VirtualCollective kind, Bytes bytes, const GroupShape& group) const {
   const auto collective =
       kind == VirtualCollective::reduce_scatter ? CollectiveKind::reduce_scatter : CollectiveKind::all_gather;
   const Group ranks{.ranks_per_node = group.ranks_per_node, .nodes = group.nodes};
-  const Bytes shard{bytes.count() / ranks.ranks()};
-  if (ranks.ranks() != group.ranks) {
-    const double share = static_cast<double>(group.nodes) / static_cast<double>(group.ranks);
-    return {cost_of(collective, shard, ranks, cluster_, Algorithm::ring).seconds, share};
-  }
-  const CollectiveCost cost = cost_of(collective, shard, ranks, cluster_);
-  const auto all = static_cast<double>(cost.sent.sum().count());
-  return {cost.seconds, all > 0 ? static_cast<double>(cost.sent.network.count()) / all : 0};
+  const bool even = ranks.ranks() == group.ranks;
+  // A group that does not have all GPUs of an adapter has more of it than their shares.
+  const Contention alone{.network =
+                             static_cast<double>(group.ranks_per_adapter) / static_cast<double>(gpus_per_adapter_)};
+  const CollectiveCost cost = cost_of(collective, Bytes{bytes.count() / ranks.ranks()}, ranks, cluster_,
+                                      even ? Algorithm::fastest : Algorithm::ring, alone);
+  CollectivePrice price{.seconds = cost.seconds, .start_seconds = cost.seconds - cost.byte_seconds};
+  if (cost.sent.sum() == Bytes{}) return price;
+  const auto node = static_cast<double>(cost.sent.node.count());
+  const auto network = static_cast<double>(cost.sent.network.count());
+  price.network_share =
+      even ? network / (node + network) : static_cast<double>(group.nodes) / static_cast<double>(group.ranks);
+  const double each = cost.byte_seconds * static_cast<double>(ranks.ranks());
+  price.node_use = node / (each * cluster_.node.rate());
+  price.network_use = network * alone.network / (each * cluster_.network.rate());
+  return price;
 }
 
 Simulation simulate(const Model& model, const StepPlan& plan, const SimulationOptions& options) {
   const auto start = Clock::now();
   const std::vector<UnitRunSeconds> seconds = unit_seconds(model, options.work, options.cluster);
-  const ClusterCosts costs(options.cluster);
+  const ClusterCosts costs(options.cluster, options.gpus_per_node);
   const Client client(model, plan, options, seconds);
   Simulation simulation;
   simulation.ranks.resize(plan.setup.world_size);
   VirtualWorld world({.ranks = static_cast<int>(plan.setup.world_size),
                       .ranks_per_node = static_cast<int>(options.gpus_per_node),
+                      .ranks_per_adapter = static_cast<int>(gpus_per_adapter(options.cluster, options.gpus_per_node)),
                       .costs = &costs,
                       .deadline = options.deadline,
                       .faults = options.faults,
@@ -147,12 +165,14 @@ Simulation simulate(const Model& model, const StepPlan& plan, const SimulationOp
                       .threads = options.threads});
   const std::vector<VirtualOutcome> outcomes =
       world.run([&](VirtualRank& rank) { client.run(rank, simulation.ranks[static_cast<std::size_t>(rank.rank())]); });
+  simulation.happened.resize(options.faults.size());
   Bytes sent;
   double over_network = 0;
   for (std::size_t rank = 0; rank < outcomes.size(); ++rank) {
     SimulatedRank& result = simulation.ranks[rank];
     result.outcome = outcomes[rank];
     result.error = result.outcome.killed ? "killed" : message_of(result.outcome.error);
+    for (const std::size_t fault : result.outcome.faults) simulation.happened[fault] = true;
     sent += result.outcome.sent;
     over_network += result.outcome.sent_over_network;
     simulation.operations += result.outcome.operations;

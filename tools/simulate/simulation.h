@@ -28,16 +28,26 @@ struct SimulationOptions {
   std::function<std::uint64_t(int rank, std::uint64_t unit)> unit_called{};
 };
 
+// Adapters do not span nodes: GPUs at one, of a cluster whose nodes have so many GPUs.
+std::uint64_t gpus_per_adapter(const Cluster& cluster, std::uint64_t gpus_per_node);
+
 // Seconds are those of the last step.
 struct SimulatedRank {
   Bytes arena;      // furthest end ever handed out, and the room for shifts
   Bytes live_peak;  // the most that was handed out at once
   Bytes sent;       // to peers, in the last step
+  std::uint64_t operations =
+      0;  // kernels, copies and collectives, and the client's passes over units, in the last step
+  // The step is the sum of these four, exactly: its compute stream worked; or stood still, while a collective of the
+  // rank was on the wire; or while it waited for slower ranks in one; or for something else (the host, a stall, copies
+  // on the communication stream).
   double step_seconds = 0;
-  double compute_seconds = 0;        // the compute stream worked
-  double exposed_seconds = 0;        // it did not: the rest of the step
-  double communication_seconds = 0;  // collectives took, from the moment that all ranks had come to them
-  double waiting_seconds = 0;        // for ranks that came later
+  double compute_seconds = 0;
+  double exposed_seconds = 0;
+  double waiting_seconds = 0;
+  double other_seconds = 0;
+  double communication_seconds = 0;  // its collectives were on the wire
+  double hidden_seconds() const { return communication_seconds - exposed_seconds; }
   VirtualOutcome outcome{};
   std::string error{};  // empty: none
 };
@@ -47,18 +57,21 @@ struct Simulation {
   std::uint64_t operations = 0;  // kernels, copies and collectives, over all ranks
   double step_seconds = 0;       // of the slowest rank
   LinkBytes sent{};              // by all ranks in all steps, by class of link
+  std::vector<bool> happened{};  // for each of the options' faults
   double wall_seconds = 0;
 };
 
 // The prices of a cluster.
 class ClusterCosts final : public Costs {
  public:
-  explicit ClusterCosts(const Cluster& cluster) : cluster_(cluster) {}
+  ClusterCosts(const Cluster& cluster, std::uint64_t gpus_per_node)
+      : cluster_(cluster), gpus_per_adapter_(gpus_per_adapter(cluster, gpus_per_node)) {}
   double memory_seconds(Bytes touched) const override;
   CollectivePrice collective(VirtualCollective kind, Bytes bytes, const GroupShape& group) const override;
 
  private:
   const Cluster& cluster_;
+  std::uint64_t gpus_per_adapter_;
 };
 
 // Throws ConfigError where the cluster cannot price the model.

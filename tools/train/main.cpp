@@ -1,49 +1,21 @@
-// shardplan-train: trains a small GPT with N ranks at any ZeRO stage. The client's side is in training.cpp.
+// shardplan-train: trains a small GPT with N ranks at any ZeRO stage. The client's side is in training.cpp, where ranks
+// come from in ranks.h.
 #include <fmt/format.h>
 
 #include <boost/json.hpp>
+#include <cstdio>
 #include <exception>
-#include <mutex>
-#include <thread>
 
 #include "base/error.h"
-#include "runtime/cpu_device.h"
-#include "runtime/local_communicator.h"
 #include "tools/train/command_line.h"
-#include "tools/train/training.h"
 
 namespace shardplan::train {
 namespace {
 
-// Ranks are threads. The first exception aborts the others and is thrown once all have ended.
-std::vector<RankResult> train(const Training& training) {
-  const std::size_t ranks = training.options.ranks;
-  std::vector<std::unique_ptr<Communicator>> worlds = make_local_communicators(static_cast<int>(ranks));
-  std::vector<RankResult> results(ranks);
-  CpuDevice cpu;
-  std::mutex mutex;
-  std::exception_ptr failure;
-  std::vector<std::thread> threads;
-  for (std::size_t rank = 0; rank < ranks; ++rank) {
-    threads.emplace_back([&, rank] {
-      try {
-        results[rank] = train_rank(training, *worlds[rank], cpu);
-      } catch (const std::exception& error) {
-        const std::scoped_lock lock(mutex);
-        if (!failure) failure = std::current_exception();
-        worlds[rank]->abort(error.what());
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  if (failure) std::rethrow_exception(failure);
-  return results;
-}
-
 template <typename Get>
-boost::json::array per_rank(const std::vector<RankResult>& results, Get get) {
+boost::json::array per_rank(const RankResult& result, Get get) {
   boost::json::array array;
-  for (const RankResult& result : results) array.push_back(boost::json::value(get(result)));
+  for (const RankMemory& memory : result.memory) array.push_back(boost::json::value(get(memory)));
   return array;
 }
 
@@ -53,47 +25,45 @@ boost::json::array array_of(const std::vector<double>& values) {
   return array;
 }
 
-std::string json_of(const Training& training, const std::vector<RankResult>& results) {
-  const RankResult& first = results.front();
-  const ArenaPlan& plan = training.plan.device;
+// Of the run: ranks that share a process all saw the growth of that one.
+std::int64_t resident_growth(const RankKind& kind, const RankResult& result) {
+  if (!kind.own_processes) return result.memory.front().resident_growth;
+  std::int64_t sum = 0;
+  for (const RankMemory& memory : result.memory) sum += memory.resident_growth;
+  return sum;
+}
+
+std::string json_of(const RankKind& kind, const Training& training, const RankResult& result) {
   const boost::json::object object{
-      {"losses", array_of(first.losses)},
+      {"losses", array_of(result.losses)},
       {"first_step", 0},
-      {"held_out_loss", first.held_out_loss},
+      {"held_out_loss", result.held_out_loss},
       {"bigram_entropy", bigram_entropy(training.text)},
-      {"norms", array_of(first.norms)},
-      {"scales", array_of(first.scales)},
-      {"skipped_steps", first.skipped_steps},
-      {"parameters_digest", first.parameters_digest},
+      {"norms", array_of(result.norms)},
+      {"scales", array_of(result.scales)},
+      {"skipped_steps", result.skipped_steps},
+      {"parameters_digest", result.parameters_digest},
       {"plan_hash", training.plan.hash},
-      {"planned_peak_bytes", per_rank(results, [&](const RankResult&) { return plan.bytes.count(); })},
-      {"measured_peak_bytes", per_rank(results, [](const RankResult& r) { return r.device.high_water.count(); })},
-      {"planned_live_peak_bytes", per_rank(results, [&](const RankResult&) { return plan.live_peak.count(); })},
-      {"measured_live_peak_bytes", per_rank(results, [](const RankResult& r) { return r.device.live_peak.count(); })},
-      {"resident_growth_bytes", first.resident_growth},
-      {"seconds_per_step", first.seconds_per_step},
-      {"communication_seconds", first.communication_seconds},
-      {"optimizer_seconds", first.optimizer_seconds}};
+      {"planned_peak_bytes", per_rank(result, [](const RankMemory& m) { return m.planned_peak; })},
+      {"measured_peak_bytes", per_rank(result, [](const RankMemory& m) { return m.measured_peak; })},
+      {"planned_live_peak_bytes", per_rank(result, [](const RankMemory& m) { return m.planned_live_peak; })},
+      {"measured_live_peak_bytes", per_rank(result, [](const RankMemory& m) { return m.measured_live_peak; })},
+      {"resident_growth_bytes", resident_growth(kind, result)},
+      {"seconds_per_step", result.seconds_per_step},
+      {"communication_seconds", result.communication_seconds},
+      {"optimizer_seconds", result.optimizer_seconds}};
   return boost::json::serialize(object) + "\n";
 }
 
-int run(const TrainingOptions& options) {
-  Catalog catalog = gpt_catalog(options.model);
-  StepPlan plan = make_step_plan(catalog, options.setup);
-  const Training training{options, Text::read(options.text, options.model.context), std::move(catalog),
-                          std::move(plan)};
-  const std::vector<RankResult> results = train(training);
-  if (options.json) {
-    fmt::print("{}", json_of(training, results));
-    return 0;
-  }
-  const RankResult& first = results.front();
-  fmt::print("held-out loss  {:.4f} nats per byte (pairs of bytes alone reach {:.4f})\n", first.held_out_loss,
-             bigram_entropy(training.text));
-  fmt::print("parameters     {}\n", first.parameters_digest);
-  fmt::print("device memory  planned {}, measured {} per rank: difference {} B\n", in_gb(training.plan.device.bytes),
-             in_gb(first.device.high_water), signed_difference(first.device.high_water, training.plan.device.bytes));
-  return 0;
+std::string text_of(const Training& training, const RankResult& result) {
+  const RankMemory& memory = result.memory.front();
+  return fmt::format(
+             "held-out loss  {:.4f} nats per byte (pairs of bytes alone reach {:.4f})\n"
+             "parameters     {}\n",
+             result.held_out_loss, bigram_entropy(training.text), result.parameters_digest) +
+         fmt::format("device memory  planned {}, measured {} per rank: difference {} B\n",
+                     in_gb(Bytes{memory.planned_peak}), in_gb(Bytes{memory.measured_peak}),
+                     signed_difference(Bytes{memory.measured_peak}, Bytes{memory.planned_peak}));
 }
 
 }  // namespace
@@ -103,7 +73,11 @@ int main_with_errors(int argc, char** argv) {
   const ParseResult parsed = parse_command_line(argc, argv);
   if (parsed.exit_status) return *parsed.exit_status;
   try {
-    return run(parsed.options);
+    parsed.kind->train(parsed.options, [&](const Training& training, const RankResult& first) {
+      fmt::print("{}", parsed.options.json ? json_of(*parsed.kind, training, first) : text_of(training, first));
+      std::fflush(stdout);
+    });
+    return 0;
   } catch (const std::exception& error) {
     fmt::print(stderr, "shardplan-train: {}\n", error.what());
     return 3;

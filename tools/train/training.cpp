@@ -10,13 +10,20 @@
 #include <fstream>
 #include <memory>
 
+#include "runtime/recording_device.h"
 #include "shard/zero_optimizer.h"
 #include "tools/train/gpt.h"
 
 namespace shardplan::train {
 namespace {
 
+// A page that several processes have mapped counts by its share in each, so that their sum counts it once.
 std::int64_t resident_bytes() {
+  std::ifstream shares("/proc/self/smaps_rollup");
+  for (std::string word; shares >> word;) {
+    std::int64_t kib = 0;
+    if (word == "Pss:" && shares >> kib) return kib * 1024;
+  }
   std::int64_t all = 0;
   std::int64_t resident = 0;
   std::ifstream("/proc/self/statm") >> all >> resident;
@@ -32,13 +39,19 @@ double mean_over_ranks(Communicator& world, double mine) {
   return sum / static_cast<double>(all.size());
 }
 
+std::vector<RankMemory> memory_of_all_ranks(Communicator& world, const RankMemory& mine) {
+  std::vector<RankMemory> all(static_cast<std::size_t>(world.size()));
+  world.all_gather_bytes(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+  return all;
+}
+
 class RankTraining {
  public:
-  RankTraining(const Training& training, Communicator& world, Device& cpu)
+  RankTraining(const Training& training, Communicator& world, Device& device)
       : training_(training),
         options_(training.options),
         world_(world),
-        device_(cpu),
+        device_(device),
         gpt_(options_.model, options_.micro_batch),
         batch_(options_.micro_batch * training.text.window_bytes()) {
     // Hybrid sharding: consecutive ranks shard, and equal places in their groups replicate each other.
@@ -64,10 +77,10 @@ class RankTraining {
     result_.communication_seconds /= steps;
     result_.optimizer_seconds /= steps;
     world_.barrier();
-    result_.resident_growth = resident_bytes() - before;
+    const std::int64_t growth = resident_bytes() - before;
     world_.barrier();
     result_.held_out_loss = evaluate(optimizer);
-    result_.device = device_.report(MemoryTier::device);
+    result_.memory = memory_of_all_ranks(world_, memory(growth));
     result_.parameters_digest = digest(optimizer);
     return result_;
   }
@@ -82,6 +95,16 @@ class RankTraining {
       fill_initial(options_.model, range.tensor, range.first, values);
     };
     return options;
+  }
+
+  RankMemory memory(std::int64_t resident_growth) const {
+    const ArenaPlan& planned = training_.plan.device;
+    const RecordingDevice::Report seen = device_.report(MemoryTier::device);
+    return {.planned_peak = planned.bytes.count(),
+            .measured_peak = seen.high_water.count(),
+            .planned_live_peak = planned.live_peak.count(),
+            .measured_live_peak = seen.live_peak.count(),
+            .resident_growth = resident_growth};
   }
 
   void train_step(ZeroOptimizer& optimizer, std::uint64_t step, std::chrono::steady_clock::time_point start) {
@@ -179,8 +202,14 @@ class RankTraining {
 
 }  // namespace
 
-RankResult train_rank(const Training& training, Communicator& world, Device& cpu) {
-  return RankTraining(training, world, cpu).run();
+Training make_training(const TrainingOptions& options) {
+  Catalog catalog = gpt_catalog(options.model);
+  StepPlan plan = make_step_plan(catalog, options.setup);
+  return {options, Text::read(options.text, options.model.context), std::move(catalog), std::move(plan)};
+}
+
+RankResult train_rank(const Training& training, Communicator& world, Device& device) {
+  return RankTraining(training, world, device).run();
 }
 
 }  // namespace shardplan::train

@@ -1,13 +1,13 @@
 // The training loop of one rank: the optimizer's client.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "planner/step_plan.h"
 #include "runtime/communicator.h"
-#include "runtime/recording_device.h"
 #include "shard/options.h"
 #include "tools/train/gpt_tensors.h"
 #include "tools/train/text.h"
@@ -24,10 +24,11 @@ struct TrainingOptions {
   Hyperparameters hyperparameters{.learning_rate = 1e-3, .weight_decay = 0.01};
   double clip_norm = 1;
   LossScaling loss_scaling;
+  std::chrono::milliseconds deadline{60'000};  // of a wait for a peer
   bool json = false;
 };
 
-// What the ranks have in common: read and planned once.
+// What the ranks have in common.
 struct Training {
   TrainingOptions options;
   Text text;
@@ -35,7 +36,19 @@ struct Training {
   StepPlan plan;
 };
 
-// What one rank saw. Losses and norms are the same on every rank.
+// Reads the text and plans. Throws IoError and ConfigError.
+Training make_training(const TrainingOptions& options);
+
+// What one rank's engine was planned to hold and was seen to hold, in bytes.
+struct RankMemory {
+  std::uint64_t planned_peak = 0;
+  std::uint64_t measured_peak = 0;
+  std::uint64_t planned_live_peak = 0;
+  std::uint64_t measured_live_peak = 0;
+  std::int64_t resident_growth = 0;  // of its process; of memory that processes share, its part
+};
+
+// What one rank saw. All but the times is the same on every rank.
 struct RankResult {
   std::vector<double> losses;  // of each step: the mean over all ranks and micro-batches
   std::vector<double> norms;
@@ -43,13 +56,13 @@ struct RankResult {
   std::uint64_t skipped_steps = 0;
   double held_out_loss = 0;
   std::string parameters_digest;
-  RecordingDevice::Report device;  // what the arena was seen to hold
-  std::int64_t resident_growth = 0;
+  std::vector<RankMemory> memory;  // of every rank
   double seconds_per_step = 0;
   double communication_seconds = 0;
   double optimizer_seconds = 0;
 };
 
-RankResult train_rank(const Training& training, Communicator& world, Device& cpu);
+// Collective over `world`. `device` is where this rank's arena comes from.
+RankResult train_rank(const Training& training, Communicator& world, Device& device);
 
 }  // namespace shardplan::train

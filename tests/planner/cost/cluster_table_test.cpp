@@ -44,6 +44,18 @@ TEST(ClusterTable, HasSaneFigures) {
   }
 }
 
+TEST(ClusterTable, GpusMayShareAnAdapter) {
+  for (const Cluster& cluster : cluster_table(gpu_table())) {
+    EXPECT_EQ(cluster.gpus_per_node % cluster.gpus_per_adapter, 0U) << cluster.name;
+  }
+  const auto read = [](const std::string& more) {
+    return table_with(R"({"name": "mine", "gpu": "h100-80gb")" + more + "}");
+  };
+  EXPECT_EQ(parse_cluster_table(read(R"(, "gpus_per_adapter": 4)"), "mine.json", gpu_table())[0].gpus_per_adapter, 4U);
+  EXPECT_EQ(parse_cluster_table(read(""), "mine.json", gpu_table())[0].gpus_per_adapter, 1U);
+  EXPECT_NE(problem_of(read(R"(, "gpus_per_adapter": 16)")).find("gpus_per_adapter"), std::string::npos);
+}
+
 TEST(ClusterTable, TheDefaultIsWhatTheCommandSays) {
   const Cluster cluster = require_cluster(std::string(kDefaultCluster), gpu_table());
   EXPECT_EQ(cluster.gpu.name, "h100-80gb");

@@ -115,6 +115,18 @@ TEST(Collective, WhatOverlapsSharesALink) {
   EXPECT_EQ(seconds({1, 9}), seconds({1, 1}));
 }
 
+// Bytes are what others make slower, and what more of an adapter makes faster; latencies stay.
+TEST(Collective, SecondsAreLatenciesAndBytes) {
+  const auto cost = [](const Contention& contention) {
+    return cost_of(CollectiveKind::all_gather, 100_MB, {1, 4}, round_cluster(), Algorithm::ring, contention);
+  };
+  const double latencies = cost({}).seconds - cost({}).byte_seconds;
+  EXPECT_NEAR(latencies, 5e-6 + 3 * 10e-6, 1e-12);
+  EXPECT_NEAR(cost({.network = 0.125}).byte_seconds, cost({}).byte_seconds / 8, 1e-12);
+  EXPECT_NEAR(cost({.network = 0.125}).seconds - cost({.network = 0.125}).byte_seconds, latencies, 1e-12);
+  EXPECT_EQ(cost({}).sent, cost({.network = 0.125}).sent);
+}
+
 TEST(Collective, AllToAllIsDirect) {
   const CollectiveCost cost = cost_of(CollectiveKind::all_to_all, 1_MB, {8, 2}, round_cluster());
   EXPECT_EQ(cost.algorithm, Algorithm::direct);

@@ -35,22 +35,25 @@ struct Traffic {
   double largest = 0;  // unit's collective: what nothing hides
 };
 
-// Parameters that all ranks of the data axis have; experts that are shared out have none to share with here.
+// What all ranks of the data axis have goes over all of them. Experts that are shared out are the same on every
+// `expert_ranks`-th rank only, and go over those (Megatron Core, expert data parallel groups).
 Traffic traffic_of(const Model& model, const StepSetup& setup, const Cluster& cluster) {
-  const Group group = group_of(setup.ranks, 1, cluster.gpus_per_node);
   Traffic traffic;
-  for (std::size_t i = 0; i < model.catalog.runs.size(); ++i) {
-    const UnitRun& run = model.catalog.runs[i];
-    std::uint64_t size = elements_of(run, false);
-    if (setup.expert_ranks > 1) size -= expert_elements(model.modules[i]);
-    const auto shard = [&](DType dtype) { return bytes_for(dtype, (size + setup.ranks - 1) / setup.ranks); };
+  const auto add = [&](std::uint64_t count, std::uint64_t size, std::uint64_t ranks, std::uint64_t stride) {
+    const Group group = group_of(ranks, stride, cluster.gpus_per_node);
+    const auto shard = [&](DType dtype) { return bytes_for(dtype, (size + ranks - 1) / ranks); };
     const double gather = cost_of(CollectiveKind::all_gather, shard(setup.policy.parameter), group, cluster).seconds;
     const CollectiveKind kind = setup.stage == 0 ? CollectiveKind::all_reduce : CollectiveKind::reduce_scatter;
     const double reduce = cost_of(kind, shard(setup.reduced), group, cluster).seconds;
-    const auto count = static_cast<double>(run.count);
-    traffic.gather += count * gather;
-    traffic.reduce += count * reduce;
+    traffic.gather += static_cast<double>(count) * gather;
+    traffic.reduce += static_cast<double>(count) * reduce;
     traffic.largest = std::max({traffic.largest, gather, reduce});
+  };
+  for (std::size_t i = 0; i < model.catalog.runs.size(); ++i) {
+    const UnitRun& run = model.catalog.runs[i];
+    const std::uint64_t experts = setup.expert_ranks > 1 ? expert_elements(model.modules[i]) : 0;
+    add(run.count, elements_of(run, false) - experts, setup.ranks, 1);
+    if (experts > 0) add(run.count, experts / setup.expert_ranks, setup.ranks / setup.expert_ranks, setup.expert_ranks);
   }
   return traffic;
 }

@@ -1,5 +1,7 @@
 #include "tests/shard/kernels/reference_update.h"
 
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <cstring>
 
@@ -82,6 +84,8 @@ ElementState<float> reference_update(const UpdateOptions& o, ElementState<float>
     }
     case OptimizerKind::lion:
       return lion(o, s, g);
+    default:
+      ADD_FAILURE() << "an optimizer that no plan has";
   }
   return s;
 }
@@ -115,6 +119,8 @@ ElementState<double> exact_update(const UpdateOptions& o, ElementState<double> s
       s.m = o.beta2 * s.m + (1 - o.beta2) * g;
       break;
     }
+    default:
+      ADD_FAILURE() << "an optimizer that no plan has";
   }
   if (decoupled) s.p -= decay;
   return s;

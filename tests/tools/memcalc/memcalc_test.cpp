@@ -219,6 +219,69 @@ TEST(Memcalc, ExplainAddsUp) {
   EXPECT_EQ(arena, number(same.at("worst").at("arenas").at("device")));
 }
 
+TEST(Memcalc, OneRankForEachPipelineStage) {
+  const json::object result = plan("llama-2-7b --gpus 16 --tp 2 --pp 4 --cp 2 --zero 1 --engine paper");
+  const json::object& setup = result.at("setup").as_object();
+  EXPECT_EQ(number(setup.at("world_size")), 16U);
+  EXPECT_EQ(number(setup.at("data_parallel")), 1U);
+  EXPECT_EQ(number(setup.at("context_parallel")), 2U);
+  EXPECT_EQ(number(setup.at("tensor_parallel")), 2U);
+  EXPECT_EQ(number(setup.at("pipeline_parallel")), 4U);
+  EXPECT_EQ(number(setup.at("virtual_stages")), 1U);
+  EXPECT_EQ(setup.at("schedule").as_string(), "1f1b");
+  const json::array& ranks = result.at("ranks").as_array();
+  ASSERT_EQ(ranks.size(), 4U);
+  EXPECT_EQ(ranks[0].at("role").as_string(), "pipeline 0");
+  EXPECT_EQ(ranks[3].at("role").as_string(), "pipeline 3");
+  // 8 layers, split in two but for their norms; the last stage has a norm more than the first, and the head.
+  constexpr std::uint64_t kLayers = 8ULL * ((4 * 4096 * 4096 + 3 * 4096 * 11008) / 2 + 2 * 4096);
+  EXPECT_EQ(number(ranks[1].at("device").at("parameters")), 2 * kLayers);
+  EXPECT_EQ(number(ranks[0].at("device").at("parameters")), 2 * (kLayers + 16000 * 4096));
+  EXPECT_EQ(number(ranks[3].at("device").at("parameters")), 2 * (kLayers + 16000 * 4096 + 4096));
+  EXPECT_EQ(number(ranks[0].at("count")), 4U);
+  EXPECT_EQ(number(ranks[1].at("device").at("optimizer_states")), 12 * kLayers / 2) << "sharded over the context axis";
+  EXPECT_EQ(result.at("worst"), ranks[3]);
+}
+
+TEST(Memcalc, AdaptersOnAQuantisedBase) {
+  const json::object result =
+      plan("llama-2-7b --lora-rank 8 --lora-targets q_proj,v_proj --quantize nf4 --engine paper --gpus 2 --zero 2");
+  EXPECT_EQ(number(result.at("model").at("trainable_parameters")), 4'194'304U);
+  EXPECT_EQ(result.at("setup").at("quantize").as_string(), "nf4");
+  EXPECT_EQ(number(result.at("worst").at("device").at("gradients")), 4'194'304U);
+  EXPECT_EQ(number(result.at("worst").at("device").at("optimizer_states")), 6U * 4'194'304);
+  expect_failure("plan llama-2-7b --lora-targets q_proj", 2, "needs --lora-rank");
+  expect_failure("plan llama-2-7b --lora-rank 8 --lora-targets query", 2, "k_proj");
+  expect_failure("plan llama-2-7b --quantize int8", 2, "no frozen weights");
+}
+
+TEST(Memcalc, MeshesThatAreWrong) {
+  expect_failure("plan llama-2-7b --gpus 12 --tp 8", 2, "12 is no multiple of --tp x --pp x --cp = 8 x 1 x 1 = 8");
+  expect_failure("plan llama-2-7b --gpus 3 --tp 3", 2, "32 attention heads");
+  expect_failure("plan llama-2-7b --gpus 64 --pp 64", 2, "32 layers are fewer than the 64 stages");
+  expect_failure("plan llama-2-7b --gpus 8 --pp 2 --schedule best", 2, "zero-bubble");
+  expect_failure("plan --params 7e9 --gpus 8 --tp 2", 2, "needs a model");
+  expect_failure("simulate gpt2 --gpus 4 --tp 2", 2, "only the data axis can be simulated");
+  expect_failure("simulate gpt2 --lora-rank 4 --lora-targets c_attn", 2, "cannot be simulated");
+  expect_failure("plan gpt2 --optimizer muon", 2, "--engine paper");
+}
+
+TEST(Memcalc, ExplainAddsUpWithExpertsApart) {
+  for (const std::string words : {"--engine shardplan", "--engine paper"}) {
+    const Outcome outcome = memcalc("explain mixtral-8x7b --gpus 8 --ep 4 --tp 2 --zero 1 --json " + words);
+    EXPECT_EQ(outcome.status, 0) << outcome.error;
+    const json::value result = json::parse(outcome.out);
+    const json::array& lines = result.at("device").as_array();
+    std::uint64_t sum = 0;
+    for (std::size_t i = 0; i + 1 < lines.size(); ++i) sum += number(lines[i].at("bytes"));
+    EXPECT_EQ(sum, number(lines.back().at("bytes"))) << words;
+    const json::object worst = plan("mixtral-8x7b --gpus 8 --ep 4 --tp 2 --zero 1 " + words).at("worst").as_object();
+    const json::value& total =
+        words == "--engine paper" ? worst.at("device").at("model_states") : worst.at("arenas").at("device");
+    EXPECT_EQ(sum, number(total)) << words;
+  }
+}
+
 json::object simulate(const std::string& words) {
   const Outcome outcome = memcalc("simulate " + words + " --json");
   EXPECT_EQ(outcome.error, "");
@@ -240,7 +303,14 @@ TEST(MemcalcSimulate, TheFieldsThatScriptsRead) {
   EXPECT_EQ(answer.at("bytes_sent_per_rank"), planned.at("communication").at("bytes_sent_per_step"));
   EXPECT_EQ(16 * number(answer.at("bytes_sent_per_rank")),
             number(answer.at("bytes_sent_by_link").at("node")) + number(answer.at("bytes_sent_by_link").at("network")));
-  EXPECT_GE(answer.at("exposed_communication_seconds").as_double(), 0);
+  const auto seconds = [&](const char* key) { return answer.at(key).to_number<double>(); };
+  EXPECT_NEAR(seconds("compute_seconds") + seconds("exposed_communication_seconds") + seconds("waiting_seconds") +
+                  seconds("other_seconds"),
+              seconds("virtual_step_seconds"), 1e-12);  // as decimal numbers
+  EXPECT_NEAR(seconds("hidden_communication_seconds"),
+              seconds("communication_seconds") - seconds("exposed_communication_seconds"), 1e-12);
+  EXPECT_GT(seconds("hidden_communication_seconds"), seconds("exposed_communication_seconds"));
+  EXPECT_EQ(seconds("waiting_seconds"), 0);
   EXPECT_EQ(answer.at("errors"), json::array{});
 }
 
@@ -293,17 +363,41 @@ TEST(MemcalcSimulate, FaultsAreReportedByEachRank) {
             2 * simulate("gpt2 --gpus 4 --zero 3 --seq 512").at("virtual_step_seconds").as_double());
 }
 
+TEST(MemcalcSimulate, FaultsThatDoNotHappenAreSaidSo) {
+  const std::string words = "gpt2 --gpus 4 --zero 3 --seq 512 --fault stall,operation=100000,seconds=5 ";
+  const json::object answer = simulate(words + "--fault slow-rank,factor=2");
+  EXPECT_EQ(answer.at("faults_happened"), (json::array{false, true}));
+  const std::string text = memcalc("simulate " + words).out;
+  EXPECT_NE(text.find("seconds=5: did not happen"), std::string::npos) << text;
+  for (int seed = 0; seed < 20; ++seed) {
+    const json::object random =
+        simulate("gpt2 --gpus 4 --zero 1 --seq 512 --fault random --seed " + std::to_string(seed));
+    EXPECT_EQ(random.at("faults_happened"), json::array{true}) << json::serialize(random.at("faults"));
+  }
+}
+
+TEST(MemcalcSimulate, TheGpuDecidesTheClusterAndItsSizeTheMemory) {
+  const json::object sized = simulate("gpt2 --gpus 2 --seq 512 --gpu 80GiB");
+  EXPECT_EQ(sized.at("cluster").at("gpu"), "h100-80gb");
+  EXPECT_NE(json::serialize(sized.at("notes")).find("--gpu 80GiB is a size"), std::string::npos);
+  const Outcome small = memcalc("simulate gpt2 --gpus 2 --seq 512 --gpu 1GB --cluster b200 --json");
+  EXPECT_EQ(small.status, 1) << small.error;
+  EXPECT_EQ(json::parse(small.out).at("cluster").at("gpu"), "b200-180gb");
+  EXPECT_EQ(simulate("gpt2 --gpus 2 --seq 512 --gpu a100 --cluster dgx-a100").at("cluster").at("name"), "a100");
+  expect_failure("simulate gpt2 --gpu h100 --cluster b200", 2, "--gpu: the cluster b200 has b200-180gb");
+}
+
 TEST(MemcalcSimulate, WhatCannotBeSimulatedIsSaidSo) {
   expect_failure("simulate --params 7e9", 2, "--params: has no units to simulate");
   expect_failure("simulate gpt2 --engine paper", 2, "--engine: only shardplan can be simulated");
-  expect_failure("simulate gpt2 --gpus 70000", 2, "--gpus: expected at most 65536 to simulate");
+  expect_failure("simulate gpt2 --gpus 70000", 2, "--gpus: expected at most 32000 to simulate");
   expect_failure("simulate gpt2 --cluster h10", 2, "--cluster: 'h10' is no known cluster: the nearest are h100");
   expect_failure("simulate gpt2 --fault explode", 2, "--fault: 'explode' is no fault: expected kill, stall");
   expect_failure("simulate gpt2 --fault kill,rank=1", 2, "--fault: rank: expected less than 1, found 1");
   expect_failure("simulate gpt2 --fault kill,when=1", 2, "--fault: 'when' is not known");
   expect_failure("simulate gpt2 --fault stall,seconds=long", 2, "--fault: seconds: expected a number from 0");
   expect_failure("simulate gpt2 --compare-stages --trace t.json", 2, "--trace: is of one stage");
-  expect_failure("simulate gpt2 --plot /nowhere/at/all.svg", 3, "/nowhere/at/all.svg");
+  expect_failure("simulate gpt2 --plot /nowhere/at/all.svg", 3, "/nowhere/at/all.svg: cannot be opened for writing");
 }
 
 TEST(Memcalc, Lists) {

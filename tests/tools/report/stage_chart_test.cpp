@@ -116,6 +116,15 @@ TEST(StageChart, Extremes) {
   EXPECT_TRUE(says(checked_chart(stage_chart(chart)), "6000000.00 GB"));
 }
 
+TEST(StageChart, WaitingIsDrawnWhereThereIsAny) {
+  StageChart chart = zero_paper();
+  EXPECT_FALSE(says(checked_chart(stage_chart(chart)), "waiting"));
+  chart.bars[3].waiting_seconds = 0.75;
+  EXPECT_TRUE(says(checked_chart(stage_chart(chart)), "waiting"));
+  chart.bars[3].waiting_seconds = -1;
+  EXPECT_THROW(stage_chart(chart), CheckFailure);
+}
+
 TEST(StageChart, RefusesTimesThatAreNone) {
   for (const double seconds : {-1.0, std::nan(""), std::numeric_limits<double>::infinity()}) {
     StageChart chart = zero_paper();

@@ -122,6 +122,9 @@ class TextTrace final : public VirtualTrace {
   void given_back(int rank, std::uint64_t offset, Bytes bytes, double time) override {
     text += fmt::format("{} -{} {} {}\n", rank, offset, bytes.count(), time);
   }
+  void waited(int rank, std::size_t stream, std::string_view what, int last, double begin, double end) override {
+    text += fmt::format("{} {} waits in {} for {} {} {}\n", rank, stream, what, last, begin, end);
+  }
   void fault(const Fault& fault, double time) override {
     text += fmt::format("fault {} {} {}\n", name(fault.kind), fault.rank, time);
   }
@@ -192,46 +195,60 @@ TEST(Simulation, OutOfMemoryNamesTheBytes) {
   EXPECT_NE(simulation.ranks[0].error.find("rank 1"), std::string::npos) << simulation.ranks[0].error;
 }
 
-// Every fault ends every rank, with an error that names the rank to look at, by its deadline; or changes only times.
-TEST(Simulation, FaultsOfManySeedsHangNobodyAndAreNamed) {
+// Where the time of each rank went adds up to its step, to the last bit.
+TEST(Simulation, ThePartsOfAStepAddUpToIt) {
   const Model model = preset_model("gpt2").value();
-  std::uint64_t state = 1;
-  const auto random = [&state](std::uint64_t below) {
-    state = state * 6364136223846793005 + 1442695040888963407;
-    return (state >> 33) % below;
-  };
-  const std::uint64_t seeds = whole_grid() ? 10'000 : 300;
-  std::vector<StepPlan> plans;
-  for (int stage = 0; stage <= 3; ++stage) plans.push_back(make_step_plan(model.catalog, setup_of({"gpt2", stage, 4})));
-  for (std::uint64_t seed = 0; seed < seeds; ++seed) {
-    const StepPlan& plan = plans[seed % 4];
-    SimulationOptions options = options_of();
-    Fault fault{.kind = static_cast<FaultKind>(random(6)), .rank = static_cast<int>(random(4))};
-    const bool of_message = fault.kind == FaultKind::drop || fault.kind == FaultKind::corrupt;
-    fault.operation = 1 + random(of_message ? 40 : 120);
-    fault.seconds = static_cast<double>(random(100));
-    fault.factor = 1 + static_cast<double>(random(9));
-    options.faults = {fault};
-    const Simulation simulation = simulate(model, plan, options);
-    const bool stalls = fault.kind == FaultKind::stall && fault.seconds >= 60;  // 60: as the ranks were apart before
-    const bool ends = fault.kind == FaultKind::kill || of_message || stalls;
-    const std::string culprit = fmt::format("rank {}", fault.rank);
-    const VirtualOutcome& struck = simulation.ranks[static_cast<std::size_t>(fault.rank)].outcome;
-    EXPECT_EQ(struck.killed, fault.kind == FaultKind::kill && struck.operations >= fault.operation);
-    for (int rank = 0; rank < 4; ++rank) {
-      const SimulatedRank& result = simulation.ranks[static_cast<std::size_t>(rank)];
-      SCOPED_TRACE(fmt::format("seed {}: {} of rank {} at {}: rank {}: {}", seed, name(fault.kind), fault.rank,
-                               fault.operation, rank, result.error));
-      if (result.error.empty()) {
-        // Either the fault changes times alone, or it lies behind the end of the step.
-        EXPECT_TRUE(!ends || fault.operation > 20 || (stalls && fault.seconds == 60));
-        continue;
-      }
-      EXPECT_TRUE(ends);
-      EXPECT_TRUE(result.outcome.killed || result.error.find(culprit) != std::string::npos);
-      EXPECT_LE(result.outcome.seconds, 200);
+  for (const Case& c : {Case{"gpt2", 0, 16}, Case{"gpt2", 3, 16}, Case{"gpt2", 3, 16, 2}, Case{"gpt2", 2, 16, 2, 3}}) {
+    const StepPlan plan = make_step_plan(model.catalog, setup_of(c));
+    SimulationOptions options = options_of(4);
+    options.steps = 2;
+    options.faults = {{.kind = FaultKind::slow_rank, .rank = 3, .operation = 40, .factor = 1.7},
+                      {.kind = FaultKind::stall, .rank = 5, .operation = 90, .seconds = 0.01},
+                      {.kind = FaultKind::slow_link, .rank = 9, .operation = 50, .factor = 1.3}};
+    for (const SimulatedRank& rank : simulate(model, plan, options).ranks) {
+      ASSERT_EQ(rank.error, "");
+      ASSERT_EQ(rank.compute_seconds + rank.exposed_seconds + rank.waiting_seconds + rank.other_seconds,
+                rank.step_seconds);
+      ASSERT_GE(rank.hidden_seconds(), 0);
+      ASSERT_GT(rank.exposed_seconds, 0);
     }
   }
+}
+
+// Eight GPUs at one adapter: a group that has one of them moves alone eight times as fast as its share; and eight such
+// groups at once take as long as if each had its share.
+TEST(Simulation, GroupsShareTheAdaptersOfANode) {
+  const Cluster cluster = require_cluster("h100-ethernet", gpu_table({}));
+  ASSERT_EQ(cluster.gpus_per_adapter, 8U);
+  const ClusterCosts costs(cluster, 8);
+  const GroupShape replicas{.ranks = 2, .nodes = 2, .ranks_per_node = 1, .ranks_per_adapter = 1};
+  const CollectivePrice alone = costs.collective(VirtualCollective::all_gather, 800_MB, replicas);
+  EXPECT_EQ(alone.network_use, 1);
+  EXPECT_EQ(alone.node_use, 0);
+  EXPECT_EQ(alone.network_share, 1);
+  const double share = cost_of(CollectiveKind::all_gather, 400_MB, {1, 2}, cluster).byte_seconds;
+  EXPECT_NEAR(alone.seconds - alone.start_seconds, share / 8, 1e-9);
+  // All of them in one group have what they had.
+  const GroupShape all{.ranks = 16, .nodes = 2, .ranks_per_node = 8, .ranks_per_adapter = 8};
+  EXPECT_EQ(costs.collective(VirtualCollective::all_gather, 800_MB, all).seconds,
+            cost_of(CollectiveKind::all_gather, 50_MB, {8, 2}, cluster).seconds);
+  // Adapters do not span nodes.
+  EXPECT_EQ(gpus_per_adapter(cluster, 4), 4U);
+  EXPECT_EQ(gpus_per_adapter(cluster, 6), 2U);
+}
+
+// Replicas of different shards move in step: at one adapter, each alone would be eight times as fast, and all of them
+// together take as long as with an adapter of its own for each share.
+TEST(Simulation, ReplicasInStepTakeTheirSharesOfAnAdapter) {
+  const Model model = preset_model("gpt2").value();
+  const StepPlan plan = make_step_plan(model.catalog, setup_of({"gpt2", 2, 16, 2}));
+  SimulationOptions options = options_of();
+  options.cluster = require_cluster("h100-ethernet", gpu_table({}));
+  const double shared = simulate(model, plan, options).step_seconds;
+  options.cluster.gpus_per_adapter = 1;
+  const double own = simulate(model, plan, options).step_seconds;
+  EXPECT_NEAR(shared, own, 1e-4 * own);
+  EXPECT_GT(own, 2 * simulate(model, plan, options_of()).step_seconds);
 }
 
 }  // namespace

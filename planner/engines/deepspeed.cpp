@@ -1,0 +1,127 @@
+#include "planner/engines/deepspeed.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/text.h"
+#include "planner/engines/deepspeed_stages.h"
+
+namespace shardplan {
+namespace {
+
+void require(bool condition, const char* source, const char* key, const std::string& problem) {
+  if (!condition) throw ConfigError(source, key, problem);
+}
+
+void check(const Setup& setup, const DeepSpeedOptions& options) {
+  const bool offloads = options.offload_optimizer.device != OffloadDevice::none;
+  const bool offloads_parameters = options.offload_param.device != OffloadDevice::none;
+  require(setup.stage == 3 || !offloads_parameters, "--offload", "",
+          fmt::format("parameters can be offloaded at stage 3 only, not at stage {}", setup.stage));
+  require(setup.stage > 0 || !offloads, "--offload", "", "stage 0 offloads nothing: expected --zero 1, 2 or 3");
+  require(setup.stage == 3 || options.offload_optimizer.device != OffloadDevice::nvme, "--offload", "",
+          fmt::format("optimizer states can be on nvme at stage 3 only, not at stage {}", setup.stage));
+  require(setup.stage == 3 || options.zero_hpz_partition_size == 1, "--hpz", "",
+          fmt::format("a secondary partition needs stage 3, not {}", setup.stage));
+  require(options.zero_hpz_partition_size > 0 && setup.world_size % options.zero_hpz_partition_size == 0, "--hpz", "",
+          fmt::format("{} does not divide the {} ranks", options.zero_hpz_partition_size, setup.world_size));
+  const std::int64_t mics = options.mics_shard_size;
+  require(mics == -1 || setup.stage == 3, "--mics", "", fmt::format("needs stage 3, not {}", setup.stage));
+  require(mics == -1 || (mics > 0 && setup.world_size % static_cast<std::uint64_t>(mics) == 0), "--mics", "",
+          fmt::format("{} does not divide the {} ranks", mics, setup.world_size));
+  require(mics == -1 || setup.replicate == 1, "--mics", "", "excludes --replicate, which says the same");
+  require(options.offload_optimizer.ratio >= 0 && options.offload_optimizer.ratio <= 1, "offload_optimizer", "ratio",
+          "expected 0 to 1");
+  require(options.sub_group_size > 0, "zero_optimization", "sub_group_size", "expected 1 or more");
+}
+
+// MiCS and replicas both shard over fewer ranks.
+Setup sharding(const Setup& setup, const DeepSpeedOptions& options) {
+  Setup result = setup;
+  if (options.mics_shard_size > 0) {
+    result.replicate = setup.world_size / static_cast<std::uint64_t>(options.mics_shard_size);
+  }
+  return result;
+}
+
+std::optional<Bytes> initialization_peak(const DeepSpeedPlan& plan, const EngineTerms& terms, const Setup& setup,
+                                         const EngineOptions& options) {
+  const std::uint64_t ranks = std::min(options.gpus_per_node, setup.world_size);
+  const Bytes host =
+      std::max(held_at(terms, Span::update, Tier::pinned) + held_at(terms, Span::update, Tier::pageable),
+               held_at(terms, Span::backward, Tier::pinned) + held_at(terms, Span::backward, Tier::pageable));
+  Bytes built;
+  if (!(setup.stage == 3 && options.deepspeed.zero_init)) {
+    built = sum_bytes(plan.runs, [&](const Owned& owned) {
+      return bytes_for(owned.tensor->dtype.value_or(options.deepspeed.load_dtype), owned.elements);
+    });
+  }
+  return ranks * std::max(host, built);
+}
+
+Traffic traffic_of(const Catalog& catalog, const Setup& setup) {
+  Traffic traffic = textbook_traffic(catalog, setup);
+  // Gradients are all-reduced in buckets, though only a part is kept: stage_1_and_2.py, average_tensor with
+  // use_multi_rank_bucket_allreduce.
+  if (setup.stage == 1 || setup.stage == 2) traffic.reduce_gradients = 2 * traffic.reduce_gradients;
+  return traffic;
+}
+
+}  // namespace
+
+std::uint64_t deepspeed_flat_elements(std::uint64_t elements, std::uint64_t ranks) {
+  return round_up(elements, checked_multiply(2, ranks));
+}
+
+std::uint64_t deepspeed_shard_elements(std::uint64_t elements, std::uint64_t ranks) {
+  return divide_up(elements, ranks);
+}
+
+PersistentTensors deepspeed_persistent(const Catalog& catalog, const Setup& setup, const DeepSpeedOptions& options) {
+  return persistent_tensors(owned_tensors(catalog, sharding(setup, options)), options);
+}
+
+std::vector<std::uint64_t> deepspeed_sub_groups(const Catalog& catalog, const Setup& setup,
+                                                const DeepSpeedOptions& options) {
+  return sub_groups(owned_tensors(catalog, sharding(setup, options)), options);
+}
+
+DType accumulation_dtype(const DeepSpeedPlan& plan, const Policy& policy) {
+  return plan.options.grad_accum_dtype.value_or(policy.gradient);
+}
+
+DType master_dtype(const Policy& policy) {
+  return policy.master.value_or(policy.parameter);
+}
+
+EngineTerms deepspeed_terms(const Catalog& catalog, const Setup& setup, const EngineOptions& options) {
+  check(setup, options.deepspeed);
+  const Setup sharded = sharding(setup, options.deepspeed);
+  const DeepSpeedPlan plan{
+      .catalog = catalog, .setup = sharded, .options = options.deepspeed, .runs = owned_tensors(catalog, sharded)};
+  EngineTerms terms;
+  TermList list(terms.terms);
+  if (setup.stage == 3) {
+    add_stage3(plan, list);
+  } else {
+    add_stages0_to_2(plan, list);
+  }
+  terms.initialization_peak = initialization_peak(plan, terms, setup, options);
+  terms.traffic = traffic_of(catalog, sharded);
+  if (setup.accumulation > 1 && !options.deepspeed.grad_accum_dtype) {
+    terms.notes.push_back(
+        fmt::format("deepspeed adds micro-batches up in the gradient's dtype ({}) unless data_types "
+                    "says otherwise",
+                    name(setup.policy.gradient)));
+  }
+  if (options.deepspeed.mics_shard_size > 0) {
+    terms.notes.emplace_back("deepspeed has MiCS up to version 0.19.6; 0.19.8 is without");
+  }
+  terms.notes.push_back(fmt::format("host memory is per rank; its peak at the start is per node of {} GPUs",
+                                    std::min(options.gpus_per_node, setup.world_size)));
+  return terms;
+}
+
+}  // namespace shardplan

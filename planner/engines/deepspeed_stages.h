@@ -1,0 +1,29 @@
+// Inside engine deepspeed: what its two optimizers hold.
+#pragma once
+
+#include <vector>
+
+#include "planner/engines/deepspeed.h"
+#include "planner/engines/owned.h"
+
+namespace shardplan {
+
+struct DeepSpeedPlan {
+  const Catalog& catalog;
+  Setup setup;  // replicate says over how many ranks is sharded
+  DeepSpeedOptions options;
+  std::vector<OwnedRun> runs;
+};
+
+// What gradients of micro-batches are added up in. engine.py, get_data_types.
+DType accumulation_dtype(const DeepSpeedPlan& plan, const Policy& policy);
+// DeepSpeed keeps a copy of what is trained in any case, except in full fp32 at stages 0 and 3.
+DType master_dtype(const Policy& policy);
+
+PersistentTensors persistent_tensors(const std::vector<OwnedRun>& runs, const DeepSpeedOptions& options);
+std::vector<std::uint64_t> sub_groups(const std::vector<OwnedRun>& runs, const DeepSpeedOptions& options);
+
+void add_stages0_to_2(const DeepSpeedPlan& plan, TermList& list);
+void add_stage3(const DeepSpeedPlan& plan, TermList& list);
+
+}  // namespace shardplan

@@ -1,0 +1,190 @@
+#include "planner/engines/fsdp2.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/text.h"
+#include "planner/engines/owned.h"
+#include "planner/engines/pinned.h"
+
+namespace shardplan {
+namespace {
+
+constexpr const char* kParam = "torch/distributed/fsdp/_fully_shard/_fsdp_param.py, FSDPParam._init_sharded_param";
+constexpr const char* kGroup = "torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py, unshard and post_backward";
+constexpr const char* kCollectives = "torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py, foreach_reduce";
+
+// The dtype a sharded parameter is kept in: what the optimizer updates.
+DType sharded_dtype(const Policy& policy) {
+  return policy.master.value_or(policy.parameter);
+}
+DType reduce_dtype(const Policy& policy, const Fsdp2Options& options) {
+  return options.reduce_dtype.value_or(policy.wire);
+}
+DType kept_dtype(const Owned& owned) {
+  return owned.tensor->trainable ? sharded_dtype(owned.policy) : owned.policy.parameter;
+}
+std::uint64_t shard(const Owned& owned) {
+  return fsdp2_shard_elements(owned.tensor->shape, owned.ranks);
+}
+
+// One of fully_shard's parameter groups, gathered.
+struct Group {
+  Bytes gathered;       // in the compute copy's dtype, padded
+  Bytes gradients;      // whole, of what is trained
+  Bytes reduce_input;   // padded, in the reduction's dtype
+  Bytes reduce_output;  // this rank's part
+  Group& operator+=(const Group& other) {
+    gathered += other.gathered;
+    gradients += other.gradients;
+    reduce_input += other.reduce_input;
+    reduce_output += other.reduce_output;
+    return *this;
+  }
+};
+
+Group group_of(const OwnedRun& run, const Fsdp2Options& options) {
+  Group group;
+  for (const Owned& owned : run.tensors) {
+    const std::uint64_t padded = checked_multiply(shard(owned), owned.ranks);
+    // With one rank and nothing to cast, the sharded parameter is used as it is.
+    if (owned.ranks > 1 || kept_dtype(owned) != owned.policy.parameter) {
+      group.gathered += bytes_for(owned.policy.parameter, padded);
+    }
+    if (!owned.tensor->trainable) continue;
+    group.gradients += bytes_for(owned.policy.parameter, owned.elements);
+    group.reduce_input += bytes_for(reduce_dtype(owned.policy, options), padded);
+    group.reduce_output += bytes_for(reduce_dtype(owned.policy, options), shard(owned));
+  }
+  return group;
+}
+
+struct Groups {
+  Group root;
+  Group block;   // the largest of each part
+  Bytes blocks;  // all gathered
+  std::uint64_t count = 0;
+};
+
+Groups groups_of(const std::vector<OwnedRun>& runs, const Fsdp2Options& options) {
+  Groups groups;
+  for (const OwnedRun& run : runs) {
+    const Group group = group_of(run, options);
+    if (!run.block) {
+      groups.root += group;
+      continue;
+    }
+    groups.blocks += run.count * group.gathered;
+    groups.count += run.count;
+    groups.block.gathered = std::max(groups.block.gathered, group.gathered);
+    groups.block.gradients = std::max(groups.block.gradients, group.gradients);
+    groups.block.reduce_input = std::max(groups.block.reduce_input, group.reduce_input);
+    groups.block.reduce_output = std::max(groups.block.reduce_output, group.reduce_output);
+  }
+  return groups;
+}
+
+void add_states(TermList& list, const std::vector<OwnedRun>& runs, const Setup& setup, const Fsdp2Options& options) {
+  const std::uint64_t padded = sum_elements(runs, shard);
+  const std::uint64_t whole = sum_elements(runs, [](const Owned& owned) { return owned.elements; });
+  const std::string inputs = fmt::format("{} elements of {}", with_commas(padded), with_commas(whole));
+  const char* rows = "ceil(dim0 / N) rows of each parameter x bytes per element";
+  const auto pinned = [&](Bytes bytes) { return options.pin_memory ? pinned_block(bytes) : bytes; };
+  const Tier host = options.pin_memory ? Tier::pinned : Tier::pageable;
+  const auto parameter = [&](const Owned& owned) {
+    const Bytes bytes = bytes_for(kept_dtype(owned), shard(owned));
+    return options.offload ? pinned(bytes) : bytes;
+  };
+  const auto gradient = [&](const Owned& owned) {
+    if (!owned.tensor->trainable) return Bytes{};
+    const Bytes bytes = bytes_for(sharded_dtype(owned.policy), shard(owned));
+    return options.offload ? pinned(bytes) : bytes;
+  };
+  const auto moments = [&](const Owned& owned) {
+    if (!owned.tensor->trainable) return Bytes{};
+    UpdatedTensor local = owned.updated;
+    if (!local.shape.empty()) local.shape.front() = divide_up(local.shape.front(), owned.ranks);
+    return moment_bytes(setup, owned.policy, local);
+  };
+  list.add({"parameters: sharded, the master", MemoryClass::parameters, options.offload ? host : Tier::device,
+            Span::always, sum_bytes(runs, parameter), rows, inputs, kParam});
+  list.add({"gradients: sharded", MemoryClass::gradients, options.offload ? host : Tier::device, Span::step,
+            sum_bytes(runs, gradient), rows, inputs, kCollectives});
+  list.add({"optimizer states: moments", MemoryClass::optimizer_states, options.offload ? Tier::pageable : Tier::device,
+            Span::always, sum_bytes(runs, moments), rows, inputs,
+            "torch/optim/adam.py, Adam._init_group: zeros_like of the sharded parameter"});
+}
+
+void add_buffers(TermList& list, const Groups& groups, bool reshard) {
+  const std::uint64_t two = std::min<std::uint64_t>(groups.count, 2);
+  const std::string blocks =
+      fmt::format("{} units that repeat, the largest {} B", groups.count, with_commas(groups.block.gathered.count()));
+  list.add({"gathered parameters: the root", MemoryClass::gathered_parameters, Tier::device, Span::backward,
+            groups.root.gathered, "padded elements of everything outside of blocks x bytes per element",
+            "kept from its forward to its backward", kGroup});
+  list.add({"gathered parameters: blocks", MemoryClass::gathered_parameters, Tier::device, Span::backward,
+            reshard ? two * groups.block.gathered : groups.blocks,
+            reshard ? "the unit that computes + the next one, in flight" : "every unit, kept after its forward", blocks,
+            kGroup});
+  const Bytes gradients = std::max(groups.root.gradients, groups.block.gradients);
+  const Bytes input = std::max(groups.root.reduce_input, groups.block.reduce_input);
+  list.add({"gradients of the unit that computes", MemoryClass::communication_buffers, Tier::device, Span::backward,
+            gradients, "elements of the largest unit x bytes per element", "not sharded yet", kGroup});
+  list.add({"reduce-scatter input", MemoryClass::communication_buffers, Tier::device, Span::backward, input,
+            "padded elements of the largest unit x bytes of the reduction's dtype", "one is alive", kCollectives});
+  list.add({"reduce-scatter output", MemoryClass::communication_buffers, Tier::device, Span::backward,
+            std::max(groups.root.reduce_output, groups.block.reduce_output),
+            "this rank's part of the largest unit x bytes of the reduction's dtype", "before it becomes the gradient",
+            kCollectives});
+}
+
+}  // namespace
+
+std::uint64_t fsdp2_shard_elements(const Shape& shape, std::uint64_t ranks) {
+  if (shape.empty()) return 1;
+  if (shape.front() == 0) return 0;
+  return checked_multiply(divide_up(shape.front(), ranks), elements(shape) / shape.front());
+}
+
+std::uint64_t fsdp2_last_shard_elements(const Shape& shape, std::uint64_t ranks) {
+  const std::uint64_t before = checked_multiply(fsdp2_shard_elements(shape, ranks), ranks - 1);
+  const std::uint64_t all = elements(shape);
+  return all > before ? all - before : 0;
+}
+
+EngineTerms fsdp2_terms(const Catalog& catalog, const Setup& setup, const Fsdp2Options& options) {
+  if (setup.stage < 2) {
+    throw ConfigError("--zero", "",
+                      fmt::format("fully_shard shards parameters, so there is no stage {} of it: expected 3, or 2 to "
+                                  "keep them gathered after their forward",
+                                  setup.stage));
+  }
+  const std::vector<OwnedRun> runs = owned_tensors(catalog, setup);
+  const bool reshard = options.reshard_after_forward.value_or(setup.stage == 3);
+  EngineTerms terms;
+  TermList list(terms.terms);
+  add_states(list, runs, setup, options);
+  if (!catalog.count_only) add_buffers(list, groups_of(runs, options), reshard);
+  terms.traffic = textbook_traffic(catalog, setup);
+  // Gathered once where it is kept.
+  if (!reshard) {
+    Setup gathered = setup;
+    gathered.stage = 3;
+    gathered.cadence.reset();
+    const Bytes twice = textbook_traffic(catalog, gathered).gather_parameters;
+    terms.traffic.gather_parameters = Bytes{twice.count() / 2};
+  }
+  if (setup.policy.master && *setup.policy.master != setup.policy.parameter) {
+    terms.notes.push_back(
+        fmt::format("fsdp2 keeps sharded parameters in {}, which are the master, and gathers them in {}",
+                    name(*setup.policy.master), name(setup.policy.parameter)));
+  }
+  if (setup.accumulation > 1) {
+    terms.notes.emplace_back("fsdp2 reduces every micro-batch and adds into the sharded gradient");
+  }
+  return terms;
+}
+
+}  // namespace shardplan

@@ -1,0 +1,22 @@
+// PyTorch FSDP2 (torch.distributed.fsdp.fully_shard), as of torch 2.15.
+//
+// fully_shard is applied to each unit of a run that repeats and to the root, which keeps everything else: embeddings,
+// norms, the head. Every parameter is split on dim 0 into chunks of ceil(dim0 / N) rows; ranks whose chunk is shorter or
+// empty hold padding. The sharded parameter, in the master's dtype, is the master.
+//   stage 3: units are released after their forward and gathered again; stage 2: kept (reshard_after_forward=False).
+//   stages 0 and 1 do not exist there.
+#pragma once
+
+#include "planner/engines/engine.h"
+
+namespace shardplan {
+
+// What rank 0 holds of one tensor: ceil(dim0 / ranks) x the other dims. A scalar counts as dim 0 of 1.
+std::uint64_t fsdp2_shard_elements(const Shape& shape, std::uint64_t ranks);
+// What the last rank holds of it: the rest, which may be nothing.
+std::uint64_t fsdp2_last_shard_elements(const Shape& shape, std::uint64_t ranks);
+
+// Throws ConfigError for stages 0 and 1.
+EngineTerms fsdp2_terms(const Catalog& catalog, const Setup& setup, const Fsdp2Options& options);
+
+}  // namespace shardplan

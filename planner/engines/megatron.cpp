@@ -1,0 +1,266 @@
+#include "planner/engines/megatron.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/error.h"
+#include "base/text.h"
+#include "planner/engines/owned.h"
+#include "planner/engines/pinned.h"
+
+namespace shardplan {
+namespace {
+
+constexpr const char* kBuffer = "megatron/core/distributed/param_and_grad_buffer.py, _ParamAndGradBuffer";
+constexpr const char* kOptimizer = "megatron/core/optimizer/distrib_optimizer.py, _build_model_and_main_param_groups";
+constexpr const char* kWhole = "megatron/core/optimizer/optimizer.py, Float16OptimizerWithFloat16Params";
+constexpr const char* kFsdp = "megatron/core/distributed/fsdp/src/megatron_fsdp/param_and_grad_buffer.py";
+
+using Class = MemoryClass;
+
+bool uses_fsdp(const Setup& setup, const MegatronOptions& options) {
+  return options.use_megatron_fsdp || options.data_parallel_sharding_strategy || setup.stage >= 2;
+}
+
+MegatronSharding sharding_of(const Setup& setup, const MegatronOptions& options) {
+  if (options.data_parallel_sharding_strategy) return *options.data_parallel_sharding_strategy;
+  switch (setup.stage) {
+    case 0:
+      return options.use_megatron_fsdp ? MegatronSharding::optim_grads_params : MegatronSharding::no_shard;
+    case 1:
+      return MegatronSharding::optim;
+    case 2:
+      return MegatronSharding::optim_grads;
+    default:
+      return MegatronSharding::optim_grads_params;
+  }
+}
+
+Bytes master_bytes(const Policy& policy, const MegatronOptions& options, std::uint64_t count) {
+  // In fp32 the parameter is its own master.
+  if (policy.parameter == DType::f32 || policy.parameter == DType::f64) return Bytes{};
+  if (!options.use_precision_aware_optimizer) return bytes_for(policy.master.value_or(DType::f32), count);
+  const bool remainders =
+      options.store_param_remainders && policy.parameter == DType::bf16 && options.main_params_dtype == DType::f32;
+  return bytes_for(remainders ? DType::i16 : options.main_params_dtype, count);
+}
+
+// The dtypes of moments.
+Policy moment_policy(const Policy& policy, const MegatronOptions& options) {
+  Policy result = policy;
+  if (options.use_precision_aware_optimizer) {
+    result.first_moment = options.exp_avg_dtype;
+    result.second_moment = options.exp_avg_sq_dtype;
+  }
+  return result;
+}
+
+// Of a shard of so many elements.
+Bytes shard_moments(const Setup& setup, const TensorGroup& group, const MegatronOptions& options, std::uint64_t count) {
+  return flat_moment_bytes(setup, moment_policy(group.policy, options), count, group.hidden_matrices);
+}
+// Of whole tensors, each in its shape.
+Bytes whole_moments(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group,
+                    const MegatronOptions& options) {
+  return sum_bytes(runs, [&](const Owned& owned) {
+    if (!in_group(owned, group, setup)) return Bytes{};
+    return moment_bytes(setup, moment_policy(owned.policy, options), owned.updated);
+  });
+}
+
+struct StateTerms {
+  Bytes master;
+  Bytes moments;
+  std::string formula;
+  std::string inputs;
+  const char* source;
+};
+
+void add_states(const StateTerms& states, const MegatronOptions& options, TermList& list) {
+  const auto add = [&](const char* what, Bytes bytes) {
+    const double fraction = options.optimizer_cpu_offload ? options.optimizer_offload_fraction : 0;
+    const Bytes host{static_cast<std::uint64_t>(fraction * static_cast<double>(bytes.count()))};
+    list.add({what, Class::optimizer_states, Tier::device, Span::always, bytes - host, states.formula, states.inputs,
+              states.source});
+    list.add({what, Class::optimizer_states, Tier::pinned, Span::always, host,
+              fmt::format("{}, the offloaded fraction", states.formula), states.inputs,
+              "megatron/core/optimizer/cpu_offloading/hybrid_optimizer.py, HybridDeviceOptimizer"});
+  };
+  add("optimizer states: master", states.master);
+  add("optimizer states: moments", states.moments);
+}
+
+std::vector<std::uint64_t> parameters_of(const Setup& setup, const std::vector<OwnedRun>& runs,
+                                         const TensorGroup& group) {
+  std::vector<std::uint64_t> parameters;
+  for_each_owned(runs, [&](const Owned& owned) {
+    if (in_group(owned, group, setup)) parameters.push_back(owned.elements);
+  });
+  return parameters;
+}
+
+void add_group(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group, bool distributed,
+               const MegatronOptions& options, TermList& list) {
+  const MegatronBuffer buffer = megatron_buffer(parameters_of(setup, runs, group), group.ranks, distributed, options);
+  const std::string experts = group.ranks == shard_count(setup) / options.num_distributed_optimizer_instances
+                                  ? ""
+                                  : fmt::format(" ({} ranks)", group.ranks);
+  const std::string inputs =
+      fmt::format("{} elements in {} bucket{}, {} with padding", with_commas(buffer.elements), buffer.buckets,
+                  buffer.buckets == 1 ? "" : "s", with_commas(buffer.padded_elements));
+  const char* formula =
+      distributed ? "elements of the buffer, padded, x bytes per element" : "elements x bytes per element";
+  list.add({"parameters: buffer" + experts, Class::parameters, Tier::device, Span::always,
+            bytes_for(group.policy.parameter, buffer.padded_elements), formula, inputs, kBuffer});
+  list.add({"gradients: main" + experts, Class::gradients, Tier::device, Span::always,
+            bytes_for(options.main_grads_dtype, buffer.padded_elements), formula, inputs, kBuffer});
+  const std::uint64_t updated = distributed ? buffer.padded_elements / group.ranks : buffer.padded_elements;
+  add_states({.master = master_bytes(group.policy, options, updated),
+              .moments = distributed ? shard_moments(setup, group, options, updated)
+                                     : whole_moments(setup, runs, group, options),
+              .formula = distributed ? "padded elements / N x bytes per element" : formula,
+              .inputs = fmt::format("{} elements, N = {}", with_commas(updated), group.ranks),
+              .source = distributed ? kOptimizer : kWhole},
+             options, list);
+}
+
+void shard_over_instances(std::vector<OwnedRun>& runs, const MegatronOptions& options) {
+  const std::uint64_t instances = options.num_distributed_optimizer_instances;
+  for (OwnedRun& run : runs) {
+    for (Owned& owned : run.tensors) {
+      if (instances == 0 || owned.ranks % instances != 0) {
+        throw ConfigError("--num-distributed-optimizer-instances", "",
+                          fmt::format("{} does not divide the {} data ranks", instances, owned.ranks));
+      }
+      owned.ranks /= instances;
+    }
+  }
+}
+
+struct FsdpPlacements {
+  bool parameters = false;
+  bool gradients = false;
+  bool states = false;
+};
+FsdpPlacements placements_of(MegatronSharding sharding) {
+  return {.parameters = sharding == MegatronSharding::optim_grads_params,
+          .gradients = sharding >= MegatronSharding::optim_grads,
+          .states = sharding >= MegatronSharding::optim};
+}
+
+// Its FSDP makes one buffer of each unit, padded to N.
+void add_fsdp(const Setup& setup, const std::vector<OwnedRun>& runs, const MegatronOptions& options, TermList& list) {
+  const FsdpPlacements placed = placements_of(sharding_of(setup, options));
+  Bytes largest_parameters;
+  Bytes largest_gradients;
+  for (const TensorGroup& group : trainable_groups(runs, setup)) {
+    std::uint64_t padded = 0;
+    for (const OwnedRun& run : runs) {
+      std::uint64_t unit = 0;
+      for (const Owned& owned : run.tensors) {
+        if (in_group(owned, group, setup)) unit += owned.elements;
+      }
+      unit = round_up(unit, group.ranks);
+      padded = checked_add(padded, checked_multiply(run.count, unit));
+      largest_parameters = std::max(largest_parameters, bytes_for(group.policy.parameter, unit));
+      largest_gradients = std::max(largest_gradients, bytes_for(options.main_grads_dtype, unit));
+    }
+    const auto held = [&](bool sharded) { return sharded ? padded / group.ranks : padded; };
+    const std::string inputs =
+        fmt::format("{} elements of {}, N = {}", with_commas(group.elements), with_commas(padded), group.ranks);
+    const char* formula = "units padded to N, whole or 1/N by strategy, x bytes per element";
+    list.add({"parameters", Class::parameters, Tier::device, Span::always,
+              bytes_for(group.policy.parameter, held(placed.parameters)), formula, inputs, kFsdp});
+    list.add({"gradients: main", Class::gradients, Tier::device, Span::always,
+              bytes_for(options.main_grads_dtype, held(placed.gradients)), formula, inputs, kFsdp});
+    const std::uint64_t updated = held(placed.states);
+    add_states({.master = master_bytes(group.policy, options, updated),
+                .moments = placed.states ? shard_moments(setup, group, options, updated)
+                                         : whole_moments(setup, runs, group, options),
+                .formula = formula,
+                .inputs = inputs,
+                .source = kFsdp},
+               options, list);
+  }
+  if (placed.parameters) {
+    list.add({"gathered parameters", Class::gathered_parameters, Tier::device, Span::backward, 2 * largest_parameters,
+              "two of the largest unit: the one that computes and the next", "double buffering", kFsdp});
+  }
+  if (placed.gradients) {
+    list.add({"gradients of units on their way", Class::communication_buffers, Tier::device, Span::backward,
+              2 * largest_gradients, "two of the largest unit: the one that computes and the one that is reduced",
+              "double buffering", kFsdp});
+  }
+}
+
+}  // namespace
+
+MegatronBuffer megatron_buffer(const std::vector<std::uint64_t>& parameters, std::uint64_t ranks, bool distributed,
+                               const MegatronOptions& options) {
+  constexpr std::uint64_t kParameterAlignment = 64;
+  constexpr std::uint64_t kBucketAlignment = 128;
+  constexpr std::uint64_t kBusAlignment = 65536;
+  std::uint64_t multiple = std::lcm(ranks, kBucketAlignment);
+  if (options.pad_buckets_for_high_nccl_busbw) multiple = std::lcm(multiple, kBusAlignment);
+  const std::optional<std::uint64_t> bucket_size =
+      options.overlap_grad_reduce
+          ? options.ddp_bucket_size.value_or(std::max<std::uint64_t>(40'000'000, checked_multiply(1'000'000, ranks)))
+          : std::optional<std::uint64_t>();
+  const auto bucket_end = [&](std::uint64_t end) { return distributed ? round_up(end, multiple) : end; };
+  MegatronBuffer buffer;
+  std::uint64_t bucket_start = 0;
+  std::uint64_t end = 0;
+  bool open = false;
+  std::for_each(parameters.rbegin(), parameters.rend(), [&](std::uint64_t parameter) {
+    const std::uint64_t start = distributed ? round_up(end, kParameterAlignment) : end;
+    end = checked_add(start, parameter);
+    buffer.elements = checked_add(buffer.elements, parameter);
+    open = !bucket_size || end - bucket_start < *bucket_size;
+    if (open) return;
+    end = bucket_start = bucket_end(end);
+    ++buffer.buckets;
+  });
+  if (open) {
+    end = bucket_end(end);
+    ++buffer.buckets;
+  }
+  buffer.padded_elements = end;
+  return buffer;
+}
+
+EngineTerms megatron_terms(const Catalog& catalog, const Setup& setup, const MegatronOptions& options) {
+  if (options.optimizer_offload_fraction < 0 || options.optimizer_offload_fraction > 1) {
+    throw ConfigError("--optimizer-offload-fraction", "", "expected 0 to 1");
+  }
+  std::vector<OwnedRun> runs = owned_tensors(catalog, setup);
+  shard_over_instances(runs, options);
+  EngineTerms terms;
+  TermList list(terms.terms);
+  list.add({"parameters: frozen", Class::parameters, Tier::device, Span::always,
+            sum_bytes(runs,
+                      [](const Owned& owned) {
+                        return owned.tensor->trainable ? Bytes{} : bytes_for(owned.policy.parameter, owned.elements);
+                      }),
+            "elements x bytes per element", "in no buffer", kBuffer});
+  const bool fsdp = uses_fsdp(setup, options) && !catalog.count_only;
+  const bool distributed = options.use_distributed_optimizer.value_or(setup.stage == 1);
+  if (fsdp) {
+    add_fsdp(setup, runs, options, list);
+  } else {
+    for (const TensorGroup& group : trainable_groups(runs, setup))
+      add_group(setup, runs, group, distributed, options, list);
+  }
+  Setup sent = setup;
+  sent.policy.gradient = sent.policy.wire = options.main_grads_dtype;
+  if (!fsdp && setup.stage < 2) sent.stage = distributed ? 1 : 0;
+  terms.traffic = textbook_traffic(catalog, sent);
+  if (setup.accumulation > 1) {
+    terms.notes.emplace_back("megatron adds micro-batches up in the main gradients: no accumulator beside them");
+  }
+  terms.notes.emplace_back("activations, transformer_engine's workspaces and logits are not among these terms");
+  return terms;
+}
+
+}  // namespace shardplan

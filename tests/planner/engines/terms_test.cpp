@@ -1,0 +1,117 @@
+// Reports and explanations are folds of the same terms.
+#include <gtest/gtest.h>
+
+#include <rapidcheck/gtest.h>
+
+#include "base/error.h"
+#include "planner/engines/engine.h"
+#include "tests/support/catalogs.h"
+
+namespace shardplan {
+namespace {
+
+struct Combination {
+  Engine engine;
+  int stage;
+  EngineOptions options;
+};
+
+std::vector<Combination> combinations() {
+  std::vector<Combination> all;
+  for (const int stage : {0, 1, 2, 3}) {
+    all.push_back({Engine::deepspeed, stage, {}});
+    all.push_back({Engine::megatron, stage, {}});
+    if (stage >= 2) all.push_back({Engine::fsdp2, stage, {}});
+  }
+  EngineOptions offload;
+  offload.deepspeed.offload_optimizer.device = OffloadDevice::cpu;
+  offload.fsdp2.offload = true;
+  offload.megatron.optimizer_cpu_offload = true;
+  all.push_back({Engine::deepspeed, 2, offload});
+  all.push_back({Engine::fsdp2, 3, offload});
+  all.push_back({Engine::megatron, 1, offload});
+  offload.deepspeed.offload_param.device = OffloadDevice::nvme;
+  all.push_back({Engine::deepspeed, 3, offload});
+  return all;
+}
+
+RC_GTEST_PROP(Terms, ReportsAddUp, ()) {
+  const Catalog catalog = *test_support::any_catalog(test_support::Sizes::small);
+  const Combination combination = *rc::gen::elementOf(combinations());
+  shardplan::Setup setup;
+  setup.stage = combination.stage;
+  setup.world_size = *rc::gen::inRange<std::uint64_t>(1, 12);
+  setup.policy = policy_named(*rc::gen::element("bf16-mixed", "bf16-mixed-fp32grad", "fp16-mixed", "fp32", "bf16"));
+  const EngineTerms terms = terms_of(combination.engine, catalog, setup, combination.options);
+  const RankReport rank = report_of(combination.engine, catalog, setup, terms).ranks.front();
+  const PeakMemory& peak = rank.device.at_peak;
+  RC_ASSERT(*peak.parameters + *peak.gathered_parameters + *peak.gradients + *peak.optimizer_states +
+                *peak.communication_buffers ==
+            *rank.device.live_peak);
+  RC_ASSERT(*rank.device.live_peak >= *rank.device.allocated_after_step);
+  RC_ASSERT(*rank.device.live_peak >= rank.device.model_states());
+  RC_ASSERT(!rank.arenas.has_value());
+  RC_ASSERT(*rank.host.total == *rank.host.pinned + *rank.host.pageable);
+  Bytes sum;
+  bool after = false;
+  for (const Explanation& line : explain_terms(terms)) {
+    RC_ASSERT(!line.formula.empty() && !line.inputs.empty() && !line.source.empty());
+    if (line.name == "peak") {
+      RC_ASSERT(line.bytes == sum);
+      after = true;
+    }
+    if (!after) sum += line.bytes;
+  }
+  RC_ASSERT(sum == *rank.device.live_peak);
+}
+
+TEST(Terms, ACountAloneHasStatesAndNoBuffers) {
+  CatalogBuilder builder("psi", "parameters");
+  builder.begin_unit("parameters");
+  builder.add({.name = "parameters", .shape = {1'000'000}, .dtype = std::nullopt});
+  Catalog catalog = builder.finish();
+  catalog.count_only = true;
+  for (const Engine engine : {Engine::deepspeed, Engine::fsdp2, Engine::megatron}) {
+    shardplan::Setup setup;
+    setup.stage = 3;
+    setup.world_size = 8;
+    const Report report = report_of(engine, catalog, setup, terms_of(engine, catalog, setup, {}));
+    EXPECT_FALSE(report.ranks.front().device.live_peak.has_value());
+    EXPECT_GT(report.ranks.front().device.model_states(), 0_B);
+  }
+}
+
+// States in the shapes of tensors where an engine leaves them whole, flat where it does not.
+TEST(Terms, OptimizersWhoseStatesFollowShapes) {
+  CatalogBuilder builder("blocks", "tensors");
+  builder.add_run("layers", 0, 2,
+                  {{.name = "a.w", .shape = {256, 512}, .dtype = std::nullopt},
+                   {.name = "a.b", .shape = {512}, .dtype = std::nullopt}});
+  const Catalog catalog = builder.finish();
+  const auto moments = [&](Engine engine, OptimizerKind optimizer, int stage) {
+    shardplan::Setup setup;
+    setup.stage = stage;
+    setup.world_size = 2;
+    setup.optimizer = optimizer;
+    Bytes sum;
+    for (const Term& term : terms_of(engine, catalog, setup, {}).terms) {
+      if (term.name == "optimizer states: moments") sum += term.bytes;
+    }
+    return sum.count();
+  };
+  constexpr std::uint64_t kMatrix = 256 * 512;
+  EXPECT_EQ(moments(Engine::megatron, OptimizerKind::adafactor, 0), 2 * 4 * (256 + 512 + 512));
+  EXPECT_EQ(moments(Engine::deepspeed, OptimizerKind::adafactor, 2), 4 * 2 * (kMatrix + 512) / 2);
+  // Each rank has 128 rows.
+  EXPECT_EQ(moments(Engine::fsdp2, OptimizerKind::adafactor, 3), 2 * 4 * (128 + 512 + 256));
+  EXPECT_EQ(moments(Engine::deepspeed, OptimizerKind::muon, 2), 4 * (2 * kMatrix + 2 * 2 * 512) / 2);
+  EXPECT_EQ(moments(Engine::deepspeed, OptimizerKind::muon, 3), 4 * (2 * kMatrix + 2 * 2 * 512) / 2);
+}
+
+TEST(Terms, OursIsNoListOfTerms) {
+  EXPECT_THROW(terms_of(Engine::shardplan, {}, {}, {}), ConfigError);
+  EXPECT_THROW(terms_of(Engine::paper, {}, {}, {}), ConfigError);
+}
+
+}  // namespace
+}  // namespace shardplan

@@ -1,0 +1,379 @@
+"""Planning and simulation: memcalc's numbers as values. Needs nothing but the standard library.
+
+A keyword is a flag of memcalc with underscores for dashes and means the same; `memcalc plan --help` and
+`memcalc simulate --help` say what each does, docs/memcalc-json.md what each field of a result is. Sizes are in bytes.
+None is "not counted" or "not known", never 0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
+from typing import (
+    Any,
+    Dict,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from . import _shardplan
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    name: str
+    family: str
+    parameters: int
+    trainable_parameters: int
+    active_parameters: int
+    tensors: Optional[int]
+    units: Optional[int]
+
+
+@dataclass(frozen=True)
+class AtPeak:
+    parameters: Optional[int]
+    gathered_parameters: Optional[int]
+    gradients: Optional[int]
+    optimizer_states: Optional[int]
+    communication_buffers: Optional[int]
+    activations: Optional[int]
+    loss: Optional[int]
+    workspace: Optional[int]
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    parameters: int
+    gradients: int
+    optimizer_states: int
+    model_states: int
+    allocated_after_step: Optional[int]
+    peak_allocated: Optional[int]
+    peak_reserved: Optional[int]
+    context: Optional[int]
+    total: Optional[int]
+    live_peak: Optional[int]
+    peak_at: Optional[str]
+    at_peak: AtPeak
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    pinned: Optional[int]
+    pageable: Optional[int]
+    total: Optional[int]
+    initialization_peak: Optional[int]
+
+
+@dataclass(frozen=True)
+class FileMemory:
+    total: Optional[int]
+
+
+@dataclass(frozen=True)
+class Arenas:
+    device: int
+    pinned: int
+    host: int
+    file: int
+
+
+@dataclass(frozen=True)
+class Rank:
+    role: str
+    count: int
+    device: DeviceMemory
+    host: HostMemory
+    file: FileMemory
+    arenas: Optional[Arenas]
+
+
+@dataclass(frozen=True)
+class SentByOperation:
+    gather_parameters: int
+    gather_gradients: int
+    reduce_gradients: int
+    reduce_among_replicas: int
+
+
+@dataclass(frozen=True)
+class Communication:
+    bytes_sent_per_step: int
+    by_operation: SentByOperation
+    control_bytes_sent_per_step: int
+    textbook_bytes_sent_per_step: int
+
+
+@dataclass(frozen=True)
+class Capacity:
+    name: str
+    capacity_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each GPU holds, and what it sends. `setup` has every keyword as resolved."""
+
+    model: ModelSize
+    setup: Mapping[str, Any]
+    ranks: Tuple[Rank, ...]
+    worst: Rank
+    communication: Communication
+    gpu: Optional[Capacity]
+    fits: Optional[bool]
+    headroom_bytes: Optional[int]
+    notes: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    name: str
+    bytes: int
+    formula: str
+    inputs: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The numbers of a plan, each with its formula. The last entry of a list is the sum of the others."""
+
+    model: ModelSize
+    setup: Mapping[str, Any]
+    device: Tuple[Explanation, ...]
+    communication: Tuple[Explanation, ...]
+
+
+@dataclass(frozen=True)
+class ClusterSize:
+    name: str
+    gpu: str
+    gpus_per_node: int
+    node_bytes_per_second: float
+    network_bytes_per_second: float
+
+
+@dataclass(frozen=True)
+class Extent:
+    min: int
+    max: int
+
+
+@dataclass(frozen=True)
+class SentByLink:
+    node: int
+    network: int
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    rank: int
+    seconds: float
+    error: str
+
+
+@dataclass(frozen=True)
+class SimulatedStage:
+    zero_stage: int
+    ranks: int
+    operations: int
+    virtual_step_seconds: float
+    wall_seconds: float
+    peak_bytes: Extent
+    planned_peak_bytes: int
+    peak_at: str
+    live_peak_bytes: Extent
+    planned_live_peak_bytes: int
+    bytes_sent_per_rank: int
+    planned_bytes_sent_per_rank: int
+    textbook_bytes_sent_per_rank: int
+    bytes_sent_by_operation: SentByOperation
+    bytes_sent_by_link: SentByLink
+    compute_seconds: float
+    communication_seconds: float
+    exposed_communication_seconds: float
+    hidden_communication_seconds: float
+    waiting_seconds: float
+    other_seconds: float
+    stragglers: Tuple[int, ...]
+    fits: Optional[bool]
+    faults: Tuple[str, ...]
+    faults_happened: Tuple[bool, ...]
+    errors: Tuple[RankFailure, ...]
+
+
+@dataclass(frozen=True)
+class Simulation(SimulatedStage):
+    """One step on virtual ranks. With compare_stages the fields are those of stage 3, and `stages` has all four."""
+
+    model: ModelSize
+    setup: Mapping[str, Any]
+    cluster: ClusterSize
+    notes: Tuple[str, ...]
+    stages: Optional[Tuple[SimulatedStage, ...]] = None
+
+
+@dataclass(frozen=True)
+class Preset:
+    name: str
+    family: str
+    parameters: int
+    hf_id: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    aliases: Tuple[str, ...]
+    vendor: str
+    memory_bytes: int
+    capacity_bytes: int
+    capacity_is_visible_memory: bool
+    bandwidth_bytes_per_second: Optional[int]
+    bf16_flops: Optional[int]
+    fp16_flops: Optional[int]
+    fp32_flops: Optional[int]
+    link_bytes_per_second: Optional[int]
+    pcie_generation: Optional[int]
+    source: str
+    note: str
+
+
+_Path = Union[str, "os.PathLike[str]"]
+
+
+def plan(
+    model: Optional[_Path] = None,
+    *,
+    params: Union[str, int, float, None] = None,
+    gpus: int = 1,
+    zero: int = 0,
+    precision: str = "bf16-mixed",
+    optimizer: str = "adamw",
+    ema: bool = False,
+    engine: str = "shardplan",
+    replicate: int = 1,
+    prefetch: int = 1,
+    grad_accum: int = 1,
+    cadence: Optional[str] = None,
+    recompute: str = "none",
+    transport: str = "direct",
+    reduction: str = "canonical",
+    reduction_group: Optional[int] = None,
+    offload: Optional[str] = None,
+    hpz: Optional[int] = None,
+    mics: Optional[int] = None,
+    freeze: Sequence[str] = (),
+    seq: Optional[int] = None,
+    micro_batch: int = 1,
+    gpu: Optional[str] = None,
+    gpu_files: Sequence[_Path] = (),
+    gpus_per_node: Optional[int] = None,
+    param_dtype: Optional[str] = None,
+    grad_dtype: Optional[str] = None,
+    grad_accum_dtype: Optional[str] = None,
+    master_dtype: Optional[str] = None,
+    moment_dtype: Optional[str] = None,
+    compute_dtype: Optional[str] = None,
+    wire_dtype: Optional[str] = None,
+) -> Plan:
+    """How much memory a training needs, and where. `model` is a preset (see models()), a config.json, safetensors, a
+    folder of either or a tensor list; `params` a count ("7e9", "7B", 7_000_000_000) instead, for model states only.
+    Raises ConfigError."""
+    return _build(Plan, _shardplan.plan(_given(locals())))
+
+
+def explain(model: Optional[_Path] = None, **keywords: Any) -> Explained:
+    """The numbers of plan(), each with its formula, inputs and source. Takes plan()'s keywords."""
+    return _build(Explained, _shardplan.explain(_checked(keywords, plan, model=model)))
+
+
+def simulate(
+    model: _Path,
+    *,
+    cluster: Optional[_Path] = None,
+    seed: int = 0,
+    faults: Sequence[str] = (),
+    compare_stages: bool = False,
+    trace: Optional[_Path] = None,
+    plot: Optional[_Path] = None,
+    **keywords: Any,
+) -> Simulation:
+    """One step of the optimizer itself on virtual ranks, with the cluster's times. Takes plan()'s keywords too; `trace`
+    and `plot` are files to write. A rank that fails is in `errors`. Raises ConfigError and IoError."""
+    own = dict(
+        model=model, cluster=cluster, seed=seed, faults=faults, compare_stages=compare_stages, trace=trace, plot=plot
+    )
+    return _build(Simulation, _shardplan.simulate(_checked(keywords, plan, **own)))
+
+
+def models() -> Tuple[Preset, ...]:
+    """The models that are known by name."""
+    return tuple(_value(Preset, row) for row in json.loads(_shardplan.models())["models"])
+
+
+def gpus(files: Sequence[_Path] = ()) -> Tuple[Gpu, ...]:
+    """The GPUs that are known by name, with the user's own tables (docs/gpus.md) on top."""
+    return tuple(_value(Gpu, row) for row in json.loads(_shardplan.gpus([os.fspath(file) for file in files]))["gpus"])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value
+
+
+def _given(keywords: Mapping[str, Any]) -> Dict[str, Any]:
+    given = {key: _plain(value) for key, value in keywords.items() if value is not None}
+    if "params" in given:
+        given["params"] = str(given["params"])
+    return given
+
+
+def _checked(keywords: Mapping[str, Any], function: Any, **own: Any) -> Dict[str, Any]:
+    for keyword in keywords:
+        if keyword not in function.__kwdefaults__:
+            raise TypeError(f"got an unexpected keyword argument '{keyword}': expected those of {function.__name__}()")
+    return _given({**keywords, **own})
+
+
+def _build(cls: Type[T], text: str) -> T:
+    members = json.loads(text)
+    members.pop("schema")
+    return _value(cls, members)
+
+
+@lru_cache(maxsize=None)
+def _types_of(cls: type) -> Dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+def _value(kind: Any, value: Any) -> Any:
+    """A value of JSON as the type that a field is declared with."""
+    if value is None or kind is Any:
+        return value
+    if is_dataclass(kind):
+        types = _types_of(kind)
+        return kind(**{key: _value(types[key], member) for key, member in value.items() if key in types})
+    if get_origin(kind) is Union:
+        return _value(get_args(kind)[0], value)
+    if get_origin(kind) is tuple:
+        return tuple(_value(get_args(kind)[0], each) for each in value)
+    return value
