@@ -370,6 +370,11 @@ void ZeroOptimizer::set_learning_rate(std::size_t group, double learning_rate) {
   options_.groups[group].values.learning_rate = learning_rate;
 }
 
+void ZeroOptimizer::set_hyperparameters(std::size_t group, const Hyperparameters& values) {
+  SHARDPLAN_CHECK(group < options_.groups.size(), "no such parameter group");
+  options_.groups[group].values = values;
+}
+
 void ZeroOptimizer::visit_parameters(const std::function<void(const TensorRange&, std::span<const float>)>& visit) {
   require_whole_state("visit_parameters()");
   events_.join();

@@ -76,8 +76,9 @@ class ZeroOptimizer {
   std::uint64_t steps_applied() const { return steps_applied_; }
   // True between a failure after the commit point and the call that finishes the step.
   bool step_interrupted() const { return commit_.has_value(); }
-  // For schedules: takes effect with the next step.
+  // For schedules: takes effect with the next step. The same on every rank.
   void set_learning_rate(std::size_t group, double learning_rate);
+  void set_hyperparameters(std::size_t group, const Hyperparameters& values);
 
   // Collective: the parameters in full precision, tensor by tensor in catalog order, padding and tied tensors left out,
   // whatever the stage. Each call of `visit` gets one whole tensor. Holds one unit's flat buffer in fp32 at a time,

@@ -106,7 +106,7 @@ void VirtualClock::work_until(double time) {
 
 namespace {
 
-const VirtualOptions& checked(const VirtualOptions& options) {
+VirtualOptions checked(VirtualOptions options) {
   SHARDPLAN_CHECK(options.ranks >= 1 && options.ranks_per_node >= 1 && options.ranks_per_adapter >= 1,
                   "a virtual world has ranks, nodes and adapters");
   SHARDPLAN_CHECK(options.costs != nullptr, "a virtual world has costs");

@@ -1,4 +1,5 @@
 // The second half of the suite: what happens when a rank does not do what the others do.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -31,7 +32,7 @@ struct Rank {
         stream(device.make_stream()),
         mine(piece_of(kElements, communicator.rank(), communicator.size())) {}
 
-  ReduceScatter reduction() { return room.reduction(kElements, DType::f32, mine); }
+  ReduceScatter reduction() const { return room.reduction(kElements, DType::f32, mine); }
   AllGather gather() {
     return {.input = {room.arena.get(), room.part},
             .output = {room.arena.get(), room.full},
@@ -174,7 +175,7 @@ TEST_P(CommunicatorFailures, AnotherOperationIsNamedOnBothSides) {
   for (const std::string& operation : kOperations) {
     const std::string other = operation == "barrier" ? "all_gather" : "barrier";
     const Body body = [&](Rank& rank, bool culprit) { call(culprit ? other : operation, rank); };
-    expect_all_told("rank 2 calls " + other + " while rank 0 calls " + operation, body);
+    expect_all_told(fmt::format("rank 2 calls {} while rank 0 calls {}", other, operation), body);
   }
 }
 
@@ -188,10 +189,10 @@ TEST_P(CommunicatorFailures, MismatchesAreFoundInEveryArgumentThatMustBeEqual) {
       {"scale", [](ReduceScatter& call) { call.scale = 0.5F; }}};
   for (const auto& [expected, change] : changes) {
     expect_all_told("rank 2, reduce_scatter: rank 2 calls it with " + expected,
-                    [&change = change](Rank& rank, bool culprit) {
+                    [&apply = change](Rank& rank, bool culprit) {
                       ReduceScatter call = rank.reduction();
                       call.elements = 4000;
-                      if (culprit) change(call);
+                      if (culprit) apply(call);
                       rank.communicator.reduce_scatter(call, *rank.stream);
                     });
   }

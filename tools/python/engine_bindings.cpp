@@ -146,11 +146,16 @@ void bind_engine(nb::module_& module) {
           },
           nb::arg("tensor"), nb::arg("address"), nb::arg("dtype"), Released())
       .def(
-          "set_learning_rate",
-          [](Engine& engine, std::size_t group, double learning_rate) {
-            engine.optimizer().set_learning_rate(group, learning_rate);
+          "set_hyperparameters",
+          [](Engine& engine, std::size_t group, double learning_rate, double beta1, double beta2, double eps,
+             double weight_decay) {
+            engine.optimizer().set_hyperparameters(group, {.learning_rate = learning_rate,
+                                                           .beta1 = beta1,
+                                                           .beta2 = beta2,
+                                                           .eps = eps,
+                                                           .weight_decay = weight_decay});
           },
-          nb::arg("group"), nb::arg("lr"))
+          nb::arg("group"), nb::arg("lr"), nb::arg("beta1"), nb::arg("beta2"), nb::arg("eps"), nb::arg("weight_decay"))
       .def("step", step)
       .def("read_state", read_state, nb::arg("kind"), nb::arg("into"))
       .def("write_state", write_state, nb::arg("steps_applied"), nb::arg("loss_scale"), nb::arg("clean_steps"),

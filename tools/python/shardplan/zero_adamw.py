@@ -13,7 +13,6 @@ from ._parameters import Entry, Parameters, dtype_name, entries_of, groups_of, p
 from .errors import ConfigError
 from .transports import communicator_for
 
-_FIXED = ("betas", "eps", "weight_decay")
 _KINDS = ("master", "exp_avg", "exp_avg_sq")  # by StateKind
 
 
@@ -53,7 +52,7 @@ class ZeroAdamW(torch.optim.Optimizer):
     stage 2, 3   a unit's gradients are handed in during backward, and `.grad` is None afterwards
     stage 3      a parameter outside of its unit's forward and backward is not a number: see full_parameters()
 
-    `param_groups` stay the source of the learning rate, which schedulers set; betas, eps and weight_decay are fixed.
+    `param_groups` stay the source of the learning rate, betas, eps and weight_decay, which schedulers may set.
     `max_norm` clips as torch.nn.utils.clip_grad_norm_ does; `last_step` reports the norm. fp32 parameters are trained
     in fp32, 16-bit ones as "bf16-mixed" or "fp16-mixed", with masters and moments in fp32; `precision` names another
     policy. `prefetch`: how many units ahead stage 3 gathers; each costs one gathered unit.
@@ -100,7 +99,6 @@ class ZeroAdamW(torch.optim.Optimizer):
         super().__init__(groups_of(params), defaults)
         self.last_step: Optional[StepReport] = None
         self._entries = entries_of(self.param_groups, module)
-        self._fixed = [{key: group[key] for key in _FIXED} for group in self.param_groups]
         if communicator is None:
             communicator = communicator_for(process_group, transport, deadline_seconds)
         trained = next((entry.parameter for entry in self._entries if entry.trainable), None)
@@ -152,7 +150,7 @@ class ZeroAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._set_learning_rates()
+        self._set_hyperparameters()
         self._client.finish()
         self.last_step = StepReport(**self._engine.step())
         return loss
@@ -217,7 +215,7 @@ class ZeroAdamW(torch.optim.Optimizer):
         self._engine.write_state(
             steps.pop(), scaling["scale"], scaling["clean_steps"], [self._addressed(values[kind]) for kind in _KINDS]
         )
-        self._set_learning_rates()
+        self._set_hyperparameters()
 
     def close(self) -> None:
         """Removes the hooks on parameters and modules."""
@@ -236,12 +234,9 @@ class ZeroAdamW(torch.optim.Optimizer):
             for i, g in enumerate(self.param_groups)
         ]
 
-    def _set_learning_rates(self) -> None:
-        for index, (group, fixed) in enumerate(zip(self.param_groups, self._fixed)):
-            for key in _FIXED:
-                if tuple(group[key]) != tuple(fixed[key]) if key == "betas" else group[key] != fixed[key]:
-                    raise ConfigError(f"param_groups[{index}]: {key} cannot change", "param_groups", key)
-            self._engine.set_learning_rate(index, float(group["lr"]))
+    def _set_hyperparameters(self) -> None:
+        for index, (_, *values) in enumerate(self._hyperparameters()):
+            self._engine.set_hyperparameters(index, *values)
 
     @staticmethod
     def _addressed(tensors: Dict[str, torch.Tensor]) -> List[Tuple[str, int, str]]:
