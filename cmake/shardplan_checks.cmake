@@ -1,4 +1,4 @@
-# Targets that look at the sources: format, format-check, tidy. Version 19, so that everyone gets the same answer.
+# Targets that look at the sources: format, format-check, tidy, tidy-tests. Version 19, so that everyone gets the same answer.
 set(source_folders base planner runtime offload shard tools tests)
 
 list(JOIN source_folders " " format_folders)
@@ -10,11 +10,16 @@ add_custom_target(format-check COMMAND sh -c "${find_sources} | xargs clang-form
 
 # Reads the C++ sources that this build compiles, and every header of ours that they include (.clang-tidy).
 cmake_host_system_information(RESULT cores QUERY NUMBER_OF_LOGICAL_CORES)
-list(JOIN source_folders "|" tidy_folders)
+function(add_tidy_target name folders)
+  list(JOIN folders "|" folders)
+  add_custom_target(${name} COMMAND run-clang-tidy-19 -quiet -j ${cores} -p ${PROJECT_BINARY_DIR}
+                                    -extra-arg=-Wno-unknown-warning-option
+                                    "^${PROJECT_SOURCE_DIR}/(${folders})/.*[.]cpp$"
+                    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR} VERBATIM USES_TERMINAL)
+endfunction()
 if(SHARDPLAN_BUILD_FUZZERS)
-  set(tidy_folders tests/fuzz)
+  add_tidy_target(tidy tests/fuzz)
+else()
+  add_tidy_target(tidy "base;planner;runtime;offload;shard;tools")
+  add_tidy_target(tidy-tests tests)
 endif()
-add_custom_target(tidy COMMAND run-clang-tidy-19 -quiet -j ${cores} -p ${PROJECT_BINARY_DIR}
-                               -extra-arg=-Wno-unknown-warning-option
-                               "^${PROJECT_SOURCE_DIR}/(${tidy_folders})/.*[.]cpp$"
-                  WORKING_DIRECTORY ${PROJECT_SOURCE_DIR} VERBATIM USES_TERMINAL)

@@ -29,7 +29,7 @@ constexpr std::size_t kWordsBytes = 1024;  // small enough to be on its way when
 constexpr std::chrono::microseconds kSpin{50};
 constexpr Milliseconds kPatience{10};  // then a rank that waits for small messages only looks now and then
 constexpr std::chrono::microseconds kNap{100};
-constexpr std::size_t kSmallBytes = 64 * 1024;
+constexpr std::size_t kSmallBytes = std::size_t{64} * 1024;
 constexpr int kLooksPerProbe = 64;
 constexpr int kLooksOfTheLast = 8;
 // A peer may have given up a moment ago, and know better who is to blame than a rank whose wait has just run out.
