@@ -42,11 +42,13 @@ StagedFamily::Failure StagedFamily::failure_of(const PeerFailure& failure, const
   }
   if (failure.cause() != PeerFailure::Cause::gave_up) return {failure.peer(), operation, failure.what()};
   const std::string_view words = failure.what();
+  constexpr std::size_t kNowhere = std::string_view::npos;
   const std::size_t rank_end = words.find(kSeparator);
-  const std::size_t operation_end = rank_end == words.npos ? words.npos : words.find(kSeparator, rank_end + 1);
+  const std::size_t operation_end = rank_end == kNowhere ? kNowhere : words.find(kSeparator, rank_end + 1);
+  const std::string number(words.substr(0, rank_end));
   int rank = -1;
-  if (operation_end == words.npos ||
-      std::from_chars(words.data(), words.data() + rank_end, rank).ptr != words.data() + rank_end) {
+  if (operation_end == kNowhere ||
+      std::from_chars(number.data(), number.data() + number.size(), rank).ptr != number.data() + number.size()) {
     return {failure.peer(), "abort", std::string(words)};
   }
   return {rank, std::string(words.substr(rank_end + 1, operation_end - rank_end - 1)),
