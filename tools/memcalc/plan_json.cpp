@@ -23,7 +23,9 @@ json::string word(std::string_view text) {
 }
 
 json::array words(const std::vector<std::string>& texts) {
-  return json::array(texts.begin(), texts.end());
+  json::array array;
+  for (const std::string& text : texts) array.emplace_back(text);
+  return array;
 }
 
 }  // namespace
