@@ -30,8 +30,8 @@ struct Counts {
   bool operator==(const Counts&) const = default;
 };
 
-void PrintTo(const Counts& counts,
-             std::ostream* out) {  // NOLINT(readability-identifier-naming): GoogleTest looks for it
+// NOLINTNEXTLINE(readability-identifier-naming): GoogleTest looks for it
+void PrintTo(const Counts& counts, std::ostream* out) {
   *out << fmt::format("arena {}, live peak {}, sent {}, operations {}", counts.arena.count(), counts.live_peak.count(),
                       counts.sent.count(), counts.operations);
 }
