@@ -21,7 +21,7 @@ if [[ -z $machine ]]; then
   remove_machine=true
 fi
 clean_up() {
-  umount "$machine/dev/pts" "$machine/proc" 2>/dev/null || true
+  for mounted in dev/pts proc run/netns; do umount "$machine/$mounted" 2>/dev/null || true; done
   [[ -z ${remove_machine:-} ]] || rm -rf --one-file-system "$machine"
 }
 trap clean_up EXIT

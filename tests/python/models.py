@@ -3,46 +3,56 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 _TEXT = torch.tensor(list(Path("/usr/share/common-licenses/GPL-3").read_bytes()))
 _SEQUENCES, _TOKENS = 2, 64
+_generator = threading.Lock()  # torch has one for all threads
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    with _generator:
+        torch.manual_seed(seed)
+        yield
 
 
 def llama() -> torch.nn.Module:
-    torch.manual_seed(1)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=256,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=_TOKENS,
+    with seeded(1):
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=256,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=_TOKENS,
+            )
         )
-    )
 
 
 def gpt2() -> torch.nn.Module:
     """Its head is tied to its embedding."""
-    torch.manual_seed(1)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=256,
-            n_embd=64,
-            n_layer=3,
-            n_head=4,
-            n_positions=_TOKENS,
-            resid_pdrop=0,
-            embd_pdrop=0,
-            attn_pdrop=0,
+    with seeded(1):
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=256,
+                n_embd=64,
+                n_layer=3,
+                n_head=4,
+                n_positions=_TOKENS,
+                resid_pdrop=0,
+                embd_pdrop=0,
+                attn_pdrop=0,
+            )
         )
-    )
 
 
 MODELS = {"llama": llama, "gpt2": gpt2}

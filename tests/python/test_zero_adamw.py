@@ -115,10 +115,10 @@ def test_stage_1_takes_gradients_as_they_are_at_step() -> None:
 def test_a_parameter_without_a_gradient_has_zeros() -> None:
     def training(stage: int) -> Callable[..., Any]:
         def work(rank: int, communicator: Any) -> Any:
-            torch.manual_seed(3)
-            model = torch.nn.ModuleDict(
-                {"a": torch.nn.Linear(5, 7), "b": torch.nn.Linear(7, 3), "c": torch.nn.Linear(5, 3)}
-            )
+            with models.seeded(3):
+                model = torch.nn.ModuleDict(
+                    {"a": torch.nn.Linear(5, 7), "b": torch.nn.Linear(7, 3), "c": torch.nn.Linear(5, 3)}
+                )
             optimizer = shardplan.ZeroAdamW(model, stage=stage, communicator=communicator, max_norm=0.5)
             for step in range(4):
                 x = torch.full((2, 5), 1.0 + step + rank)
