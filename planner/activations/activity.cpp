@@ -1,0 +1,94 @@
+#include "planner/activations/activity.h"
+
+#include <numeric>
+#include <set>
+
+namespace shardplan {
+namespace {
+
+using autograd::Event;
+using autograd::Pass;
+using autograd::Purpose;
+using autograd::Storage;
+using autograd::Tape;
+
+void add_times(HeldBytes& sum, const HeldBytes& each, std::uint64_t times) {
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += each[i] * static_cast<std::int64_t>(times);
+}
+
+}  // namespace
+
+std::int64_t sum(const HeldBytes& held) {
+  return std::accumulate(held.begin(), held.end(), std::int64_t{0});
+}
+
+std::vector<ActivitySpan> spans_of(const Tape& tape) {
+  std::vector<ActivitySpan> spans;
+  const auto& marks = tape.marks();
+  for (std::size_t i = 0; i < marks.size(); ++i) {
+    const std::size_t end = i + 1 < marks.size() ? marks[i + 1].event : tape.events().size();
+    if (end == marks[i].event) continue;
+    const autograd::TapeUnit& unit = tape.units()[marks[i].unit];
+    ActivitySpan span{.unit = unit.name, .pass = marks[i].pass, .times = unit.times};
+    std::int64_t highest = 0;
+    std::int64_t level = 0;
+    for (std::size_t e = marks[i].event; e < end; ++e) {
+      const Event& event = tape.events()[e];
+      const Storage& storage = tape.storages()[event.storage];
+      const auto bytes = static_cast<std::int64_t>(storage.bytes) * (event.allocated ? 1 : -1);
+      span.net[static_cast<std::size_t>(storage.purpose)] += bytes;
+      level += bytes;
+      if (level > highest) {
+        highest = level;
+        span.peak = span.net;
+      }
+    }
+    spans.push_back(std::move(span));
+  }
+  return spans;
+}
+
+std::vector<SavedByUnit> saved_tensors(const Tape& tape) {
+  std::vector<SavedByUnit> saved;
+  std::set<std::uint32_t> counted;
+  for (std::uint32_t unit = 0; unit < tape.units().size(); ++unit) {
+    SavedByUnit of_unit{.unit = tape.units()[unit].name, .times = tape.units()[unit].times};
+    for (const std::uint32_t index : tape.saved_by(unit)) {
+      if (!counted.insert(index).second) continue;
+      const Storage& storage = tape.storages()[index];
+      of_unit.tensors.push_back({std::string(storage.name), storage.shape, storage.dtype, Bytes{storage.bytes}});
+      of_unit.bytes += Bytes{storage.bytes};
+    }
+    if (!of_unit.tensors.empty()) saved.push_back(std::move(of_unit));
+  }
+  return saved;
+}
+
+ActivityPeak peak_of(const Activity& activity) {
+  ActivityPeak peak;
+  std::int64_t highest = -1;
+  HeldBytes level{};
+  for (const ActivitySpan& span : activity.spans) {
+    // Equal steps up or down: the worst of them is the last or the first.
+    const std::uint64_t worst = sum(span.net) > 0 ? span.times - 1 : 0;
+    HeldBytes held = level;
+    add_times(held, span.net, worst);
+    add_times(held, span.peak, 1);
+    if (sum(held) > highest) {
+      highest = sum(held);
+      peak = {held, span.unit, worst, span.pass};
+    }
+    add_times(level, span.net, span.times);
+  }
+  return peak;
+}
+
+HeldBytes after_forward(const Activity& activity) {
+  HeldBytes held{};
+  for (const ActivitySpan& span : activity.spans) {
+    if (span.pass == Pass::forward) add_times(held, span.net, span.times);
+  }
+  return held;
+}
+
+}  // namespace shardplan

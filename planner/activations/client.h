@@ -1,0 +1,45 @@
+// The client: whose code computes the model on a rank, and how. Decides activations, never model states.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+namespace shardplan {
+
+// Whose model code. docs/memory_model.md says which versions each describes.
+enum class Profile : std::uint8_t { hf_eager, hf_sdpa, hf_liger, megatron, torchtitan, litgpt };
+std::string_view name(Profile profile);
+Profile profile_named(std::string_view name);  // throws ConfigError, with the known names
+
+// eager: the scores of all pairs of tokens are tensors. sdpa: torch's scaled_dot_product_attention, by whichever kernel it
+// chooses. flash: FlashAttention's own kernels.
+enum class AttentionKind : std::uint8_t { eager, sdpa, flash };
+std::string_view name(AttentionKind attention);
+
+// eager: logits, their fp32 copy and its log-softmax. fused: none of them is kept. chunked: one chunk of tokens at a time.
+enum class LossKind : std::uint8_t { eager, fused, chunked };
+
+enum class RecomputeKind : std::uint8_t {
+  none,
+  selective,  // what is cheap to compute again: attention's core
+  full,       // each block keeps its input
+  every,      // every k-th block does; the others keep what they need
+  invert,     // blocks that can be inverted keep nothing
+};
+
+struct ClientSetup {
+  Profile profile = Profile::hf_sdpa;
+  std::optional<AttentionKind> attention;  // empty: the profile's
+  LossKind loss = LossKind::eager;
+  std::uint64_t loss_chunks = 1;
+  RecomputeKind recompute = RecomputeKind::none;
+  std::uint64_t recompute_every = 1;
+  std::uint64_t micro_batch = 1;
+  std::uint64_t sequence = 0;  // tokens
+  bool operator==(const ClientSetup&) const = default;
+};
+
+AttentionKind resolved_attention(const ClientSetup& client);
+
+}  // namespace shardplan

@@ -1,0 +1,73 @@
+#include "planner/activations/hf/hf_model.h"
+
+#include <algorithm>
+#include <array>
+
+#include "planner/activations/torch_ops.h"
+
+namespace shardplan::autograd {
+namespace {
+
+// The modules of the model's unit that a run of the catalog is of. Runs may have been split since (a pipeline, frozen
+// tensors), never renamed.
+const ModuleRun* modules_of(const Model& model, const UnitRun& run) {
+  const auto found = std::find_if(model.modules.begin(), model.modules.end(), [&](const ModuleRun& modules) {
+    if (modules.name != run.name || modules.numbered != run.numbered) return false;
+    return !run.numbered ||
+           (run.first_number >= modules.first_number && run.first_number < modules.first_number + modules.count);
+  });
+  return found == model.modules.end() ? nullptr : &*found;
+}
+
+bool holds(const ModuleRun& run, std::string_view module) {
+  return std::any_of(run.modules.begin(), run.modules.end(), [&](const Module& m) { return m.name == module; });
+}
+
+Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run, const ModuleRun& modules,
+                std::uint64_t index, std::uint64_t times, const Value& hidden) {
+  context.tape.enter(unit_name(run, index), times);
+  auto forward = [&context, block, &run, &modules, index](const Value& input) {
+    const UnitView view(context.tape, modules.modules, run, index, context.parameter_dtype());
+    return block(context, view, input);
+  };
+  const bool recomputed = context.client.recompute == RecomputeKind::full;
+  return recomputed ? context.tape.checkpoint(forward, hidden) : forward(hidden);
+}
+
+}  // namespace
+
+Value run_blocks(ForwardContext& context, BlockForward block, Value hidden) {
+  for (const UnitRun& run : context.held.runs) {
+    if (!run.numbered) continue;
+    const ModuleRun* modules = modules_of(context.model, run);
+    const std::uint64_t middle = run.count > 3 ? run.count - 2 : 1;
+    for (std::uint64_t i = 0; i < run.count;) {
+      const std::uint64_t times = i == 1 ? middle : 1;
+      hidden = run_block(context, block, run, *modules, i, times, hidden);
+      i += times;
+    }
+  }
+  return hidden;
+}
+
+std::optional<UnitView> unit_with(ForwardContext& context, std::string_view module) {
+  for (const UnitRun& run : context.held.runs) {
+    const ModuleRun* modules = run.numbered ? nullptr : modules_of(context.model, run);
+    if (modules == nullptr || !holds(*modules, module)) continue;
+    context.tape.enter(unit_name(run, 0));
+    return UnitView(context.tape, modules->modules, run, 0, context.parameter_dtype());
+  }
+  return std::nullopt;
+}
+
+const HfFamily* find_hf_family(std::string_view model_type) {
+  static constexpr std::array kTables{hf_llama_families};
+  for (const auto table : kTables) {
+    for (const HfFamily& family : table()) {
+      if (family.model_type == model_type) return &family;
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace shardplan::autograd

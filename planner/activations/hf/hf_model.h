@@ -1,0 +1,54 @@
+// Hugging Face transformers: forwards of its models on a tape, written as its modeling_*.py files read.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "planner/activations/client.h"
+#include "planner/activations/tape.h"
+#include "planner/activations/unit_view.h"
+#include "planner/families/model.h"
+#include "planner/setup.h"
+
+namespace shardplan::autograd {
+
+// What the forward of one rank's part of a model can ask for.
+struct ForwardContext {
+  Tape& tape;
+  const Model& model;
+  const Catalog& held;
+  const Setup& setup;
+  const ClientSetup& client;
+  // Made by the model for all of its blocks.
+  Value cos{};
+  Value sin{};
+
+  DType parameter_dtype() const { return setup.policy.parameter; }
+  std::uint64_t batch() const { return client.micro_batch; }
+  std::uint64_t tokens() const { return client.sequence; }
+};
+
+// hidden [b, s, h] -> the same.
+using BlockForward = Value (*)(ForwardContext& context, const UnitView& block, const Value& hidden);
+
+struct HfFamily {
+  std::string_view model_type;
+  // Runs the whole forward; returns the loss, or on a rank without a head what goes on to the next one.
+  Value (*forward)(ForwardContext& context, BlockForward block);
+  BlockForward block;
+};
+
+std::span<const HfFamily> hf_llama_families();
+
+// Null if the profile does not know it.
+const HfFamily* find_hf_family(std::string_view model_type);
+
+// Runs `block` on each of the blocks that the rank holds, from `hidden` on. Of more than three equal ones in a row only
+// the first, one of the middle and the last are run: the middle ones leave behind the same.
+Value run_blocks(ForwardContext& context, BlockForward block, Value hidden);
+
+// The unit of this module outside the blocks, or nothing where the rank does not hold it.
+std::optional<UnitView> unit_with(ForwardContext& context, std::string_view module);
+
+}  // namespace shardplan::autograd

@@ -1,0 +1,33 @@
+#include "planner/activations/profiles.h"
+
+#include <fmt/format.h>
+
+#include "planner/activations/hf/hf_model.h"
+
+namespace shardplan {
+
+ActivityResult activity_of(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
+                           const autograd::TapeOptions& options) {
+  using namespace autograd;
+  if (model.modules.empty()) return {{}, "only the model's tensors are known, not what its forward does with them"};
+  if (client.sequence == 0) return {{}, "the sequence length is not known (--seq)"};
+  const HfFamily* family = find_hf_family(model.catalog.family);
+  if (family == nullptr) {
+    return {{}, fmt::format("profile {} does not know {} yet", name(client.profile), model.catalog.family)};
+  }
+  Tape tape(options);
+  ActivityResult result;
+  result.activity.emplace();
+  {
+    ForwardContext context{tape, model, held, setup, client};
+    Value loss = family->forward(context, family->block);
+    result.activity->saved = saved_tensors(tape);
+    // The loss's own gradient is a tensor of one; what comes from the next stage is as large as what went there.
+    const Value gradient = tape.allocate("gradient", loss.shape(), loss.dtype());
+    tape.backward(loss, gradient);
+  }
+  result.activity->spans = spans_of(tape);
+  return result;
+}
+
+}  // namespace shardplan

@@ -1,0 +1,26 @@
+// Profiles: whose code computes the model. Each turns a rank's part of a model and a client into an Activity.
+//
+// A profile is a table of families: for each model_type a function that writes the forward of one block, beside one that
+// writes the model around it. Families whose blocks are alike share a file, as in planner/families.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "planner/activations/activity.h"
+#include "planner/activations/client.h"
+#include "planner/families/model.h"
+#include "planner/setup.h"
+
+namespace shardplan {
+
+struct ActivityResult {
+  std::optional<Activity> activity;
+  std::string unknown_because;  // where there is none
+};
+
+// Of the ranks that hold `held` (planner/parallel.h) of `model`. Throws ConfigError for what the profile refuses.
+ActivityResult activity_of(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
+                           const autograd::TapeOptions& options = {});
+
+}  // namespace shardplan

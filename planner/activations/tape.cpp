@@ -1,0 +1,351 @@
+#include "planner/activations/tape.h"
+
+#include <algorithm>
+#include <set>
+
+#include "base/error.h"
+
+namespace shardplan::autograd {
+namespace {
+
+// An edge to parameter i has this plus i as its node.
+constexpr std::uint32_t kParameters = 1U << 31;
+
+bool is_parameter(const Edge& edge) {
+  return edge.node >= kParameters && edge.node != Edge::kNowhere;
+}
+
+}  // namespace
+
+std::string_view name(Purpose purpose) {
+  switch (purpose) {
+    case Purpose::activation:
+      return "activations";
+    case Purpose::loss:
+      return "loss";
+    case Purpose::gradient:
+      return "gradients";
+    case Purpose::workspace:
+      return "workspace";
+    case Purpose::outside:
+      return "outside";
+  }
+  SHARDPLAN_CHECK(false, "an unknown purpose");
+  return {};
+}
+
+Value::Value(Tape& tape, std::uint32_t storage, Shape shape, DType dtype)
+    : tape_(&tape), storage_(storage), dtype_(dtype), shape_(std::move(shape)) {
+  tape.retain(storage);
+}
+
+Value::Value(const Value& other)
+    : tape_(other.tape_),
+      storage_(other.storage_),
+      edge_(other.edge_),
+      requires_grad_(other.requires_grad_),
+      dtype_(other.dtype_),
+      shape_(other.shape_) {
+  if (tape_ != nullptr) tape_->retain(storage_);
+}
+
+Value::Value(Value&& other) noexcept
+    : tape_(std::exchange(other.tape_, nullptr)),
+      storage_(other.storage_),
+      edge_(other.edge_),
+      requires_grad_(other.requires_grad_),
+      dtype_(other.dtype_),
+      shape_(std::move(other.shape_)) {}
+
+Value& Value::operator=(const Value& other) {
+  if (this != &other) *this = Value(other);
+  return *this;
+}
+
+Value& Value::operator=(Value&& other) noexcept {
+  if (this == &other) return *this;
+  reset();
+  tape_ = std::exchange(other.tape_, nullptr);
+  storage_ = other.storage_;
+  edge_ = other.edge_;
+  requires_grad_ = other.requires_grad_;
+  dtype_ = other.dtype_;
+  shape_ = std::move(other.shape_);
+  return *this;
+}
+
+void Value::reset() {
+  if (tape_ != nullptr) std::exchange(tape_, nullptr)->release(storage_);
+}
+
+std::uint64_t Value::size(int dim) const {
+  const auto dims = static_cast<int>(shape_.size());
+  const int place = dim < 0 ? dims + dim : dim;
+  SHARDPLAN_CHECK(place >= 0 && place < dims, "a dim that the tensor does not have");
+  return shape_[static_cast<std::size_t>(place)];
+}
+
+Value Value::viewed(Shape shape) const {
+  Value view = *this;
+  view.shape_ = std::move(shape);
+  return view;
+}
+
+Value Value::detached() const {
+  Value value = *this;
+  value.requires_grad_ = false;
+  value.edge_ = {};
+  return value;
+}
+
+Tape::Tape(const TapeOptions& options) : options_(options) {
+  SHARDPLAN_CHECK(options.rounding > 0, "sizes are rounded to a multiple of something");
+}
+
+// Nodes hold Values, whose release needs storages_ and events_.
+Tape::~Tape() {
+  nodes_.clear();
+  gradients_.clear();
+  parameters_.clear();
+}
+
+void Tape::enter(std::string_view unit, std::uint64_t times) {
+  const auto known = std::find_if(units_.rbegin(), units_.rend(), [&](const TapeUnit& u) { return u.name == unit; });
+  if (known == units_.rend()) {
+    unit_ = static_cast<std::uint32_t>(units_.size());
+    units_.push_back({std::string(unit), times});
+  } else {
+    unit_ = static_cast<std::uint32_t>(units_.rend() - known - 1);
+  }
+  mark();
+}
+
+Purpose Tape::set_purpose(Purpose purpose) {
+  return std::exchange(purpose_, purpose);
+}
+
+bool Tape::set_grad_enabled(bool enabled) {
+  return std::exchange(grad_enabled_, enabled);
+}
+
+void Tape::mark() {
+  if (!marks_.empty()) {
+    Mark& last = marks_.back();
+    if (last.unit == unit_ && last.pass == pass_) return;
+    if (last.event == events_.size()) {
+      last = {events_.size(), unit_, pass_};
+      return;
+    }
+  }
+  marks_.push_back({events_.size(), unit_, pass_});
+}
+
+std::uint32_t Tape::add_storage(std::string_view operation, const Shape& shape, DType dtype, Purpose purpose) {
+  Storage storage;
+  storage.name = operation;
+  storage.unit = unit_;
+  storage.pass = pass_;
+  storage.purpose = purpose;
+  storage.bytes = round_up(bytes_for(dtype, shardplan::elements(shape)).count(), options_.rounding);
+  storage.shape = shape;
+  storage.dtype = dtype;
+  const auto index = static_cast<std::uint32_t>(storages_.size());
+  storages_.push_back(std::move(storage));
+  if (purpose != Purpose::outside && storages_.back().bytes > 0) events_.push_back({index, true});
+  return index;
+}
+
+void Tape::release(std::uint32_t storage) {
+  Storage& released = storages_[storage];
+  if (--released.references > 0) return;
+  if (released.purpose != Purpose::outside && released.bytes > 0) events_.push_back({storage, false});
+}
+
+Value Tape::outside(Shape shape, DType dtype) {
+  const std::uint32_t storage = add_storage("outside", shape, dtype, Purpose::outside);
+  return {*this, storage, std::move(shape), dtype};
+}
+
+Value Tape::parameter(const std::string& name, const Shape& shape, DType dtype, bool trainable) {
+  const auto [entry, added] = parameters_.try_emplace(name);
+  Value& value = entry->second;
+  if (!added) return value;
+  value = outside(shape, dtype);
+  value.requires_grad_ = trainable;
+  if (trainable) {
+    value.edge_.node = kParameters + static_cast<std::uint32_t>(gradients_.size());
+    gradients_.push_back({entry->first, {}});
+  }
+  return value;
+}
+
+Value Tape::allocate(std::string_view operation, Shape shape, DType dtype) {
+  const std::uint32_t storage = add_storage(operation, shape, dtype, purpose_);
+  return {*this, storage, std::move(shape), dtype};
+}
+
+Value Tape::workspace(std::string_view operation, Bytes bytes) {
+  const Shape shape{bytes.count()};
+  return {*this, add_storage(operation, shape, DType::u8, Purpose::workspace), shape, DType::u8};
+}
+
+Value Tape::record(std::string_view operation, std::span<const Value> inputs, Value output, std::vector<Value> saved,
+                   Formula formula) {
+  std::vector<Value> outputs;
+  outputs.push_back(std::move(output));
+  return std::move(record(operation, inputs, std::move(outputs), std::move(saved), std::move(formula))[0]);
+}
+
+std::vector<Value> Tape::record(std::string_view operation, std::span<const Value> inputs, std::vector<Value> outputs,
+                                std::vector<Value> saved, Formula formula) {
+  const bool recorded =
+      grad_enabled_ && std::any_of(inputs.begin(), inputs.end(), [](const Value& v) { return v.requires_grad(); });
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    outputs[i].requires_grad_ = recorded;
+    outputs[i].edge_ =
+        recorded ? Edge{static_cast<std::uint32_t>(nodes_.size()), static_cast<std::uint32_t>(i)} : Edge{};
+  }
+  if (!recorded) return outputs;
+  Node node;
+  node.operation = operation;
+  node.unit = unit_;
+  node.purpose = purpose_;
+  node.inputs.reserve(inputs.size());
+  for (const Value& input : inputs) node.inputs.push_back(input.requires_grad() ? input.edge_ : Edge{});
+  // What a node saves has no history of its own: it is the graph that leads to it.
+  for (Value& value : saved) value = value.detached();
+  if (keeps_saved_) node.saved = std::move(saved);
+  node.outputs = static_cast<std::uint32_t>(outputs.size());
+  node.formula = std::move(formula);
+  nodes_.push_back(std::move(node));
+  return outputs;
+}
+
+Value Tape::leaf(const Value& value) {
+  Value leaf = value.detached();
+  leaf.requires_grad_ = true;
+  leaf.edge_ = {static_cast<std::uint32_t>(nodes_.size()), 0};
+  nodes_.emplace_back();
+  return leaf;
+}
+
+void Tape::accumulate(Value& sum, Value gradient) {
+  if (!sum.defined()) {
+    sum = std::move(gradient);
+    return;
+  }
+  // In place where nobody else sees the sum so far (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
+  if (storages_[sum.storage_].references == 1) return;
+  sum = allocate("accumulated gradient", sum.shape(), sum.dtype());
+}
+
+void Tape::accumulate_parameter(Gradient& sum, Value gradient) {
+  if (!options_.keeps_gradients || sum.value.defined()) return;
+  Storage& storage = storages_[gradient.storage_];
+  // AccumulateGrad takes a gradient that is nobody else's and copies any other (torch/csrc/autograd/functions/
+  // accumulate_grad.h).
+  if (storage.references == 1 && storage.purpose != Purpose::outside) {
+    storage.purpose = Purpose::gradient;
+    storage.name = sum.name;
+    sum.value = std::move(gradient);
+    return;
+  }
+  const std::uint32_t copy = add_storage(sum.name, gradient.shape(), gradient.dtype(), Purpose::gradient);
+  sum.value = Value(*this, copy, gradient.shape(), gradient.dtype());
+}
+
+void Tape::accumulate(const Edge& edge, Value gradient) {
+  if (edge.node == Edge::kNowhere || !gradient.defined()) return;
+  if (is_parameter(edge)) {
+    accumulate_parameter(gradients_[edge.node - kParameters], std::move(gradient));
+    return;
+  }
+  Node& node = nodes_[edge.node];
+  node.gradients.resize(node.outputs);
+  accumulate(node.gradients[edge.output], std::move(gradient));
+}
+
+void Tape::run(std::size_t first) {
+  const std::uint32_t unit = unit_;
+  const Purpose purpose = purpose_;
+  for (std::size_t i = nodes_.size(); i-- > first;) {
+    if (!nodes_[i].formula) continue;
+    Node node = std::move(nodes_[i]);
+    nodes_[i] = {};
+    if (node.gradients.empty()) continue;
+    unit_ = node.unit;
+    purpose_ = node.purpose;
+    mark();
+    std::vector<Value> gradients = node.formula(*this, node.saved, std::move(node.gradients));
+    node.saved.clear();
+    node.formula = nullptr;
+    SHARDPLAN_CHECK(gradients.size() == node.inputs.size(), "a formula gives one gradient for each input");
+    for (std::size_t k = 0; k < gradients.size(); ++k) accumulate(node.inputs[k], std::move(gradients[k]));
+  }
+  unit_ = unit;
+  purpose_ = purpose;
+}
+
+void Tape::backward(Value output, Value gradient) {
+  const Pass pass = std::exchange(pass_, Pass::backward);
+  const bool enabled = set_grad_enabled(false);
+  accumulate(output.edge_, std::move(gradient));
+  output.reset();
+  run(0);
+  nodes_.clear();
+  set_grad_enabled(enabled);
+  pass_ = pass;
+}
+
+std::vector<Value> Tape::recompute(const std::function<Value(const Value&)>& function, const Value& input,
+                                   bool input_trained, Value gradient) {
+  const bool enabled = set_grad_enabled(true);
+  const std::size_t first = nodes_.size();
+  const Value start = input_trained ? leaf(input) : input.detached();
+  Value output = function(start);
+  set_grad_enabled(false);
+  accumulate(output.edge_, std::move(gradient));
+  output.reset();
+  run(first);
+  std::vector<Value> gradients(1);
+  if (input_trained && !nodes_[first].gradients.empty()) gradients[0] = std::move(nodes_[first].gradients[0]);
+  nodes_.resize(first);
+  set_grad_enabled(enabled);
+  return gradients;
+}
+
+Value Tape::checkpoint(std::function<Value(const Value&)> function, const Value& input) {
+  const std::size_t first = nodes_.size();
+  const bool keeps_saved = std::exchange(keeps_saved_, false);
+  Value output = function(input);
+  keeps_saved_ = keeps_saved;
+  nodes_.resize(first);
+  if (!output.requires_grad()) return output;
+  const bool input_trained = input.requires_grad();
+  Node node;
+  node.operation = "checkpoint";
+  node.unit = unit_;
+  node.purpose = purpose_;
+  node.inputs = {input_trained ? input.edge_ : Edge{}};
+  if (keeps_saved_) node.saved.push_back(input.detached());
+  node.formula = [function = std::move(function), input_trained](Tape& tape, std::span<const Value> saved,
+                                                                 std::vector<Value> incoming) {
+    return tape.recompute(function, saved[0], input_trained, std::move(incoming[0]));
+  };
+  nodes_.push_back(std::move(node));
+  output.edge_ = {static_cast<std::uint32_t>(first), 0};
+  return output;
+}
+
+std::vector<std::uint32_t> Tape::saved_by(std::uint32_t unit) const {
+  std::set<std::uint32_t> storages;
+  for (const Node& node : nodes_) {
+    if (node.unit != unit) continue;
+    for (const Value& value : node.saved) {
+      if (storages_[value.storage_].purpose != Purpose::outside) storages.insert(value.storage_);
+    }
+  }
+  return {storages.begin(), storages.end()};
+}
+
+}  // namespace shardplan::autograd

@@ -1,0 +1,248 @@
+// Autograd's bookkeeping, on shapes alone: which tensors a model's forward leaves alive for its backward, and how much
+// is alive at every moment of both.
+//
+// A profile (planner/activations/profiles.h) writes a model's forward in C++ the way the model's own code reads, on
+// Values instead of tensors:
+//
+//   Value residual = hidden;
+//   hidden = rms_norm(hidden, block.norm("input_layernorm"));
+//   ...
+//   return add(residual, hidden);
+//
+// A Value is a handle on a storage, as a Python variable is: copies and views share the storage, and it is freed when
+// the last handle goes, which a function's locals do when it returns. An operation (planner/activations/torch_ops.h)
+// allocates its output and records a Node that holds what PyTorch's formula for it saves (tools/autograd/
+// derivatives.yaml). backward() runs the nodes in reverse, as torch/csrc/autograd/engine.cpp does: gradients are
+// allocated, added up, and dropped, and each node lets go of what it saved once it has run.
+//
+// What comes out is the list of allocations and frees in order. No bytes are held, so shapes may be of any size.
+//
+// One thread per Tape. Handles must not outlive their tape.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/dtype.h"
+#include "planner/catalog.h"
+
+namespace shardplan::autograd {
+
+class Tape;
+
+// What the bytes of a storage are for: the lines of a report.
+enum class Purpose : std::uint8_t {
+  activation,  // outputs and gradients of activations
+  loss,        // logits and what is made of them
+  gradient,    // of a parameter
+  workspace,   // that a kernel needs while it runs
+  outside,     // parameters, buffers and the batch: not of this step's making, so not counted
+};
+inline constexpr std::size_t kPurposes = 4;  // those that are counted
+std::string_view name(Purpose purpose);
+
+enum class Pass : std::uint8_t { forward, backward };
+
+// Where gradients of an output go: into input `output` of node `node`, or into a parameter.
+struct Edge {
+  static constexpr std::uint32_t kNowhere = std::numeric_limits<std::uint32_t>::max();
+  std::uint32_t node = kNowhere;
+  std::uint32_t output = 0;
+};
+
+class Value {
+ public:
+  Value() = default;
+  Value(const Value& other);
+  Value(Value&& other) noexcept;
+  Value& operator=(const Value& other);
+  Value& operator=(Value&& other) noexcept;
+  ~Value() { reset(); }
+
+  bool defined() const { return tape_ != nullptr; }
+  void reset();  // lets go of the storage, as `del` does
+
+  const Shape& shape() const { return shape_; }
+  std::uint64_t size(int dim) const;  // dims count from the end below 0, as in PyTorch
+  std::uint64_t elements() const { return shardplan::elements(shape_); }
+  DType dtype() const { return dtype_; }
+  bool requires_grad() const { return requires_grad_; }
+  Tape& tape() const { return *tape_; }
+
+  // The same storage under another shape: a view that keeps the number of elements, or a part of it.
+  Value viewed(Shape shape) const;
+  // The same values without a history.
+  Value detached() const;
+  bool shares_storage(const Value& other) const { return tape_ == other.tape_ && storage_ == other.storage_; }
+  std::uint32_t storage() const { return storage_; }  // index into Tape::storages
+
+ private:
+  friend class Tape;
+  Value(Tape& tape, std::uint32_t storage, Shape shape, DType dtype);
+
+  Tape* tape_ = nullptr;
+  std::uint32_t storage_ = 0;
+  Edge edge_;
+  bool requires_grad_ = false;
+  DType dtype_ = DType::f32;
+  Shape shape_;
+};
+
+// A node's formula: from the gradients of its outputs (undefined where nothing came) to those of its inputs (undefined
+// where none is needed). It takes the incoming ones, so that it may hand one on or let it go. It captures shapes, never
+// Values: what a node keeps alive is what it saved.
+using Formula =
+    std::function<std::vector<Value>(Tape& tape, std::span<const Value> saved, std::vector<Value> incoming)>;
+
+struct Storage {
+  std::string_view name;  // of the operation that made it; a literal
+  std::uint32_t unit = 0;
+  Pass pass = Pass::forward;
+  Purpose purpose = Purpose::activation;
+  std::uint64_t bytes = 0;
+  std::uint32_t references = 0;
+  Shape shape;
+  DType dtype = DType::f32;
+};
+
+// An allocation or a free of a whole storage.
+struct Event {
+  std::uint32_t storage = 0;
+  bool allocated = false;
+};
+
+// From here on, until the next mark, events belong to this pass of this unit.
+struct Mark {
+  std::size_t event = 0;
+  std::uint32_t unit = 0;
+  Pass pass = Pass::forward;
+};
+
+struct TapeUnit {
+  std::string name;
+  std::uint64_t times = 1;
+};
+
+struct TapeOptions {
+  // Sizes are rounded up to multiples of this: 512 as the CUDA caching allocator does (c10/cuda/CUDACachingAllocator.cpp,
+  // kMinBlockSize), or 1 to count what tensors hold.
+  std::uint64_t rounding = 512;
+  // True: a parameter's gradient stays from its first contribution on, as PyTorch's .grad does. False: an engine that
+  // has buffers of its own takes each one as it comes.
+  bool keeps_gradients = true;
+};
+
+class Tape {
+ public:
+  explicit Tape(const TapeOptions& options = {});
+  Tape(const Tape&) = delete;
+  Tape& operator=(const Tape&) = delete;
+  ~Tape();
+
+  // Names the unit that what follows belongs to. `times`: it stands for so many equal ones in a row, all of which leave
+  // behind what it does.
+  void enter(std::string_view unit, std::uint64_t times = 1);
+  // What is allocated from now on is for this; returns what was before.
+  Purpose set_purpose(Purpose purpose);
+
+  // A tensor that is there already: a batch, a buffer. Not counted.
+  Value outside(Shape shape, DType dtype);
+  // The parameter of this whole name: not counted, its gradient is. The same one each time it is asked for.
+  Value parameter(const std::string& name, const Shape& shape, DType dtype, bool trainable);
+  // A new storage with no history.
+  Value allocate(std::string_view operation, Shape shape, DType dtype);
+  Value workspace(std::string_view operation, Bytes bytes);
+
+  // `output` becomes what an operation made of `inputs`. Where gradients are on and an input needs one, a node is
+  // recorded that holds `saved`; else nothing is kept.
+  Value record(std::string_view operation, std::span<const Value> inputs, Value output, std::vector<Value> saved,
+               Formula formula);
+  // The same for several outputs.
+  std::vector<Value> record(std::string_view operation, std::span<const Value> inputs, std::vector<Value> outputs,
+                            std::vector<Value> saved, Formula formula);
+
+  bool grad_enabled() const { return grad_enabled_; }
+  bool set_grad_enabled(bool enabled);  // returns what it was
+
+  // Runs the graph behind `output` with `gradient` as its gradient, and forgets it.
+  void backward(Value output, Value gradient);
+
+  // torch.utils.checkpoint (use_reentrant=False, torch/utils/checkpoint.py): runs `function` on `input` and keeps of it
+  // only the input and what `function` returns; its backward runs it again first.
+  Value checkpoint(std::function<Value(const Value&)> function, const Value& input);
+
+  // What came of it.
+  const std::vector<Storage>& storages() const { return storages_; }
+  const std::vector<Event>& events() const { return events_; }
+  const std::vector<Mark>& marks() const { return marks_; }
+  const std::vector<TapeUnit>& units() const { return units_; }
+  // What nodes of a unit hold, each storage once, in order of allocation; what is outside is left out.
+  std::vector<std::uint32_t> saved_by(std::uint32_t unit) const;
+
+ private:
+  friend class Value;
+
+  struct Node {
+    std::string_view operation;
+    std::uint32_t unit = 0;
+    Purpose purpose = Purpose::activation;
+    std::vector<Edge> inputs;
+    std::vector<Value> saved;
+    std::uint32_t outputs = 1;
+    Formula formula;  // none for a leaf
+    std::vector<Value> gradients;
+  };
+  struct Gradient {  // of a parameter
+    std::string_view name;
+    Value value;
+  };
+
+  std::uint32_t add_storage(std::string_view operation, const Shape& shape, DType dtype, Purpose purpose);
+  void retain(std::uint32_t storage) { ++storages_[storage].references; }
+  void release(std::uint32_t storage);
+  void mark();
+  Value leaf(const Value& value);
+  std::vector<Value> recompute(const std::function<Value(const Value&)>& function, const Value& input,
+                               bool input_trained, Value gradient);
+  void run(std::size_t first);
+  void accumulate(const Edge& edge, Value gradient);
+  void accumulate(Value& sum, Value gradient);
+  void accumulate_parameter(Gradient& sum, Value gradient);
+
+  TapeOptions options_;
+  std::vector<Storage> storages_;
+  std::vector<Event> events_;
+  std::vector<Mark> marks_;
+  std::vector<TapeUnit> units_;
+  std::vector<Node> nodes_;
+  std::map<std::string, Value> parameters_;
+  std::vector<Gradient> gradients_;  // by trained parameter; an edge's node is kParameters + its index
+  std::uint32_t unit_ = 0;
+  Pass pass_ = Pass::forward;
+  Purpose purpose_ = Purpose::activation;
+  bool grad_enabled_ = true;
+  bool keeps_saved_ = true;  // false in the forward of a checkpoint
+};
+
+// Gradients are off while it lives, as under torch.no_grad().
+class NoGrad {
+ public:
+  explicit NoGrad(Tape& tape) : tape_(tape), before_(tape.set_grad_enabled(false)) {}
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
+  ~NoGrad() { tape_.set_grad_enabled(before_); }
+
+ private:
+  Tape& tape_;
+  bool before_;
+};
+
+}  // namespace shardplan::autograd

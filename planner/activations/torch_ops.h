@@ -1,0 +1,58 @@
+// PyTorch's operations on Values: what each allocates, what its node saves, and what its formula allocates.
+//
+// Facts are those of PyTorch 2.x: tools/autograd/derivatives.yaml and torch/csrc/autograd/FunctionsManual.cpp for what is
+// saved and computed, aten/src/ATen/native for outputs and workspaces. Dtypes follow from the operands.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "planner/activations/tape.h"
+
+namespace shardplan::autograd {
+
+// Views cost nothing, forward or backward.
+Value view(const Value& x, Shape shape);
+// One that several parts are taken of: each part is a view; the backward concatenates their gradients (split, chunk).
+std::vector<Value> split(const Value& x, std::span<const std::uint64_t> sizes);  // along the last dim
+// x[..., from:to]: a view whose backward writes into zeros of the whole.
+Value slice(const Value& x, Shape shape);
+Value contiguous(const Value& x);  // a copy, for values that are not
+Value expand(const Value& x, Shape shape);
+Value cat(std::span<const Value> parts, Shape shape);
+
+Value to(const Value& x, DType dtype);  // x itself where it has that dtype
+
+Value add(const Value& a, const Value& b);  // broadcasts
+Value mul(const Value& a, const Value& b);
+Value scale(const Value& x);  // by a number that needs no gradient: x * 0.5, x / 2
+Value shift(const Value& x);  // x + a number
+Value neg(const Value& x);
+Value pow(const Value& x);   // by a constant
+Value mean(const Value& x);  // over the last dim, which stays as 1
+Value rsqrt(const Value& x);
+
+// Saves its input: silu, gelu, relu's kin.
+Value unary(std::string_view operation, const Value& x);
+// Saves its output: tanh, sigmoid, relu, exp.
+Value unary_of_output(std::string_view operation, const Value& x);
+Value softmax(const Value& x);
+Value dropout(const Value& x, double rate);  // x itself at rate 0
+
+// y = x W^T + b. `weight` may be stored transposed; `bias` may be undefined. `output`: features that come out.
+Value linear(const Value& x, const Value& weight, const Value& bias, std::uint64_t output);
+Value matmul(const Value& a, const Value& b, Shape shape);  // bmm: both are activations
+Value embedding(const Value& indices, const Value& weight);
+// `weight` and `bias` may be undefined. Statistics are fp32.
+Value layer_norm(const Value& x, const Value& weight, const Value& bias);
+
+// torch.nn.functional.scaled_dot_product_attention through FlashAttention: q [b, h, s, d], k [b, g, t, d], v [b, g, t, e]
+// to [b, h, s, e]. Saves all four and the log-sum-exp of each row in fp32.
+Value flash_attention(const Value& q, const Value& k, const Value& v);
+
+// Mean cross entropy of [tokens, vocabulary]: log_softmax and nll_loss. A scalar.
+Value cross_entropy(const Value& logits);
+
+}  // namespace shardplan::autograd

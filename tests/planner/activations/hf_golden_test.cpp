@@ -1,0 +1,117 @@
+// Against PyTorch itself: what transformers' models keep for backward and where a step peaks, as tests/peers/activations
+// wrote it down (tests/data/activations; its README has the format).
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <boost/json.hpp>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <sstream>
+
+#include "planner/activations/profiles.h"
+#include "planner/formats/hf_config.h"
+
+namespace shardplan {
+namespace {
+
+namespace json = boost::json;
+
+json::value read_json(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  EXPECT_TRUE(file.good()) << path;
+  std::stringstream text;
+  text << file.rdbuf();
+  return json::parse(text.str());
+}
+
+std::string text(const json::object& object, std::string_view key, std::string_view absent = "") {
+  const json::value* value = object.if_contains(key);
+  return value != nullptr ? std::string(value->as_string()) : std::string(absent);
+}
+
+std::uint64_t number(const json::value& value) {
+  return value.to_number<std::uint64_t>();
+}
+
+struct Run {
+  shardplan::Setup setup;
+  ClientSetup client;
+};
+
+// Nothing where the run has something that is not modelled.
+std::optional<Run> read_run(const json::object& setup) {
+  static const std::set<std::string> known{"attention", "dtype", "batch", "sequence", "operators", "checkpoint"};
+  for (const auto& member : setup) {
+    if (!known.contains(std::string(member.key()))) return std::nullopt;
+  }
+  Run run;
+  const std::string dtype = text(setup, "dtype");
+  if (dtype != "bf16" && dtype != "fp32") return std::nullopt;
+  run.setup.policy = policy_named(dtype);
+  run.client.profile = text(setup, "attention") == "eager" ? Profile::hf_eager : Profile::hf_sdpa;
+  run.client.micro_batch = number(setup.at("batch"));
+  run.client.sequence = number(setup.at("sequence"));
+  if (setup.contains("checkpoint") && setup.at("checkpoint").as_bool()) run.client.recompute = RecomputeKind::full;
+  return run;
+}
+
+std::uint64_t saved_bytes(const Activity& activity) {
+  Bytes saved;
+  for (const SavedByUnit& unit : activity.saved) saved += unit.times * unit.bytes;
+  return saved.count();
+}
+
+// What the model itself holds, which PyTorch's tracker counts and an Activity does not.
+std::uint64_t resident(const json::object& step) {
+  const json::object& live = step.at("live_at_peak").as_object();
+  std::uint64_t sum = 0;
+  for (const char* kind : {"parameters", "buffers", "inputs"}) {
+    if (const json::value* bytes = live.if_contains(kind)) sum += number(*bytes);
+  }
+  return sum;
+}
+
+std::string listed(const Activity& activity) {
+  std::string lines;
+  for (const SavedByUnit& unit : activity.saved) {
+    lines += fmt::format("{} x{} {}\n", unit.unit, unit.times, unit.bytes.count());
+    for (const SavedTensor& tensor : unit.tensors) {
+      lines += fmt::format("    {} [{}] {} {}\n", tensor.operation, fmt::join(tensor.shape, ", "), name(tensor.dtype),
+                           tensor.bytes.count());
+    }
+  }
+  return lines;
+}
+
+class HfGolden : public testing::TestWithParam<std::string> {};
+
+TEST_P(HfGolden, SavedTensorsAndPeak) {
+  const json::value golden = read_json(std::filesystem::path(ACTIVATION_GOLDENS) / (GetParam() + ".json"));
+  std::size_t compared = 0;
+  for (const json::value& c : golden.at("cases").as_array()) {
+    const JsonDocument config(json::serialize(c.at("config")), "config.json");
+    const Model model = model_from_hf_config(config.root());
+    for (const json::value& entry : c.at("runs").as_array()) {
+      const auto run = read_run(entry.at("setup").as_object());
+      if (!run) continue;
+      SCOPED_TRACE(text(c.as_object(), "name") + " " + json::serialize(entry.at("setup")));
+      const ActivityResult exact = activity_of(model, model.catalog, run->setup, run->client, {.rounding = 1});
+      ASSERT_TRUE(exact.activity) << exact.unknown_because;
+      EXPECT_EQ(saved_bytes(*exact.activity), number(entry.at("saved_bytes"))) << listed(*exact.activity);
+      const ActivityResult rounded = activity_of(model, model.catalog, run->setup, run->client);
+      const json::object& step = entry.at("step").as_object();
+      const double measured = static_cast<double>(number(step.at("peak")));
+      const double planned =
+          static_cast<double>(resident(step)) + static_cast<double>(sum(peak_of(*rounded.activity).held));
+      EXPECT_NEAR(planned / measured, 1.0, 0.01) << planned << " against " << measured;
+      ++compared;
+    }
+  }
+  EXPECT_GT(compared, 0U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, HfGolden, testing::Values("llama"));
+
+}  // namespace
+}  // namespace shardplan

@@ -1,0 +1,140 @@
+// The tape's rules, on graphs small enough to count by hand.
+#include "planner/activations/tape.h"
+
+#include <gtest/gtest.h>
+
+#include "planner/activations/activity.h"
+#include "planner/activations/torch_ops.h"
+
+namespace shardplan::autograd {
+namespace {
+
+constexpr TapeOptions kExact{.rounding = 1};
+
+std::int64_t held(const Tape& tape) {
+  std::int64_t sum = 0;
+  for (const Event& event : tape.events()) {
+    const auto bytes = static_cast<std::int64_t>(tape.storages()[event.storage].bytes);
+    sum += event.allocated ? bytes : -bytes;
+  }
+  return sum;
+}
+
+Value trained(Tape& tape, const std::string& name, const Shape& shape) {
+  return tape.parameter(name, shape, DType::f32, true);
+}
+
+TEST(Tape, LocalsAreFreedAndSavedTensorsAreNot) {
+  Tape tape(kExact);
+  tape.enter("unit");
+  const Value x = tape.outside({10}, DType::f32);
+  Value y = mul(x, trained(tape, "w", {10}));  // saves x, which is outside
+  EXPECT_EQ(held(tape), 40);
+  y = unary("silu", y);  // saves y
+  EXPECT_EQ(held(tape), 80);
+  y = scale(y);
+  EXPECT_EQ(held(tape), 80);
+  ASSERT_EQ(tape.saved_by(0).size(), 1U);
+  tape.backward(y, tape.allocate("gradient", {10}, DType::f32));
+  y.reset();
+  EXPECT_EQ(held(tape), 40);  // the gradient of w
+}
+
+TEST(Tape, NothingIsKeptWithoutGradients) {
+  Tape tape(kExact);
+  tape.enter("unit");
+  const Value w = trained(tape, "w", {10});
+  {
+    const NoGrad no_grad(tape);
+    const Value y = unary("silu", mul(w, w));
+    EXPECT_EQ(held(tape), 40);
+    EXPECT_FALSE(y.requires_grad());
+  }
+  EXPECT_EQ(held(tape), 0);
+  const Value frozen = tape.parameter("frozen", {10}, DType::f32, false);
+  EXPECT_FALSE(mul(frozen, frozen).requires_grad());
+  EXPECT_EQ(held(tape), 0);
+}
+
+TEST(Tape, ResidualsShareOneGradient) {
+  Tape tape(kExact);
+  tape.enter("unit");
+  const Value x = mul(trained(tape, "w", {10}), trained(tape, "v", {10}));
+  const Value y = add(x, scale(x));
+  const std::int64_t before = held(tape);
+  tape.backward(y, tape.allocate("gradient", {10}, DType::f32));
+  EXPECT_EQ(held(tape) - before, 80);  // w's and v's
+}
+
+TEST(Tape, OneParameterHasOneGradient) {
+  Tape tape(kExact);
+  tape.enter("unit");
+  Value y = mul(trained(tape, "w", {10}), trained(tape, "w", {10}));
+  tape.backward(y, tape.allocate("gradient", {10}, DType::f32));
+  y.reset();
+  EXPECT_EQ(held(tape), 40);
+}
+
+TEST(Tape, AnEngineTakesGradients) {
+  Tape tape({.rounding = 1, .keeps_gradients = false});
+  tape.enter("unit");
+  Value y = mul(trained(tape, "w", {10}), trained(tape, "v", {10}));
+  tape.backward(y, tape.allocate("gradient", {10}, DType::f32));
+  y.reset();
+  EXPECT_EQ(held(tape), 0);
+}
+
+TEST(Tape, ACheckpointKeepsItsInputOnly) {
+  Tape tape(kExact);
+  tape.enter("unit");
+  const auto block = [&](const Value& x) { return unary("silu", unary("silu", mul(x, trained(tape, "w", {10})))); };
+  Value x = mul(tape.outside({10}, DType::f32), trained(tape, "v", {10}));
+  Value y = tape.checkpoint(block, x);
+  EXPECT_EQ(held(tape), 80);  // its input and its output
+  x.reset();
+  y = scale(y);
+  EXPECT_EQ(held(tape), 80);
+  tape.backward(y, tape.allocate("gradient", {10}, DType::f32));
+  y.reset();
+  EXPECT_EQ(held(tape), 80);  // w's and v's gradients
+}
+
+TEST(Tape, SizesAreRounded) {
+  Tape tape;
+  tape.enter("unit");
+  const Value x = tape.allocate("x", {1}, DType::f32);
+  EXPECT_EQ(held(tape), 512);
+  const Value empty = tape.allocate("empty", {0}, DType::f32);
+  EXPECT_EQ(held(tape), 512);
+}
+
+// Spans that stand for several equal blocks add up to those blocks run one by one.
+TEST(Activity, EqualBlocksCountAsOften) {
+  const auto run = [](std::uint64_t blocks, bool folded) {
+    Tape tape(kExact);
+    tape.enter("first");
+    Value x = mul(tape.outside({10}, DType::f32), trained(tape, "v", {10}));
+    const std::uint64_t middle = folded ? blocks - 2 : 1;
+    std::uint64_t number = 0;
+    for (std::uint64_t i = 0; i < blocks; i += i == 1 ? middle : 1) {
+      tape.enter("block." + std::to_string(number), i == 1 ? middle : 1);
+      x = add(x, unary("silu", mul(x, trained(tape, "w" + std::to_string(number++), {10}))));
+    }
+    Activity activity{{}, saved_tensors(tape)};
+    tape.backward(x, tape.allocate("gradient", {10}, DType::f32));
+    activity.spans = spans_of(tape);
+    return activity;
+  };
+  const Activity folded = run(9, true);
+  const Activity whole = run(9, false);
+  EXPECT_EQ(sum(after_forward(folded)), sum(after_forward(whole)));
+  EXPECT_EQ(sum(peak_of(folded).held), sum(peak_of(whole).held));
+  Bytes saved;
+  for (const SavedByUnit& unit : folded.saved) saved += unit.times * unit.bytes;
+  Bytes saved_whole;
+  for (const SavedByUnit& unit : whole.saved) saved_whole += unit.times * unit.bytes;
+  EXPECT_EQ(saved, saved_whole);
+}
+
+}  // namespace
+}  // namespace shardplan::autograd
