@@ -26,7 +26,8 @@ ActivityResult activity_of(const Model& model, const Catalog& held, const Setup&
     const Value gradient = tape.allocate("gradient", loss.shape(), loss.dtype());
     tape.backward(loss, gradient);
   }
-  result.activity->spans = spans_of(tape);
+  result.activity->gradient_share = options.gradient_share;
+  result.activity->spans = spans_of(tape, options.gradient_share);
   return result;
 }
 

@@ -240,16 +240,17 @@ void Tape::accumulate(Value& sum, Value gradient) {
 }
 
 void Tape::accumulate_parameter(Gradient& sum, Value gradient) {
-  if (!options_.keeps_gradients || sum.value.defined()) return;
+  if (sum.value.defined()) return;
   Storage& storage = storages_[gradient.storage_];
   // AccumulateGrad takes a gradient that is nobody else's and copies any other (torch/csrc/autograd/functions/
   // accumulate_grad.h).
   if (storage.references == 1 && storage.purpose != Purpose::outside) {
     storage.purpose = Purpose::gradient;
     storage.name = sum.name;
-    sum.value = std::move(gradient);
+    if (options_.keeps_gradients) sum.value = std::move(gradient);
     return;
   }
+  if (!options_.keeps_gradients) return;
   const std::uint32_t copy = add_storage(sum.name, gradient.shape(), gradient.dtype(), Purpose::gradient);
   sum.value = Value(*this, copy, gradient.shape(), gradient.dtype());
 }

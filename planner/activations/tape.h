@@ -138,6 +138,8 @@ struct TapeOptions {
   // True: a parameter's gradient stays from its first contribution on, as PyTorch's .grad does. False: an engine that
   // has buffers of its own takes each one as it comes.
   bool keeps_gradients = true;
+  // Where gradients are kept: the part of each that the rank keeps.
+  double gradient_share = 1;
 };
 
 class Tape {

@@ -55,6 +55,9 @@ EngineTerms terms_of(Engine engine, const Catalog& catalog, const Setup& setup, 
 // What is held at a moment (Span::backward or Span::update) on a tier.
 Bytes held_at(const EngineTerms& terms, Span moment, Tier tier);
 
+// The same on the device, by class; what is no engine's is nothing.
+PeakMemory classes_held_at(const EngineTerms& terms, Span moment);
+
 // The moment at which most is held on the device.
 Span peak_moment(const EngineTerms& terms);
 bool held(Span span, Span moment);  // whether a term of that span is held then

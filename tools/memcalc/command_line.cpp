@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <functional>
 #include <iostream>
 #include <map>
@@ -41,21 +42,27 @@ constexpr const char* kSimulateFooter = R"(Examples:
 Exit status: 0 done, 1 it does not fit (--gpu, or the cluster's), 2 the command line is wrong, 3 an input file or a
 model is bad.)";
 
-// Every flag that is a word from a table. The message of a wrong word comes from the table.
-template <typename Value>
-void add_word(CLI::App* app, const std::string& flag, Value& value, const std::string& help,
-              std::function<Value(const std::string&)> read) {
+// A flag whose word is read by `read`, which throws ConfigError.
+void add_read(CLI::App* app, const std::string& flag, const std::string& help,
+              std::function<void(const std::string&)> read) {
   app->add_option_function<std::string>(
          flag,
-         [&value, read = std::move(read)](const std::string& text) {
+         [read = std::move(read)](const std::string& text) {
            try {
-             value = read(text);
+             read(text);
            } catch (const ConfigError& error) {
              throw CLI::ValidationError(error.source(), error.problem());
            }
          },
          help)
       ->type_name("NAME");
+}
+
+// Every flag that is a word from a table. The message of a wrong word comes from the table.
+template <typename Value>
+void add_word(CLI::App* app, const std::string& flag, Value& value, const std::string& help,
+              std::function<Value(const std::string&)> read) {
+  add_read(app, flag, help, [&value, read = std::move(read)](const std::string& text) { value = read(text); });
 }
 
 template <typename Enum>
@@ -200,6 +207,76 @@ void add_adapters(CLI::App* app, PlanOptions& options, LoraFlags& flags) {
   app->get_option("--quantize")->group(kGroup);
 }
 
+// A word, or "word=N" with N from 1.
+struct CountedWord {
+  std::string word;
+  std::optional<std::uint64_t> count;
+};
+
+CountedWord counted_word(const std::string& flag, const std::string& text) {
+  const std::size_t equals = text.find('=');
+  if (equals == std::string::npos) return {text, std::nullopt};
+  const std::string digits = text.substr(equals + 1);
+  std::uint64_t count = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), count);
+  if (error != std::errc{} || end != digits.data() + digits.size() || count == 0) {
+    throw ConfigError(flag, "", fmt::format("expected a number of 1 or more behind '=', found '{}'", text));
+  }
+  return {text.substr(0, equals), count};
+}
+
+void set_recompute(PlanOptions& options, const std::string& text) {
+  static const std::map<std::string, RecomputeKind> kinds{{"none", RecomputeKind::none},
+                                                          {"selective", RecomputeKind::selective},
+                                                          {"full", RecomputeKind::full},
+                                                          {"every", RecomputeKind::every},
+                                                          {"invert", RecomputeKind::invert}};
+  const auto [word, count] = counted_word("--recompute", text);
+  const auto kind = kinds.find(word);
+  if (kind == kinds.end() || count.has_value() != (kind->second == RecomputeKind::every)) {
+    throw ConfigError("--recompute", "",
+                      fmt::format("expected none, selective, full, every=N or invert, found '{}'", text));
+  }
+  options.client.recompute = kind->second;
+  options.client.recompute_every = count.value_or(1);
+  options.setup.recompute = kind->second == RecomputeKind::full ? Recompute::full : Recompute::none;
+}
+
+void set_loss(PlanOptions& options, const std::string& text) {
+  static const std::map<std::string, LossKind> kinds{
+      {"eager", LossKind::eager}, {"fused", LossKind::fused}, {"chunked", LossKind::chunked}};
+  const auto [word, count] = counted_word("--loss", text);
+  const auto kind = kinds.find(word);
+  if (kind == kinds.end() || count.has_value() != (kind->second == LossKind::chunked)) {
+    throw ConfigError("--loss", "", fmt::format("expected eager, fused or chunked=N, found '{}'", text));
+  }
+  options.client.loss = kind->second;
+  options.client.loss_chunks = count.value_or(1);
+}
+
+void add_client(CLI::App* app, PlanOptions& options) {
+  constexpr const char* kGroup = "The client's code";
+  add_count(app, "--seq", options.sequence, "tokens per sequence; without it activations are not counted");
+  add_count(app, "--micro-batch", options.micro_batch, "sequences per micro-batch (1)");
+  add_word<std::optional<Profile>>(app, "--profile", options.profile,
+                                   "whose model code: hf-eager, hf-sdpa, hf-liger, megatron, torchtitan or litgpt "
+                                   "(hf-sdpa; engine megatron: megatron)",
+                                   [](const std::string& text) { return std::optional(profile_named(text)); });
+  add_word<std::optional<AttentionKind>>(
+      app, "--attention", options.client.attention, "eager, sdpa or flash (the profile's)",
+      word_of<std::optional<AttentionKind>>(
+          "--attention",
+          {{"eager", AttentionKind::eager}, {"sdpa", AttentionKind::sdpa}, {"flash", AttentionKind::flash}}));
+  add_read(app, "--recompute",
+           "what is computed again in the backward: none, selective, full, every=N or invert (none)",
+           [&options](const std::string& text) { set_recompute(options, text); });
+  add_read(app, "--loss", "eager, fused or chunked=N (eager)",
+           [&options](const std::string& text) { set_loss(options, text); });
+  for (const char* flag : {"--seq", "--micro-batch", "--profile", "--attention", "--recompute", "--loss"}) {
+    app->get_option(flag)->group(kGroup);
+  }
+}
+
 // --gpus counts all ranks: what is left for the data axis.
 void divide_world(Setup& setup) {
   const Parallelism& p = setup.parallel;
@@ -260,10 +337,7 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy, Lo
   add_word<Transport>(
       app, "--transport", setup.transport, "direct (ranks read each other's memory) or staged (direct)",
       word_of<Transport>("--transport", {{"direct", Transport::direct}, {"staged", Transport::staged}}));
-  add_word<Recompute>(app, "--recompute", setup.recompute, "none or full (none)",
-                      word_of<Recompute>("--recompute", {{"none", Recompute::none}, {"full", Recompute::full}}));
-  add_count(app, "--seq", options.sequence, "tokens per sequence");
-  add_count(app, "--micro-batch", options.micro_batch, "sequences per micro-batch (1)");
+  add_client(app, options);
   add_parallelism(app, options);
   add_adapters(app, options, lora);
   add_precision(app, policy);
@@ -352,6 +426,14 @@ void finish(PlanOptions& options, const PolicyFlags& policy, const LoraFlags& lo
 }
 
 }  // namespace
+
+ClientSetup PlanOptions::whole_client() const {
+  ClientSetup whole = client;
+  whole.profile = profile.value_or(engine == Engine::megatron ? Profile::megatron : Profile::hf_sdpa);
+  whole.sequence = sequence.value_or(0);
+  whole.micro_batch = micro_batch;
+  return whole;
+}
 
 ParseResult parse_command_line(int argc, char** argv) {
   ParseResult result;

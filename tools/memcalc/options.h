@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "planner/activations/client.h"
 #include "planner/engines/options.h"
 #include "planner/lora.h"
 #include "planner/report.h"
@@ -28,12 +29,16 @@ struct PlanOptions {
   std::optional<std::uint64_t> gpus_per_node;  // 8; to simulate, the cluster's
   std::optional<std::string> gpu;              // a name or a size
   std::vector<std::string> gpu_files;          // tables of the user's own
-  // Recorded in the set-up; they decide activations, which are not counted yet.
+  // Whose code computes the model, and how. Activations are counted where `sequence` is given.
+  std::optional<Profile> profile;  // empty: hf-sdpa; engine megatron: megatron
+  ClientSetup client;              // but for the three beside it
   std::optional<std::uint64_t> sequence;
   std::uint64_t micro_batch = 1;
   bool json = false;
   bool verbose = false;
 
+  // The client with its profile, sequence and micro-batch.
+  ClientSetup whole_client() const;
   std::uint64_t node_gpus() const { return gpus_per_node.value_or(8); }
 };
 

@@ -6,6 +6,9 @@
 #include <utility>
 
 #include "base/error.h"
+#include "planner/activations/client_memory.h"
+#include "planner/activations/profiles.h"
+#include "planner/engines/workspaces.h"
 #include "planner/formats/parameter_count.h"
 #include "planner/formats/read_model.h"
 #include "planner/world_report.h"
@@ -121,6 +124,61 @@ Sized size(const PlanOptions& options, const Catalog& catalog) {
   return sized;
 }
 
+// What the engine holds while the client computes, and in the update.
+EngineHolds engine_holds(const PlanOptions& options, const Sized& sized, const DeviceMemory& device) {
+  if (sized.terms) {
+    EngineHolds holds{.computing = classes_held_at(*sized.terms, Span::backward),
+                      .updating = classes_held_at(*sized.terms, Span::update),
+                      .growing_gradient_share = {}};
+    return holds;
+  }
+  PeakMemory held = device.at_peak;
+  if (options.engine == Engine::paper) {
+    held.parameters = device.parameters;
+    held.gradients = device.gradients;
+    held.optimizer_states = device.optimizer_states;
+  } else {
+    // The arena is one allocation, whatever of it is in use: alignment and packing count too.
+    held.workspace = sized.report.ranks.front().arenas->device - sum(held);
+  }
+  return {.computing = held, .updating = held, .growing_gradient_share = {}};
+}
+
+// Of libraries inside torch's allocator.
+Bytes library_workspaces(const PlanOptions& options) {
+  const auto generation = options.gpu ? generation_of_gpu(*options.gpu) : std::nullopt;
+  LibraryUse use;
+  use.transformer_engine = options.whole_client().profile == Profile::megatron;
+  return workspaces_of(generation.value_or(GpuGeneration::hopper), use).allocated();
+}
+
+// Micro-batches that wait for their backward on stage `stage` while another one computes (1F1B: planner/parallelism.h).
+std::uint64_t waiting_micro_batches(const Setup& setup, std::uint64_t stage) {
+  return std::min(setup.parallel.pipeline - stage, setup.accumulation) - 1;
+}
+
+// Counts activations where the client says enough; else says in a note what is missing.
+void add_activations(const PlanOptions& options, const Model& model, const RankKind& kind, std::uint64_t stage,
+                     Sized& sized) {
+  const ClientSetup client = options.whole_client();
+  if (client.sequence == 0 || options.parameters) return;
+  ActivityResult result =
+      activity_of(model, kind.catalog, options.setup, client, {.rounding = 512, .keeps_gradients = false});
+  if (result.activity && options.setup.parallel.pipeline > 1 &&
+      resolved_schedule(options.setup.parallel) != PipelineSchedule::one_f_one_b) {
+    result = {{}, "micro-batches under way are counted for schedule 1f1b only"};
+  }
+  if (!result.activity) {
+    sized.report.notes.push_back(fmt::format("activations are not counted: {}", result.unknown_because));
+    return;
+  }
+  DeviceMemory& device = sized.report.ranks.front().device;
+  add_client(device, engine_holds(options, sized, device),
+             {.activity = std::move(*result.activity),
+              .waiting_micro_batches = waiting_micro_batches(options.setup, stage),
+              .workspaces = library_workspaces(options)});
+}
+
 Planned plan_and_report(const PlanOptions& options) {
   Planned planned;
   Model model = read(options);
@@ -131,8 +189,10 @@ Planned plan_and_report(const PlanOptions& options) {
   }
   std::vector<Sized> sized;
   std::vector<Report> reports;
-  for (const RankKind& kind : planned.kinds) {
-    reports.push_back(sized.emplace_back(size(options, kind.catalog)).report);
+  for (std::size_t i = 0; i < planned.kinds.size(); ++i) {
+    Sized& of_kind = sized.emplace_back(size(options, planned.kinds[i].catalog));
+    add_activations(options, model, planned.kinds[i], i, of_kind);
+    reports.push_back(of_kind.report);
   }
   planned.report = world_report(planned.kinds, std::move(reports));
   Sized& worst = sized[planned.report.worst];
