@@ -35,8 +35,12 @@ Bytes sum(const PeakMemory& held) {
   return bytes;
 }
 
+ClientHolds holds_of(const Activity& activity) {
+  return {.peak = peak_of(activity), .after_forward = after_forward(activity), .workspaces = {}};
+}
+
 void add_client(DeviceMemory& device, const EngineHolds& engine, const ClientHolds& client) {
-  const ActivityPeak worst = peak_of(client.activity);
+  const ActivityPeak& worst = client.peak;
   PeakMemory computing = engine.computing;
   add(computing.activations, held(worst.held, Purpose::activation));
   add(computing.loss, held(worst.held, Purpose::loss));
@@ -46,7 +50,7 @@ void add_client(DeviceMemory& device, const EngineHolds& engine, const ClientHol
       engine.growing_gradient_share
           ? Bytes{static_cast<std::uint64_t>(*engine.growing_gradient_share * static_cast<double>(gradients.count()))}
           : gradients);
-  const HeldBytes waiting = after_forward(client.activity);
+  const HeldBytes& waiting = client.after_forward;
   add(computing.activations, client.waiting_micro_batches * held(waiting, Purpose::activation));
   add(computing.loss, client.waiting_micro_batches * held(waiting, Purpose::loss));
   PeakMemory updating = engine.updating;

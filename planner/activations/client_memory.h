@@ -19,12 +19,15 @@ struct EngineHolds {
 };
 
 struct ClientHolds {
-  Activity activity;
+  ActivityPeak peak;          // of one micro-batch
+  HeldBytes after_forward{};  // likewise
   // Micro-batches whose forward has ended and whose backward has not begun, at the worst moment, besides the one that
   // computes: more than none in a pipeline alone.
   std::uint64_t waiting_micro_batches = 0;
   Bytes workspaces;  // of libraries, all the time
 };
+
+ClientHolds holds_of(const Activity& activity);
 
 // Sets allocated_after_step, peak_allocated, peak_at and at_peak of a report that has what the engine holds.
 void add_client(DeviceMemory& device, const EngineHolds& engine, const ClientHolds& client);

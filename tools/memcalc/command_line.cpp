@@ -9,9 +9,11 @@
 #include <iostream>
 #include <map>
 #include <optional>
+#include <set>
 
 #include "base/error.h"
 #include "tools/memcalc/engine_flags.h"
+#include "tools/memcalc/fitting.h"
 #include "tools/memcalc/options.h"
 #include "tools/version.h"
 
@@ -30,6 +32,15 @@ constexpr const char* kFooter = R"(Examples:
   memcalc simulate llama-2-7b --gpus 64 --zero 3 --plot memory.svg
 
 Exit status: 0 done, 1 it does not fit (--gpu), 2 the command line is wrong, 3 an input file or a model is bad.)";
+
+constexpr const char* kFitFooter = R"(Examples:
+  memcalc fit llama-2-7b --gpus 8 --gpu h100-80gb --seq 4096 --global-batch 64
+  memcalc fit llama-2-7b --gpus 8 --gpu 24GiB --seq 2048 --zero 3 --ask cheapest
+  memcalc fit llama-3.1-8b --gpus 8 --zero 3 --gpu a100-80gb --seq 8192 --ask micro-batch
+
+Axes whose flag is given (--zero, --tp, --pp, --ep, --micro-batch, --recompute) are not varied.
+
+Exit status: 0 something fits, 1 nothing does, 2 the command line is wrong, 3 an input file or a model is bad.)";
 
 constexpr const char* kSimulateFooter = R"(Examples:
   memcalc simulate llama-2-7b --gpus 64 --zero 3 --plot memory.svg
@@ -353,6 +364,29 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy, Lo
   app->add_flag("--verbose", options.verbose, "also the units, their layout and the programs");
 }
 
+void add_fit_flags(CLI::App* app, FitOptions& options) {
+  constexpr const char* kGroup = "The question";
+  std::map<std::string, FitQuestion> questions;
+  for (const FitQuestion question : {FitQuestion::best, FitQuestion::micro_batch, FitQuestion::sequence,
+                                     FitQuestion::model, FitQuestion::gpus, FitQuestion::cheapest}) {
+    questions.emplace(name(question), question);
+  }
+  add_word<FitQuestion>(app, "--ask", options.question,
+                        "best (set-up of these GPUs), micro-batch, seq or model (the largest), gpus (the fewest), or "
+                        "cheapest (change that makes it fit) (best)",
+                        word_of<FitQuestion>("--ask", std::move(questions)));
+  app->add_option("--cluster", options.cluster,
+                  "a cluster's name or a .json file: links, and the GPU if --gpu is not given")
+      ->type_name("NAME|FILE");
+  add_count(app, "--global-batch", options.global_batch,
+            "sequences per step, for best (micro-batch x grad-accum x data ranks as given)");
+  add_count(app, "--plans", options.most_plans, "how many set-ups are listed (10)");
+  add_count(app, "--rejected", options.most_rejected, "how many of those that do not fit are listed (20)");
+  for (const char* flag : {"--ask", "--cluster", "--global-batch", "--plans", "--rejected"}) {
+    app->get_option(flag)->group(kGroup);
+  }
+}
+
 void add_simulate_flags(CLI::App* app, SimulateOptions& options) {
   constexpr const char* kGroup = "Simulation";
   app->add_option("--cluster", options.cluster, "a cluster's name or a .json file (docs/cost_model.md) (h100)")
@@ -404,6 +438,14 @@ complete -o filenames -F _memcalc memcalc
                      cases, commands);
 }
 
+std::set<std::string> given_flags(const CLI::App& command) {
+  std::set<std::string> given;
+  for (const CLI::Option* option : command.get_options()) {
+    if (option->count() > 0) given.insert(option->get_name());
+  }
+  return given;
+}
+
 void finish(PlanOptions& options, const PolicyFlags& policy, const LoraFlags& lora) {
   if (options.model.empty() == !options.parameters) {
     throw ConfigError("MODEL", "",
@@ -448,14 +490,16 @@ ParseResult parse_command_line(int argc, char** argv) {
 
   CLI::App* plan = app.add_subcommand("plan", "What one GPU of each kind holds: a table, or --json");
   CLI::App* explain = app.add_subcommand("explain", "The same numbers, each with its formula, inputs and source");
+  CLI::App* fit = app.add_subcommand("fit", "The inverse questions: what fits, and which set-up is fastest");
   CLI::App* simulate = app.add_subcommand("simulate", "One step on virtual ranks: time, traffic and memory of each");
   CLI::App* models = app.add_subcommand("models", "The presets");
   CLI::App* gpus = app.add_subcommand("gpus", "The GPUs that are known by name");
   CLI::App* completion = app.add_subcommand("completion", "Bash completion: eval \"$(memcalc completion)\"");
-  for (CLI::App* command : {plan, explain, simulate}) {
+  for (CLI::App* command : {plan, explain, fit, simulate}) {
     add_plan_flags(command, line.plan, policy, lora);
-    command->footer(command == simulate ? kSimulateFooter : kFooter);
+    command->footer(command == simulate ? kSimulateFooter : command == fit ? kFitFooter : kFooter);
   }
+  add_fit_flags(fit, line.fit);
   add_simulate_flags(simulate, line.simulate);
   for (CLI::App* command : {models, gpus}) {
     command->add_flag("--json", line.list.json, "one JSON object on stdout and nothing else");
@@ -473,11 +517,12 @@ ParseResult parse_command_line(int argc, char** argv) {
         std::none_of(commands.begin(), commands.end(), [&](const CLI::App* c) { return c->check_name(argv[1]); })) {
       throw ConfigError(
           "", "",
-          fmt::format("'{}' is no command: expected plan, explain, simulate, models, gpus or completion", argv[1]));
+          fmt::format("'{}' is no command: expected plan, explain, fit, simulate, models, gpus or completion",
+                      argv[1]));
     }
     if (argc == 1)
-      throw ConfigError("", "",
-                        "expected a command: plan, explain, simulate, models, gpus or completion (memcalc --help)");
+      throw ConfigError(
+          "", "", "expected a command: plan, explain, fit, simulate, models, gpus or completion (memcalc --help)");
     app.parse(argc, argv);
     if (*completion) {
       fmt::print("{}", completion_script(app));
@@ -485,11 +530,13 @@ ParseResult parse_command_line(int argc, char** argv) {
       return result;
     }
     line.command = *explain    ? Command::explain
+                   : *fit      ? Command::fit
                    : *simulate ? Command::simulate
                    : *models   ? Command::models
                    : *gpus     ? Command::gpus
                                : Command::plan;
-    if (*plan || *explain || *simulate) finish(line.plan, policy, lora);
+    if (*fit) line.fit.given = given_flags(*fit);
+    if (*plan || *explain || *fit || *simulate) finish(line.plan, policy, lora);
   } catch (const CLI::Success& success) {
     app.exit(success);
     result.exit_status = 0;

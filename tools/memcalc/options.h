@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,27 @@ struct SimulateOptions {
   std::optional<std::string> plot;
 };
 
+enum class FitQuestion {
+  best,         // the fastest set-up that fits, over stage x tp x pp x cp x ep x micro-batch x recompute
+  micro_batch,  // the largest that fits the set-up as it is given
+  sequence,     // the longest
+  model,        // the most blocks of this kind
+  gpus,         // the fewest
+  cheapest,     // the change to the set-up that makes it fit and costs least time
+};
+
+// What fit is told besides the flags of plan.
+struct FitOptions {
+  FitQuestion question = FitQuestion::best;
+  std::optional<std::string> cluster;
+  // Sequences per step, which every set-up that is compared has. Empty: those of the set-up as it is given.
+  std::optional<std::uint64_t> global_batch;
+  // Flags that were given: what they say is not varied.
+  std::set<std::string> given;
+  std::uint64_t most_plans = 10;     // that are listed
+  std::uint64_t most_rejected = 20;  // likewise
+};
+
 struct ListOptions {
   bool json = false;
   bool names = false;   // one a line, and nothing else
@@ -59,11 +81,12 @@ struct ListOptions {
   std::vector<std::string> gpu_files;
 };
 
-enum class Command { plan, explain, simulate, models, gpus };
+enum class Command { plan, explain, fit, simulate, models, gpus };
 
 struct CommandLine {
   Command command = Command::plan;
-  PlanOptions plan;  // plan, explain and simulate
+  PlanOptions plan;  // plan, explain, fit and simulate
+  FitOptions fit;
   SimulateOptions simulate;
   ListOptions list;  // models and gpus
 };

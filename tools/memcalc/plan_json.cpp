@@ -115,8 +115,6 @@ json::object traffic_json(const Traffic& traffic) {
           {"textbook_bytes_sent_per_step", traffic.textbook.count()}};
 }
 
-namespace {
-
 json::object rank_json(const RankReport& rank) {
   const DeviceMemory& device = rank.device;
   const PeakMemory& peak = device.at_peak;
@@ -156,6 +154,8 @@ json::object rank_json(const RankReport& rank) {
                                                {"file", rank.arenas->file.count()}}
                                  : json::value()}};
 }
+
+namespace {
 
 json::array explanation_json(const std::vector<Explanation>& lines) {
   json::array array;

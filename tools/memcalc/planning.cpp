@@ -6,8 +6,6 @@
 #include <utility>
 
 #include "base/error.h"
-#include "planner/activations/client_memory.h"
-#include "planner/activations/profiles.h"
 #include "planner/engines/workspaces.h"
 #include "planner/formats/parameter_count.h"
 #include "planner/formats/read_model.h"
@@ -15,28 +13,6 @@
 
 namespace shardplan::memcalc {
 namespace {
-
-Model read(const PlanOptions& options) {
-  Model model;
-  if (options.parameters) {
-    model.catalog = catalog_from_parameters(parse_parameter_count(*options.parameters));
-  } else {
-    model = find_model(options.model);
-  }
-  for (const std::string& glob : options.freeze) {
-    if (freeze(model.catalog, glob) == 0) {
-      throw ConfigError("--freeze", "", fmt::format("'{}' matches no tensor of {}", glob, model.catalog.name));
-    }
-  }
-  if (options.lora) add_lora(model.catalog, *options.lora);
-  if (options.quantize && !has_quantizable(model.catalog)) {
-    throw ConfigError("--quantize", "",
-                      fmt::format("{} has no frozen weights of linear modules, and quantised ones cannot be trained: "
-                                  "expected --lora-rank or --freeze",
-                                  model.catalog.name));
-  }
-  return model;
-}
 
 void add_notes(const PlanOptions& options, const Catalog& catalog, Report& report) {
   const Setup& setup = options.setup;
@@ -80,15 +56,6 @@ void require_sizable(const PlanOptions& options) {
   }
 }
 
-// One kind of rank through an engine.
-struct Sized {
-  Report report;
-  Catalog held;
-  std::optional<StepPlan> plan;
-  std::optional<PlannedOptimizer> experts;
-  std::optional<EngineTerms> terms;
-};
-
 Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   const auto [others, experts] = split_by_data_axis(catalog);
   const Setup setup = expert_setup(options.setup);
@@ -101,47 +68,6 @@ Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   sized.experts = {experts, make_step_plan(experts, setup)};
   sized.report = with_experts(report_shardplan(others, *sized.plan), report_shardplan(experts, sized.experts->plan));
   return sized;
-}
-
-Sized size(const PlanOptions& options, const Catalog& catalog) {
-  const bool ours = options.engine == Engine::shardplan || options.engine == Engine::paper;
-  if (ours && experts_apart(options.setup.parallel) && holds_experts(catalog)) {
-    return size_on_two_axes(options, catalog);
-  }
-  Sized sized{.report = {}, .held = catalog, .plan = {}, .experts = {}, .terms = {}};
-  if (!ours) {
-    require_sizable(options);
-    EngineOptions engine = options.engine_options;
-    engine.gpus_per_node = options.node_gpus();
-    sized.terms = terms_of(options.engine, catalog, options.setup, engine);
-    sized.report = report_of(options.engine, catalog, options.setup, *sized.terms);
-  } else if (options.engine == Engine::paper) {
-    sized.report = report_paper(catalog, options.setup);
-  } else {
-    sized.plan = make_step_plan(catalog, options.setup);
-    sized.report = report_shardplan(catalog, *sized.plan);
-  }
-  return sized;
-}
-
-// What the engine holds while the client computes, and in the update.
-EngineHolds engine_holds(const PlanOptions& options, const Sized& sized, const DeviceMemory& device) {
-  if (sized.terms) {
-    EngineHolds holds{.computing = classes_held_at(*sized.terms, Span::backward),
-                      .updating = classes_held_at(*sized.terms, Span::update),
-                      .growing_gradient_share = {}};
-    return holds;
-  }
-  PeakMemory held = device.at_peak;
-  if (options.engine == Engine::paper) {
-    held.parameters = device.parameters;
-    held.gradients = device.gradients;
-    held.optimizer_states = device.optimizer_states;
-  } else {
-    // The arena is one allocation, whatever of it is in use: alignment and packing count too.
-    held.workspace = sized.report.ranks.front().arenas->device - sum(held);
-  }
-  return {.computing = held, .updating = held, .growing_gradient_share = {}};
 }
 
 // Of libraries inside torch's allocator.
@@ -158,40 +84,27 @@ std::uint64_t waiting_micro_batches(const Setup& setup, std::uint64_t stage) {
 }
 
 // Counts activations where the client says enough; else says in a note what is missing.
-void add_activations(const PlanOptions& options, const Model& model, const RankKind& kind, std::uint64_t stage,
+void add_activations(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage,
                      Sized& sized) {
-  const ClientSetup client = options.whole_client();
-  if (client.sequence == 0 || options.parameters) return;
-  ActivityResult result =
-      activity_of(model, kind.catalog, options.setup, client, {.rounding = 512, .keeps_gradients = false});
-  if (result.activity && options.setup.parallel.pipeline > 1 &&
-      resolved_schedule(options.setup.parallel) != PipelineSchedule::one_f_one_b) {
-    result = {{}, "micro-batches under way are counted for schedule 1f1b only"};
-  }
-  if (!result.activity) {
+  if (!options.sequence || options.parameters) return;
+  ActivityResult result = activity_of_kind(options, model, catalog);
+  if (result.activity) {
+    add_client(sized.report.ranks.front().device, engine_holds(options, sized),
+               client_holds(options, stage, *result.activity));
+  } else {
     sized.report.notes.push_back(fmt::format("activations are not counted: {}", result.unknown_because));
-    return;
   }
-  DeviceMemory& device = sized.report.ranks.front().device;
-  add_client(device, engine_holds(options, sized, device),
-             {.activity = std::move(*result.activity),
-              .waiting_micro_batches = waiting_micro_batches(options.setup, stage),
-              .workspaces = library_workspaces(options)});
 }
 
-Planned plan_and_report(const PlanOptions& options) {
+Planned plan_and_report(const PlanOptions& options, Model model) {
   Planned planned;
-  Model model = read(options);
   if (options.gpu) planned.gpu = find_capacity(*options.gpu, options.gpu_files);
-  planned.kinds = kinds_of_ranks(model, options.setup);
-  for (RankKind& kind : planned.kinds) {
-    if (options.quantize) quantize(kind.catalog, *options.quantize);
-  }
+  planned.kinds = planned_kinds(options, model);
   std::vector<Sized> sized;
   std::vector<Report> reports;
   for (std::size_t i = 0; i < planned.kinds.size(); ++i) {
-    Sized& of_kind = sized.emplace_back(size(options, planned.kinds[i].catalog));
-    add_activations(options, model, planned.kinds[i], i, of_kind);
+    Sized& of_kind = sized.emplace_back(size_kind(options, planned.kinds[i].catalog));
+    add_activations(options, model, planned.kinds[i].catalog, i, of_kind);
     reports.push_back(of_kind.report);
   }
   planned.report = world_report(planned.kinds, std::move(reports));
@@ -236,9 +149,99 @@ std::vector<Explanation> explain_device(const PlanOptions& options, const Planne
   return together(std::move(lines), explain_shardplan(planned.experts->catalog, planned.experts->plan));
 }
 
+Model read_planned_model(const PlanOptions& options) {
+  Model model;
+  if (options.parameters) {
+    model.catalog = catalog_from_parameters(parse_parameter_count(*options.parameters));
+  } else {
+    model = find_model(options.model);
+  }
+  for (const std::string& glob : options.freeze) {
+    if (freeze(model.catalog, glob) == 0) {
+      throw ConfigError("--freeze", "", fmt::format("'{}' matches no tensor of {}", glob, model.catalog.name));
+    }
+  }
+  if (options.lora) add_lora(model.catalog, *options.lora);
+  if (options.quantize && !has_quantizable(model.catalog)) {
+    throw ConfigError("--quantize", "",
+                      fmt::format("{} has no frozen weights of linear modules, and quantised ones cannot be trained: "
+                                  "expected --lora-rank or --freeze",
+                                  model.catalog.name));
+  }
+  return model;
+}
+
+Sized size_kind(const PlanOptions& options, const Catalog& catalog) {
+  const bool ours = options.engine == Engine::shardplan || options.engine == Engine::paper;
+  if (ours && experts_apart(options.setup.parallel) && holds_experts(catalog)) {
+    return size_on_two_axes(options, catalog);
+  }
+  Sized sized{.report = {}, .held = catalog, .plan = {}, .experts = {}, .terms = {}};
+  if (!ours) {
+    require_sizable(options);
+    EngineOptions engine = options.engine_options;
+    engine.gpus_per_node = options.node_gpus();
+    sized.terms = terms_of(options.engine, catalog, options.setup, engine);
+    sized.report = report_of(options.engine, catalog, options.setup, *sized.terms);
+  } else if (options.engine == Engine::paper) {
+    sized.report = report_paper(catalog, options.setup);
+  } else {
+    sized.plan = make_step_plan(catalog, options.setup);
+    sized.report = report_shardplan(catalog, *sized.plan);
+  }
+  return sized;
+}
+
+std::vector<RankKind> planned_kinds(const PlanOptions& options, const Model& model) {
+  std::vector<RankKind> kinds = kinds_of_ranks(model, options.setup);
+  for (RankKind& kind : kinds) {
+    if (options.quantize) quantize(kind.catalog, *options.quantize);
+  }
+  return kinds;
+}
+
+ActivityResult activity_of_kind(const PlanOptions& options, const Model& model, const Catalog& catalog) {
+  const Parallelism& parallel = options.setup.parallel;
+  if (parallel.pipeline > 1 && resolved_schedule(parallel) != PipelineSchedule::one_f_one_b) {
+    return {{}, "micro-batches under way are counted for schedule 1f1b only"};
+  }
+  return activity_of(model, catalog, options.setup, options.whole_client(),
+                     {.rounding = 512, .keeps_gradients = false});
+}
+
+EngineHolds engine_holds(const PlanOptions& options, const Sized& sized) {
+  const DeviceMemory& device = sized.report.ranks.front().device;
+  if (sized.terms) {
+    return {.computing = classes_held_at(*sized.terms, Span::backward),
+            .updating = classes_held_at(*sized.terms, Span::update),
+            .growing_gradient_share = {}};
+  }
+  PeakMemory held = device.at_peak;
+  if (options.engine == Engine::paper) {
+    held.parameters = device.parameters;
+    held.gradients = device.gradients;
+    held.optimizer_states = device.optimizer_states;
+  } else {
+    // The arena is one allocation, whatever of it is in use: alignment and packing count too.
+    held.workspace = sized.report.ranks.front().arenas->device - sum(held);
+  }
+  return {.computing = held, .updating = held, .growing_gradient_share = {}};
+}
+
+ClientHolds client_holds(const PlanOptions& options, std::uint64_t stage, const Activity& activity) {
+  ClientHolds holds = holds_of(activity);
+  holds.waiting_micro_batches = waiting_micro_batches(options.setup, stage);
+  holds.workspaces = library_workspaces(options);
+  return holds;
+}
+
 Planned make_planned(const PlanOptions& options) {
+  return make_planned(options, read_planned_model(options));
+}
+
+Planned make_planned(const PlanOptions& options, Model model) {
   try {
-    return plan_and_report(options);
+    return plan_and_report(options, std::move(model));
   } catch (const ArithmeticOverflow& error) {
     throw ConfigError(options.parameters ? "--params" : options.model, "",
                       fmt::format("is too large to be counted: {}", error.what()));

@@ -47,7 +47,10 @@ TEST(ClientMemory, PartsSumToThePeak) {
   EngineHolds engine;
   engine.computing.parameters = Bytes{1000};
   engine.updating = engine.computing;
-  add_client(device, engine, {.activity = two_passes(), .waiting_micro_batches = 2, .workspaces = Bytes{7}});
+  ClientHolds client = holds_of(two_passes());
+  client.waiting_micro_batches = 2;
+  client.workspaces = Bytes{7};
+  add_client(device, engine, client);
   EXPECT_EQ(device.peak_allocated, Bytes{1000 + 608 + 2 * 550 + 7});
   EXPECT_EQ(sum(device.at_peak), *device.peak_allocated);
   EXPECT_EQ(device.at_peak.activations, Bytes{530 + 2 * 510});
@@ -64,7 +67,9 @@ TEST(ClientMemory, TheUpdateMayBeWorse) {
   engine.computing.parameters = Bytes{1000};
   engine.updating.parameters = Bytes{1000};
   engine.updating.optimizer_states = Bytes{609};
-  add_client(device, engine, {.activity = two_passes(), .workspaces = Bytes{7}});
+  ClientHolds client = holds_of(two_passes());
+  client.workspaces = Bytes{7};
+  add_client(device, engine, client);
   EXPECT_EQ(device.peak_allocated, Bytes{1616});
   EXPECT_EQ(device.peak_at, "the optimizer's update");
 }
@@ -75,7 +80,7 @@ TEST(ClientMemory, GrowingGradientsCountAsFarAsTheyHaveCome) {
   engine.growing_gradient_share = 0.5;
   Activity activity = two_passes();
   activity.gradient_share = 0.5;
-  add_client(device, engine, {.activity = activity, .workspaces = Bytes{}});
+  add_client(device, engine, holds_of(activity));
   EXPECT_EQ(device.at_peak.gradients, Bytes{4});
   EXPECT_EQ(device.peak_allocated, Bytes{604});
 }
