@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "planner/engines/layer_wise.h"
 #include "planner/engines/owned.h"
 #include "planner/engines/pinned.h"
 
@@ -16,6 +17,7 @@ namespace {
 constexpr const char* kBuffer = "megatron/core/distributed/param_and_grad_buffer.py, _ParamAndGradBuffer";
 constexpr const char* kOptimizer = "megatron/core/optimizer/distrib_optimizer.py, _build_model_and_main_param_groups";
 constexpr const char* kWhole = "megatron/core/optimizer/optimizer.py, Float16OptimizerWithFloat16Params";
+constexpr const char* kLayerWise = "megatron/core/optimizer/layer_wise_optimizer.py, LayerWiseDistributedOptimizer";
 constexpr const char* kFsdp = "megatron/core/distributed/fsdp/src/megatron_fsdp/param_and_grad_buffer.py";
 
 using Class = MemoryClass;
@@ -61,13 +63,9 @@ Policy moment_policy(const Policy& policy, const MegatronOptions& options) {
 Bytes shard_moments(const Setup& setup, const TensorGroup& group, const MegatronOptions& options, std::uint64_t count) {
   return flat_moment_bytes(setup, moment_policy(group.policy, options), count, group.hidden_matrices);
 }
-// Of whole tensors, each in its shape.
 Bytes whole_moments(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group,
                     const MegatronOptions& options) {
-  return sum_bytes(runs, [&](const Owned& owned) {
-    if (!in_group(owned, group, setup)) return Bytes{};
-    return moment_bytes(setup, moment_policy(owned.policy, options), owned.updated);
-  });
+  return whole_moment_bytes(setup, runs, group, moment_policy(group.policy, options));
 }
 
 struct StateTerms {
@@ -99,6 +97,46 @@ std::vector<std::uint64_t> parameters_of(const Setup& setup, const std::vector<O
     if (in_group(owned, group, setup)) parameters.push_back(owned.elements);
   });
   return parameters;
+}
+
+std::optional<std::uint64_t> bucket_elements(std::uint64_t ranks, const MegatronOptions& options) {
+  if (!options.overlap_grad_reduce) return std::nullopt;
+  return options.ddp_bucket_size.value_or(std::max<std::uint64_t>(40'000'000, checked_multiply(1'000'000, ranks)));
+}
+
+// Tensors of more than two dims are as many matrices: experts that one tensor holds.
+std::vector<WholeMatrix> matrices_of(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group) {
+  std::vector<WholeMatrix> matrices;
+  for_each_owned(runs, [&](const Owned& owned) {
+    if (!in_group(owned, group, setup) || owned.elements == 0) return;
+    const Shape& shape = owned.tensor->shape;
+    const WholeMatrix matrix{.rows = shape[shape.size() - 2], .columns = shape.back()};
+    matrices.insert(matrices.end(), owned.elements / (matrix.rows * matrix.columns), matrix);
+  });
+  return matrices;
+}
+
+// Muon's matrices, whole on the rank that updates them.
+void add_layer_wise(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group,
+                    const MegatronOptions& options, TermList& list) {
+  const LayerWiseLayout layout =
+      layer_wise_layout(matrices_of(setup, runs, group), group.ranks, bucket_elements(group.ranks, options),
+                        options.pad_buckets_for_high_nccl_busbw);
+  const std::string inputs =
+      fmt::format("{} elements of matrices in {} bucket{}, {} with padding", with_commas(layout.elements),
+                  layout.buckets, layout.buckets == 1 ? "" : "s", with_commas(layout.padded_elements));
+  const char* formula = "N x the fullest rank's part of each bucket, x bytes per element";
+  list.add({"parameters: buffer of whole matrices", Class::parameters, Tier::device, Span::always,
+            bytes_for(group.policy.parameter, layout.padded_elements), formula, inputs, kLayerWise});
+  list.add({"gradients: main, of whole matrices", Class::gradients, Tier::device, Span::always,
+            bytes_for(options.main_grads_dtype, layout.padded_elements), formula, inputs, kLayerWise});
+  add_states({.master = master_bytes(group.policy, options, layout.most_elements),
+              .moments = flat_moment_bytes(setup, group.policy, layout.most_elements, true),
+              .formula = "whole matrices of the fullest rank x bytes per element",
+              .inputs = fmt::format("{} of {} elements, N = {}", with_commas(layout.most_elements),
+                                    with_commas(layout.elements), group.ranks),
+              .source = kLayerWise},
+             options, list);
 }
 
 void add_group(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group, bool distributed,
@@ -137,6 +175,20 @@ void shard_over_instances(std::vector<OwnedRun>& runs, const MegatronOptions& op
       owned.ranks /= instances;
     }
   }
+}
+
+void require_runnable(const Setup& setup, const MegatronOptions& options, bool fsdp, bool distributed) {
+  const auto require = [](bool condition, const char* flag, const char* problem) {
+    if (!condition) throw ConfigError(flag, "", problem);
+  };
+  require(setup.optimizer != OptimizerKind::adafactor && setup.optimizer != OptimizerKind::adam8bit, "--optimizer",
+          "megatron has no Adafactor and no 8-bit Adam: expected adamw, adam, sgd, sgd-momentum, lion or muon");
+  if (setup.optimizer != OptimizerKind::muon) return;
+  require(!fsdp, "--optimizer", "megatron runs muon without its FSDP: expected --zero 0 or 1");
+  require(setup.policy.parameter != DType::f16, "--optimizer", "megatron runs muon in bf16 or fp32, not in fp16");
+  require(!options.use_precision_aware_optimizer, "--use-precision-aware-optimizer", "is of adam, not of muon");
+  require(!distributed || options.num_distributed_optimizer_instances == 1, "--num-distributed-optimizer-instances",
+          "muon shares its matrices out among all data ranks: expected 1");
 }
 
 struct FsdpPlacements {
@@ -204,10 +256,7 @@ MegatronBuffer megatron_buffer(const std::vector<std::uint64_t>& parameters, std
   constexpr std::uint64_t kBusAlignment = 65536;
   std::uint64_t multiple = std::lcm(ranks, kBucketAlignment);
   if (options.pad_buckets_for_high_nccl_busbw) multiple = std::lcm(multiple, kBusAlignment);
-  const std::optional<std::uint64_t> bucket_size =
-      options.overlap_grad_reduce
-          ? options.ddp_bucket_size.value_or(std::max<std::uint64_t>(40'000'000, checked_multiply(1'000'000, ranks)))
-          : std::optional<std::uint64_t>();
+  const std::optional<std::uint64_t> bucket_size = bucket_elements(ranks, options);
   const auto bucket_end = [&](std::uint64_t end) { return distributed ? round_up(end, multiple) : end; };
   MegatronBuffer buffer;
   std::uint64_t bucket_start = 0;
@@ -234,6 +283,8 @@ EngineTerms megatron_terms(const Catalog& catalog, const Setup& setup, const Meg
   if (options.optimizer_offload_fraction < 0 || options.optimizer_offload_fraction > 1) {
     throw ConfigError("--optimizer-offload-fraction", "", "expected 0 to 1");
   }
+  const bool distributed = options.use_distributed_optimizer.value_or(setup.stage == 1);
+  require_runnable(setup, options, uses_fsdp(setup, options), distributed);
   std::vector<OwnedRun> runs = owned_tensors(catalog, setup);
   shard_over_instances(runs, options);
   EngineTerms terms;
@@ -245,12 +296,13 @@ EngineTerms megatron_terms(const Catalog& catalog, const Setup& setup, const Meg
                       }),
             "elements x bytes per element", "in no buffer", kBuffer});
   const bool fsdp = uses_fsdp(setup, options) && !catalog.count_only;
-  const bool distributed = options.use_distributed_optimizer.value_or(setup.stage == 1);
-  if (fsdp) {
-    add_fsdp(setup, runs, options, list);
-  } else {
-    for (const TensorGroup& group : trainable_groups(runs, setup))
+  if (fsdp) add_fsdp(setup, runs, options, list);
+  for (const TensorGroup& group : fsdp ? std::vector<TensorGroup>() : trainable_groups(runs, setup)) {
+    if (distributed && group.hidden_matrices) {
+      add_layer_wise(setup, runs, group, options, list);
+    } else {
       add_group(setup, runs, group, distributed, options, list);
+    }
   }
   Setup sent = setup;
   sent.policy.gradient = sent.policy.wire = options.main_grads_dtype;

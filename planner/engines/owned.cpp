@@ -65,6 +65,13 @@ Bytes flat_moment_bytes(const Setup& setup, const Policy& policy, std::uint64_t 
   return moment_bytes(setup, policy, {.shape = {count}, .hidden_matrix = hidden_matrices});
 }
 
+Bytes whole_moment_bytes(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group,
+                         const Policy& policy) {
+  return sum_bytes(runs, [&](const Owned& owned) {
+    return in_group(owned, group, setup) ? moment_bytes(setup, policy, owned.updated) : Bytes{};
+  });
+}
+
 Bytes largest_tensor_bytes(const std::vector<OwnedRun>& runs) {
   Bytes largest;
   for (const OwnedRun& run : runs) {

@@ -75,6 +75,10 @@ bool in_group(const Owned& owned, const TensorGroup& group, const Setup& setup);
 Bytes moment_bytes(const Setup& setup, const Policy& policy, const UpdatedTensor& tensor);
 Bytes flat_moment_bytes(const Setup& setup, const Policy& policy, std::uint64_t elements, bool hidden_matrices);
 
+// Of a group's tensors, each whole and in its shape.
+Bytes whole_moment_bytes(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group,
+                         const Policy& policy);
+
 Bytes largest_tensor_bytes(const std::vector<OwnedRun>& runs);  // trainable, in its parameter dtype
 
 // Collects terms; those of 0 bytes are left out.

@@ -81,33 +81,6 @@ TEST(Terms, ACountAloneHasStatesAndNoBuffers) {
   }
 }
 
-// States in the shapes of tensors where an engine leaves them whole, flat where it does not.
-TEST(Terms, OptimizersWhoseStatesFollowShapes) {
-  CatalogBuilder builder("blocks", "tensors");
-  builder.add_run("layers", 0, 2,
-                  {{.name = "a.w", .shape = {256, 512}, .dtype = std::nullopt},
-                   {.name = "a.b", .shape = {512}, .dtype = std::nullopt}});
-  const Catalog catalog = builder.finish();
-  const auto moments = [&](Engine engine, OptimizerKind optimizer, int stage) {
-    shardplan::Setup setup;
-    setup.stage = stage;
-    setup.world_size = 2;
-    setup.optimizer = optimizer;
-    Bytes sum;
-    for (const Term& term : terms_of(engine, catalog, setup, {}).terms) {
-      if (term.name == "optimizer states: moments") sum += term.bytes;
-    }
-    return sum.count();
-  };
-  constexpr std::uint64_t kMatrix = 256 * 512;
-  EXPECT_EQ(moments(Engine::megatron, OptimizerKind::adafactor, 0), 2 * 4 * (256 + 512 + 512));
-  EXPECT_EQ(moments(Engine::deepspeed, OptimizerKind::adafactor, 2), 4 * 2 * (kMatrix + 512) / 2);
-  // Each rank has 128 rows.
-  EXPECT_EQ(moments(Engine::fsdp2, OptimizerKind::adafactor, 3), 2 * 4 * (128 + 512 + 256));
-  EXPECT_EQ(moments(Engine::deepspeed, OptimizerKind::muon, 2), 4 * (2 * kMatrix + 2 * 2 * 512) / 2);
-  EXPECT_EQ(moments(Engine::deepspeed, OptimizerKind::muon, 3), 4 * (2 * kMatrix + 2 * 2 * 512) / 2);
-}
-
 TEST(Terms, OursIsNoListOfTerms) {
   EXPECT_THROW(terms_of(Engine::shardplan, {}, {}, {}), ConfigError);
   EXPECT_THROW(terms_of(Engine::paper, {}, {}, {}), ConfigError);
