@@ -100,7 +100,8 @@ void add_parameters_on_host(const DeepSpeedPlan& plan, const Updated& updated, T
             counted(updated.elements, dtype), "stage3.py, _create_param_groups_fp16_flat_cpu_memory"});
   const auto frozen = [&](const Owned& owned, bool persistent) {
     if (owned.tensor->trainable) return Bytes{};
-    if ((owned.elements <= plan.options.stage3_param_persistence_threshold) != persistent) return Bytes{};
+    const bool small = owned.elements <= plan.options.stage3_param_persistence_threshold || owned.tensor->scales;
+    if (small != persistent) return Bytes{};
     const Bytes bytes = bytes_for(owned.policy.parameter, shard(owned));
     return pin && !persistent ? pinned_block(bytes) : bytes;
   };
@@ -153,6 +154,7 @@ void add_parameters(const DeepSpeedPlan& plan, const Updated& updated, TermList&
   const std::uint64_t group = plan.options.zero_hpz_partition_size;
   if (group > 1) {
     const auto secondary = [&](const Owned& owned) {
+      if (owned.tensor->scales) return Bytes{};
       return bytes_for(owned.policy.parameter,
                        checked_multiply(shard(owned), owned.ranks) / std::min(group, owned.ranks));
     };
@@ -174,6 +176,7 @@ void add_gathered(const DeepSpeedPlan& plan, TermList& list) {
             "parameter_offload.py, mark_persistent_parameters"});
   std::uint64_t largest = 0;
   const std::uint64_t whole = sum_elements(plan.runs, [&](const Owned& owned) {
+    if (owned.tensor->scales) return std::uint64_t{0};
     largest = std::max(largest, owned.elements);
     return checked_multiply(shard(owned), owned.ranks);
   });
@@ -316,6 +319,7 @@ void add_gradients(const DeepSpeedPlan& plan, const Updated& updated, TermList& 
 PersistentTensors persistent_tensors(const std::vector<OwnedRun>& runs, const DeepSpeedOptions& options) {
   PersistentTensors persistent;
   for_each_owned(runs, [&](const Owned& owned) {
+    if (owned.tensor->scales) return;
     if (checked_add(owned.elements, persistent.elements) > options.stage3_model_persistence_threshold) return;
     if (owned.elements > options.stage3_param_persistence_threshold) return;
     ++persistent.tensors;

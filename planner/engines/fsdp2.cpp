@@ -51,6 +51,7 @@ struct Group {
 Group group_of(const OwnedRun& run, const Setup& setup, const Fsdp2Options& options) {
   Group group;
   for (const Owned& owned : run.tensors) {
+    if (owned.tensor->scales) continue;
     const std::uint64_t padded = checked_multiply(shard(owned), owned.ranks);
     group.gathered += bytes_for(owned.policy.parameter, padded);
     if (!owned.tensor->trainable) continue;

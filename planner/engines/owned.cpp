@@ -23,7 +23,7 @@ std::vector<OwnedRun> owned_tensors(const Catalog& catalog, const Setup& setup) 
       }
       owned.tensors.push_back({.tensor = &tensor,
                                .elements = elements(tensor.shape),
-                               .ranks = ranks / setup.replicate,
+                               .ranks = tensor.scales ? 1 : ranks / setup.replicate,
                                .policy = policy_for(setup.policy, tensor.dtype),
                                .updated = updated_tensor(run, tensor)});
     }

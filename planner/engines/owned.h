@@ -16,9 +16,11 @@ namespace shardplan {
 struct Owned {
   const Tensor* tensor = nullptr;  // of the catalog
   std::uint64_t elements = 0;
-  std::uint64_t ranks = 1;  // that share its states
-  Policy policy;            // after what the model fixes
-  UpdatedTensor updated;    // as its optimizer sees it
+  // That share its states. 1 of scales: bitsandbytes keeps them in attributes of its parameters, not as parameters
+  // (nn/modules.py, Params4bit.quant_state and Int8Params.SCB), so no engine shards or gathers them.
+  std::uint64_t ranks = 1;
+  Policy policy;          // after what the model fixes
+  UpdatedTensor updated;  // as its optimizer sees it
 };
 
 // Equal units, as in the catalog.

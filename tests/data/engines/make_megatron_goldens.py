@@ -5,7 +5,9 @@
 
 Megatron-LM d98e8a64. Parameters are meta tensors with the shapes of GPT-like blocks, chosen by seed. Per case: `layer_wise` is what
 LayerWiseDistributedOptimizer._compute_per_buffer_param_layout makes of the matrices (elements of the buffer, buckets, and
-what the fullest rank updates), `distributed` what DistributedOptimizer's makes of the same (elements, buckets).
+what the fullest rank updates), `distributed` what DistributedOptimizer's makes of the same (elements, buckets). `fsdp`: what
+Megatron-FSDP makes of one unit with these matrices and `vectors` (_get_parameter_groups, build_data_parallel_buffer_index):
+the elements of its buffers, padded.
 """
 import json
 import pathlib
@@ -13,6 +15,7 @@ import random
 import types
 
 import torch
+from megatron.core.distributed.fsdp.src.megatron_fsdp import param_and_grad_buffer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.layer_wise_optimizer import LayerWiseDistributedOptimizer
 
@@ -35,6 +38,22 @@ def fullest(layout, ranks):
     return max(updated)
 
 
+class Unit(torch.nn.Module):
+    def __init__(self, shapes):
+        super().__init__()
+        for i, shape in enumerate(shapes):
+            self.register_parameter(f"p{i}", torch.nn.Parameter(torch.empty(shape, device="meta")))
+
+
+def fsdp_elements(shapes, ranks):
+    policy = param_and_grad_buffer.BucketingPolicy(None, [Unit], "optim_grads_params")
+    groups, _, _ = param_and_grad_buffer._get_parameter_groups(torch.nn.Sequential(Unit(shapes)), policy, {})
+    config = types.SimpleNamespace(data_parallel_sharding_strategy="optim_grads_params")
+    return sum(param_and_grad_buffer.build_data_parallel_buffer_index(
+        [p.shape for p in group.params], 0, ranks, True, config, chunk_size_factor=group.chunk_size_factor)[1].size
+        for group in groups)
+
+
 def main():
     generator = random.Random(7)
     cases = []
@@ -48,8 +67,10 @@ def main():
         parameters = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
         whole = LayerWiseDistributedOptimizer._compute_per_buffer_param_layout(parameters, bucket_size, ranks, config)
         flat = DistributedOptimizer._compute_per_buffer_param_layout(parameters, bucket_size, ranks, config)
+        vectors = [generator.choice([7, 48, 256, 1000, 4096]) for _ in range(generator.randint(0, 7))]
+        unit = shapes + [[length] for length in vectors]
         cases.append({
-            "shapes": shapes, "ranks": ranks, "bucket_size": bucket_size, "bus_padding": bus,
+            "shapes": shapes, "vectors": vectors, "fsdp": fsdp_elements(unit, ranks), "ranks": ranks, "bucket_size": bucket_size, "bus_padding": bus,
             "layer_wise": {"padded": whole.bucket_indices[-1][1], "buckets": len(whole.bucket_indices),
                            "most": fullest(whole, ranks)},
             "distributed": {"padded": flat.bucket_indices[-1][1], "buckets": len(flat.bucket_indices)}})

@@ -9,6 +9,7 @@
 #include "planner/engines/fsdp2.h"
 #include "planner/engines/layer_wise.h"
 #include "planner/engines/megatron.h"
+#include "planner/engines/megatron_fsdp.h"
 #include "tests/support/config_error.h"
 
 namespace shardplan {
@@ -140,7 +141,7 @@ TEST(Optimizers, MegatronRunsMuonAndNoOther) {
 }
 
 // Megatron-LM's own layouts of 60 sets of matrices (tests/data/engines/make_megatron_goldens.py): difference 0.
-TEST(LayerWise, LaysOutAsMegatronDoes) {
+TEST(MegatronLayouts, AreMegatronsOwn) {
   std::ifstream file(std::string(ENGINE_GOLDENS) + "/megatron.json");
   ASSERT_TRUE(file.good());
   std::stringstream text;
@@ -170,6 +171,10 @@ TEST(LayerWise, LaysOutAsMegatronDoes) {
     const MegatronBuffer buffer = megatron_buffer(counts, ranks, true, options);
     EXPECT_EQ(buffer.padded_elements, number(golden.at("distributed").at("padded")));
     EXPECT_EQ(buffer.buckets, number(golden.at("distributed").at("buckets")));
+    std::vector<Shape> unit;
+    for (const WholeMatrix& matrix : matrices) unit.push_back({matrix.rows, matrix.columns});
+    for (const boost::json::value& length : golden.at("vectors").as_array()) unit.push_back({number(length)});
+    EXPECT_EQ(megatron_fsdp_bucket(unit, ranks), number(golden.at("fsdp")));
   }
   EXPECT_EQ(cases, 60);
 }

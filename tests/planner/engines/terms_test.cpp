@@ -81,6 +81,24 @@ TEST(Terms, ACountAloneHasStatesAndNoBuffers) {
   }
 }
 
+// bitsandbytes' scales are attributes of parameters, so nobody shards them.
+TEST(Terms, ScalesAreWholeOnEveryRank) {
+  CatalogBuilder builder("quantised", "tensors");
+  builder.add_run("layers", 0, 2,
+                  {{.name = "a.weight", .shape = {64, 64}, .dtype = DType::u8, .trainable = false},
+                   {.name = "a.scales", .shape = {640}, .dtype = DType::f32, .trainable = false, .scales = true}});
+  const Catalog catalog = builder.finish();
+  for (const Engine engine : {Engine::deepspeed, Engine::fsdp2, Engine::megatron}) {
+    shardplan::Setup setup;
+    setup.stage = 3;
+    setup.world_size = 8;
+    EngineOptions options;
+    options.deepspeed.stage3_param_persistence_threshold = 0;
+    const Report report = report_of(engine, catalog, setup, terms_of(engine, catalog, setup, options));
+    EXPECT_EQ(report.ranks.front().device.parameters.count(), 2U * (64 * 64 / 8 + 4 * 640)) << name(engine);
+  }
+}
+
 TEST(Terms, OursIsNoListOfTerms) {
   EXPECT_THROW(terms_of(Engine::shardplan, {}, {}, {}), ConfigError);
   EXPECT_THROW(terms_of(Engine::paper, {}, {}, {}), ConfigError);
