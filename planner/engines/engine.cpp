@@ -57,8 +57,11 @@ std::string_view name(Span span) {
 
 EngineTerms terms_of(Engine engine, const Catalog& catalog, const Setup& setup, const EngineOptions& options) {
   validate(setup);
-  if (setup.optimizer_in_backward) {
-    throw ConfigError("--optimizer-in-backward", "", fmt::format("engine {} has no such step", name(engine)));
+  if (setup.optimizer_in_backward && engine != Engine::fsdp2) {
+    throw ConfigError("--optimizer-in-backward", "",
+                      fmt::format("engine {} updates in its step, once all gradients are there: expected --engine "
+                                  "fsdp2 or paper",
+                                  name(engine)));
   }
   switch (engine) {
     case Engine::deepspeed:

@@ -49,7 +49,8 @@ struct EngineTerms {
   std::vector<std::string> notes;
 };
 
-// Throws ConfigError where the engine refuses the setup, and for an engine that has no terms (shardplan, paper).
+// Throws ConfigError where the engine refuses the setup, and for an engine that has no terms (shardplan, paper). Which
+// optimizers an engine runs, and how it holds their states, is said in its header.
 EngineTerms terms_of(Engine engine, const Catalog& catalog, const Setup& setup, const EngineOptions& options);
 
 // What is held at a moment (Span::backward or Span::update) on a tier.

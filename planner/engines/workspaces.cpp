@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <set>
+#include <utility>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -97,6 +99,19 @@ Bytes cublas_workspace(GpuGeneration generation, std::string_view config) {
 
 Bytes transformer_engine_workspace(GpuGeneration generation) {
   return hopper_or_newer(generation) ? 32_MiB + 1_KiB : 4_MiB;
+}
+
+Bytes dummy_weight_gradients(const Catalog& held, DType parameter) {
+  std::set<std::pair<std::uint64_t, std::uint64_t>> shapes;
+  Bytes bytes;
+  for (const UnitRun& run : held.runs) {
+    for (const Tensor& tensor : run.tensors) {
+      if (tensor.shape.size() != 2 || !tensor.trainable || !tensor.tied_to.empty()) continue;
+      if (shapes.emplace(tensor.shape[0], tensor.shape[1]).second)
+        bytes += bytes_for(parameter, elements(tensor.shape));
+    }
+  }
+  return bytes;
 }
 
 Bytes nccl_communicator(std::uint64_t channels, std::uint64_t neighbours) {

@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/dtype.h"
+#include "planner/catalog.h"
 
 namespace shardplan {
 
@@ -72,6 +74,11 @@ Bytes cublas_workspace(GpuGeneration generation, std::string_view config);
 // Transformer Engine's, of one stream. pytorch/cpp_extensions/gemm.py, get_cublas_workspace_size_bytes: 32 MiB and 1 KiB from
 // Hopper on (without the 1 KiB before 2.8), else 4 MiB.
 Bytes transformer_engine_workspace(GpuGeneration generation);
+
+// Transformer Engine's placeholders for weight gradients that Megatron's --gradient-accumulation-fusion has added up already:
+// one for each distinct shape of a matrix, shared by all that have it. pytorch/module/base.py, get_dummy_wgrad; Megatron's
+// core/tensor_parallel/layers.py takes them from there for embeddings and heads too.
+Bytes dummy_weight_gradients(const Catalog& held, DType parameter);
 
 // NCCL, of one communicator whose ranks are reached over NVLink or PCIe: for each channel the buffers of one neighbour,
 // 10 MiB to receive and 2 MiB to send (transport/p2p.cc, p2pRecvSetup: 4 MiB simple + 120 x 640 x 8 x 8 B LL128 + 512 KiB LL, in

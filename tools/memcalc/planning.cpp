@@ -42,19 +42,6 @@ bool holds_experts(const Catalog& catalog) {
   });
 }
 
-// What other engines do not lay out, or lay out by their own shapes.
-void require_sizable(const PlanOptions& options) {
-  const OptimizerStates& optimizer = states_of(options.setup.optimizer);
-  if (optimizer.by_shape) {
-    throw ConfigError("--optimizer", "",
-                      fmt::format("{} is sized by the shapes of whole tensors: expected --engine paper, found {}",
-                                  optimizer.name, name(options.engine)));
-  }
-  if (options.setup.optimizer_in_backward) {
-    throw ConfigError("--optimizer-in-backward", "",
-                      fmt::format("expected --engine paper, found {}", name(options.engine)));
-  }
-}
 
 Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   const auto [others, experts] = split_by_data_axis(catalog);
@@ -178,7 +165,6 @@ Sized size_kind(const PlanOptions& options, const Catalog& catalog) {
   }
   Sized sized{.report = {}, .held = catalog, .plan = {}, .experts = {}, .terms = {}};
   if (!ours) {
-    require_sizable(options);
     EngineOptions engine = options.engine_options;
     engine.gpus_per_node = options.node_gpus();
     sized.terms = terms_of(options.engine, catalog, options.setup, engine);

@@ -252,7 +252,7 @@ TEST(Memcalc, MeshesThatAreWrong) {
   expect_failure("plan --params 7e9 --gpus 8 --tp 2", 2, "needs a model");
   expect_failure("simulate gpt2 --gpus 4 --tp 2", 2, "only the data axis can be simulated");
   expect_failure("simulate gpt2 --lora-rank 4 --lora-targets c_attn", 2, "cannot be simulated");
-  expect_failure("plan gpt2 --optimizer muon", 2, "--engine paper");
+  expect_failure("plan gpt2 --optimizer muon", 2, "--engine deepspeed, fsdp2, megatron or paper");
 }
 
 TEST(Memcalc, ExplainAddsUpWithExpertsApart) {
