@@ -96,9 +96,9 @@ DType dtype_of(const char* flag, const std::string& text) {
 // Whole numbers only: "8", not "8.5", "-1" or "8x".
 template <typename Count>
 void add_count(CLI::App* app, const std::string& flag, Count& value, const std::string& help) {
-  app->add_option(flag, value, help)->type_name("N")->check([flag](const std::string& text) -> std::string {
+  app->add_option(flag, value, help)->type_name("N")->check([](const std::string& text) -> std::string {
     if (!text.empty() && text.size() < 19 && text.find_first_not_of("0123456789") == std::string::npos) return {};
-    return fmt::format("{}: '{}' is not a whole number", flag, text);
+    return fmt::format("'{}' is not a whole number", text);
   });
 }
 
@@ -467,27 +467,12 @@ void finish(PlanOptions& options, const PolicyFlags& policy, const LoraFlags& lo
   apply_engine_flags(options);
 }
 
-}  // namespace
-
-ClientSetup PlanOptions::whole_client() const {
-  ClientSetup whole = client;
-  whole.profile = profile.value_or(engine == Engine::megatron ? Profile::megatron : Profile::hf_sdpa);
-  whole.sequence = sequence.value_or(0);
-  whole.micro_batch = micro_batch;
-  return whole;
-}
-
-ParseResult parse_command_line(int argc, char** argv) {
-  ParseResult result;
-  CommandLine& line = result.command_line;
+// The commands with their flags, and what they fill.
+struct Parser {
+  CommandLine line;
   PolicyFlags policy;
   LoraFlags lora;
   CLI::App app{"memcalc sizes a training run: what each GPU holds, where, and why.", "memcalc"};
-  app.set_version_flag("--version", std::string("memcalc ") + kVersion);
-  app.require_subcommand(1);
-  app.footer(kFooter);
-  app.get_formatter()->column_width(34);
-
   CLI::App* plan = app.add_subcommand("plan", "What one GPU of each kind holds: a table, or --json");
   CLI::App* explain = app.add_subcommand("explain", "The same numbers, each with its formula, inputs and source");
   CLI::App* fit = app.add_subcommand("fit", "The inverse questions: what fits, and which set-up is fastest");
@@ -495,6 +480,17 @@ ParseResult parse_command_line(int argc, char** argv) {
   CLI::App* models = app.add_subcommand("models", "The presets");
   CLI::App* gpus = app.add_subcommand("gpus", "The GPUs that are known by name");
   CLI::App* completion = app.add_subcommand("completion", "Bash completion: eval \"$(memcalc completion)\"");
+
+  Parser();
+  // Throws CLI::ParseError (CLI::Success after --help or --version) and ConfigError.
+  void read(std::vector<std::string> words);
+};
+
+Parser::Parser() {
+  app.set_version_flag("--version", std::string("memcalc ") + kVersion);
+  app.require_subcommand(1);
+  app.footer(kFooter);
+  app.get_formatter()->column_width(34);
   for (CLI::App* command : {plan, explain, fit, simulate}) {
     add_plan_flags(command, line.plan, policy, lora);
     command->footer(command == simulate ? kSimulateFooter : command == fit ? kFitFooter : kFooter);
@@ -510,35 +506,70 @@ ParseResult parse_command_line(int argc, char** argv) {
   gpus->add_option("--gpu-file", line.list.gpu_files, "a table of more GPUs; may be repeated")
       ->type_name("FILE")
       ->allow_extra_args(false);
+}
 
+void Parser::read(std::vector<std::string> words) {
+  constexpr const char* kCommands = "plan, explain, fit, simulate, models, gpus or completion";
+  if (words.empty()) {
+    throw ConfigError("", "", fmt::format("expected a command: {} (memcalc --help)", kCommands));
+  }
+  const std::vector<CLI::App*> commands = app.get_subcommands({});
+  if (!words[0].starts_with('-') &&
+      std::none_of(commands.begin(), commands.end(), [&](const CLI::App* c) { return c->check_name(words[0]); })) {
+    throw ConfigError("", "", fmt::format("'{}' is no command: expected {}", words[0], kCommands));
+  }
+  std::reverse(words.begin(), words.end());  // as CLI11 takes them
+  app.parse(std::move(words));
+  line.command = *explain    ? Command::explain
+                 : *fit      ? Command::fit
+                 : *simulate ? Command::simulate
+                 : *models   ? Command::models
+                 : *gpus     ? Command::gpus
+                             : Command::plan;
+  if (*fit) line.fit.given = given_flags(*fit);
+  if (*plan || *explain || *fit || *simulate) finish(line.plan, policy, lora);
+}
+
+// CLI11 writes "--flag: problem".
+ConfigError config_error(const CLI::ParseError& error) {
+  const std::string text = error.what();
+  const std::size_t colon = text.starts_with("--") ? text.find(": ") : std::string::npos;
+  if (colon == std::string::npos) return {"", "", text};
+  return {text.substr(0, colon), "", text.substr(colon + 2)};
+}
+
+}  // namespace
+
+ClientSetup PlanOptions::whole_client() const {
+  ClientSetup whole = client;
+  whole.profile = profile.value_or(engine == Engine::megatron ? Profile::megatron : Profile::hf_sdpa);
+  whole.sequence = sequence.value_or(0);
+  whole.micro_batch = micro_batch;
+  return whole;
+}
+
+CommandLine read_command_line(std::vector<std::string> words) {
+  Parser parser;
   try {
-    const std::vector<CLI::App*> commands = app.get_subcommands({});
-    if (argc > 1 && argv[1][0] != '-' &&
-        std::none_of(commands.begin(), commands.end(), [&](const CLI::App* c) { return c->check_name(argv[1]); })) {
-      throw ConfigError(
-          "", "",
-          fmt::format("'{}' is no command: expected plan, explain, fit, simulate, models, gpus or completion",
-                      argv[1]));
-    }
-    if (argc == 1)
-      throw ConfigError(
-          "", "", "expected a command: plan, explain, fit, simulate, models, gpus or completion (memcalc --help)");
-    app.parse(argc, argv);
-    if (*completion) {
-      fmt::print("{}", completion_script(app));
+    parser.read(std::move(words));
+  } catch (const CLI::ParseError& error) {
+    throw config_error(error);
+  }
+  return std::move(parser.line);
+}
+
+ParseResult parse_command_line(int argc, char** argv) {
+  ParseResult result;
+  Parser parser;
+  try {
+    parser.read({argv + 1, argv + argc});
+    if (*parser.completion) {
+      fmt::print("{}", completion_script(parser.app));
       result.exit_status = 0;
-      return result;
     }
-    line.command = *explain    ? Command::explain
-                   : *fit      ? Command::fit
-                   : *simulate ? Command::simulate
-                   : *models   ? Command::models
-                   : *gpus     ? Command::gpus
-                               : Command::plan;
-    if (*fit) line.fit.given = given_flags(*fit);
-    if (*plan || *explain || *fit || *simulate) finish(line.plan, policy, lora);
+    result.command_line = std::move(parser.line);
   } catch (const CLI::Success& success) {
-    app.exit(success);
+    parser.app.exit(success);
     result.exit_status = 0;
   } catch (const CLI::ParseError& error) {
     std::cerr << "memcalc: " << error.what() << "\n";

@@ -99,4 +99,8 @@ struct ParseResult {
 };
 ParseResult parse_command_line(int argc, char** argv);
 
+// The same for a program: what the words after "memcalc" say. Throws ConfigError, with the flag as its source where one
+// flag is to blame.
+CommandLine read_command_line(std::vector<std::string> words);
+
 }  // namespace shardplan::memcalc
