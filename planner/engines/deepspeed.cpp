@@ -106,6 +106,18 @@ std::vector<std::uint64_t> deepspeed_sub_groups(const Catalog& catalog, const Se
   return sub_groups(owned_tensors(catalog, sharding(setup, options)), options);
 }
 
+void settle_deepspeed(Setup& setup, DeepSpeedOptions& options) {
+  Policy& policy = setup.policy;
+  const DType accumulation = options.grad_accum_dtype.value_or(policy.gradient);
+  policy.gradient = accumulation;
+  policy.gradient_accumulator = accumulation;
+  options.grad_accum_dtype.reset();
+  if (accumulation != policy.parameter) options.grad_accum_dtype = accumulation;
+  if (options.communication_data_type == policy.parameter) options.communication_data_type.reset();
+  policy.wire = setup.parallel.context > 1 ? options.seq_parallel_communication_data_type
+                                           : options.communication_data_type.value_or(policy.parameter);
+}
+
 DType accumulation_dtype(const DeepSpeedPlan& plan, const Policy& policy) {
   return plan.options.grad_accum_dtype.value_or(policy.gradient);
 }

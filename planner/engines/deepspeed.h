@@ -42,6 +42,12 @@ PersistentTensors deepspeed_persistent(const Catalog& catalog, const Setup& setu
 std::vector<std::uint64_t> deepspeed_sub_groups(const Catalog& catalog, const Setup& setup,
                                                 const DeepSpeedOptions& options);
 
+// Makes the policy say what DeepSpeed does with gradients, and the options no more than the policy: micro-batches are
+// added up in grad_accum_dtype, else the gradient's dtype (engine.py, get_data_types); what travels is in
+// communication_data_type, else the parameter's dtype, with a context axis in seq_parallel_communication_data_type
+// (engine.py, communication_data_type and _configure_distributed_model).
+void settle_deepspeed(Setup& setup, DeepSpeedOptions& options);
+
 // Throws ConfigError for what DeepSpeed refuses: offload_param and hpZ below stage 3, offload at stage 0, groups that do
 // not divide the ranks, optimizers as said above.
 EngineTerms deepspeed_terms(const Catalog& catalog, const Setup& setup, const EngineOptions& options);

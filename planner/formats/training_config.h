@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -89,6 +90,9 @@ struct TrainingConfig {
   std::optional<DeepSpeedOptions> deepspeed;
   std::optional<Fsdp2Options> fsdp2;
   std::optional<MegatronOptions> megatron;
+
+  // Keys of what the engine's options say that a flag says too: {"--offload", "zero_optimization.offload_param"}.
+  std::map<std::string, std::string> engine_keys;
 
   // What is in the file and not used, for the report.
   std::vector<std::string> notes;

@@ -16,6 +16,7 @@ namespace {
 
 void add_notes(const PlanOptions& options, const Catalog& catalog, Report& report) {
   const Setup& setup = options.setup;
+  report.notes.insert(report.notes.end(), options.notes.begin(), options.notes.end());
   if (catalog.stored_dtype && *catalog.stored_dtype != setup.policy.parameter) {
     report.notes.push_back(fmt::format("the model's file says {}; {} trains parameters in {}",
                                        name(*catalog.stored_dtype), setup.policy.name, name(setup.policy.parameter)));

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <initializer_list>
+#include <set>
 #include <string>
 #include <string_view>
 
@@ -103,6 +104,16 @@ Setup setup_of(const nb::dict& given) {
   return setup;
 }
 
+namespace {
+
+std::set<std::string> flags_of(const nb::dict& given) {
+  std::set<std::string> flags;
+  for (const auto& item : given) flags.insert(flag_of(nb::cast<std::string>(item.first)));
+  return flags;
+}
+
+}  // namespace
+
 memcalc::PlanOptions plan_options(const nb::dict& given) {
   memcalc::PlanOptions options;
   options.model = text(given, "model").value_or("");
@@ -126,7 +137,7 @@ memcalc::PlanOptions plan_options(const nb::dict& given) {
     options.engine_options.deepspeed.mics_shard_size = *ranks;
   }
   options.setup.parallel.vocabulary_multiple = options.engine == Engine::megatron ? 128 : 1;
-  memcalc::apply_engine_flags(options);
+  memcalc::apply_engine_flags(options, flags_of(given));
   return options;
 }
 
