@@ -42,6 +42,10 @@ PersistentTensors deepspeed_persistent(const Catalog& catalog, const Setup& setu
 std::vector<std::uint64_t> deepspeed_sub_groups(const Catalog& catalog, const Setup& setup,
                                                 const DeepSpeedOptions& options);
 
+// Into how many groups CUDAQuantizer cuts a shard of so many elements, each with an fp32 scale of its own: as few as 8000
+// elements a group allow, in multiples of 8; nothing where it refuses. partition_parameters.py, CUDAQuantizer.quantize.
+std::optional<std::uint64_t> deepspeed_quantization_groups(std::uint64_t elements);
+
 // Makes the policy say what DeepSpeed does with gradients, and the options no more than the policy: micro-batches are
 // added up in grad_accum_dtype, else the gradient's dtype (engine.py, get_data_types); what travels is in
 // communication_data_type, else the parameter's dtype, with a context axis in seq_parallel_communication_data_type
@@ -49,7 +53,8 @@ std::vector<std::uint64_t> deepspeed_sub_groups(const Catalog& catalog, const Se
 void settle_deepspeed(Setup& setup, DeepSpeedOptions& options);
 
 // Throws ConfigError for what DeepSpeed refuses: offload_param and hpZ below stage 3, offload at stage 0, groups that do
-// not divide the ranks, optimizers as said above.
+// not divide the ranks, optimizers as said above, gradients in another dtype at stage 0, 16-bit masters that need CPU
+// Adam without it, shards that cannot be quantised.
 EngineTerms deepspeed_terms(const Catalog& catalog, const Setup& setup, const EngineOptions& options);
 
 // DeepSpeed's own estimators, from counts alone: estimate_zero2_model_states_mem_needs (stage_1_and_2.py) and

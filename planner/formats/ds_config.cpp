@@ -147,6 +147,7 @@ class Reader {
     config_.engine_keys["--mics"] = zero.path("mics_shard_size");
     options_.zero_quantized_weights = zero.flag("zero_quantized_weights", false);
     options_.zero_quantized_nontrainable_weights = zero.flag("zero_quantized_nontrainable_weights", false);
+    config_.engine_keys["zero_quantized_nontrainable_weights"] = zero.path("zero_quantized_nontrainable_weights");
     options_.zero_quantized_gradients = zero.flag("zero_quantized_gradients", false);
     const JsonView loco = zero.value("zeropp_loco_param");
     if (loco.exists() && !loco.is_null() && !loco.is_object()) loco.fail_expected("an object");
