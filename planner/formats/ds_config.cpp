@@ -291,28 +291,29 @@ class Reader {
   void read_16_bit(DType model, const DsSection& section, std::string_view master_key, const DsSection& data_types) {
     require_param_dtype(data_types, model);
     const bool bf16 = model == DType::bf16;
-    const DType accumulation = options_.grad_accum_dtype.value_or(model);
-    const bool fp32_gradients = bf16 && accumulation == DType::f32;
-    const std::string key = section.path("enabled");
-    config_.precision = said<std::string>(!bf16            ? "fp16-mixed"
-                                          : fp32_gradients ? "bf16-mixed-fp32grad"
-                                                           : "bf16-mixed",
-                                          key);
     const bool masters = section.flag(master_key, false);
     const bool states = bf16 && section.flag("bf16_optimizer_states", false);
     if (states && !masters) {
       section.fail("bf16_optimizer_states", "needs bf16_master_weights_and_grads");  // config.py, _do_error_check
     }
-    if (!masters) return;
-    if (config_.stage->value == 0) section.fail(master_key, "needs stage 1, 2 or 3, found stage 0");
+    if (masters && config_.stage->value == 0) section.fail(master_key, "needs stage 1, 2 or 3, found stage 0");
+    const bool narrow = states || (masters && cpu_adam_follows_masters());
+    const bool fp32_gradients = options_.grad_accum_dtype == DType::f32;
+    const char* name = !bf16            ? "fp16-mixed"
+                       : narrow         ? "bf16"
+                       : masters        ? "bf16-fp32state"
+                       : fp32_gradients ? "bf16-mixed-fp32grad"
+                                        : "bf16-mixed";
+    config_.precision = said<std::string>(name, section.path("enabled"));
+    if (bf16 || !masters) return;
     config_.dtypes.master = said(model, section.path(master_key));
-    const DsSection params = top_.section("optimizer").section("params");
-    const bool cpu_adam = options_.offload_optimizer.device != OffloadDevice::none;
-    if (states) config_.dtypes.moments = said(model, section.path("bf16_optimizer_states"));
-    // ops/adam/cpu_adam.py: moments in the dtype of what is updated.
-    if (!states && cpu_adam && !params.flag("fp32_optimizer_states", true)) {
-      config_.dtypes.moments = said(model, params.path("fp32_optimizer_states"));
-    }
+    if (narrow) config_.dtypes.moments = said(model, "optimizer.params.fp32_optimizer_states");
+  }
+
+  // ops/adam/cpu_adam.py: moments in fp32, unless told to have them in the dtype of what is updated.
+  bool cpu_adam_follows_masters() const {
+    return options_.offload_optimizer.device != OffloadDevice::none &&
+           !top_.section("optimizer").section("params").flag("fp32_optimizer_states", true);
   }
 
   // Parameters in fp32: as they are, or with torch.autocast or Apex around the computation.

@@ -55,7 +55,9 @@ JsonWriter& JsonWriter::add(std::string_view key, std::int64_t value) {
 
 JsonWriter& JsonWriter::add(std::string_view key, double value) {
   begin(key);
-  text_ += fmt::format("{}", value);
+  const std::string text = fmt::format("{}", value);
+  const bool whole = text.find_first_of(".e") == std::string::npos;
+  text_ += whole ? text + ".0" : text;
   return *this;
 }
 

@@ -13,7 +13,7 @@ class JsonWriter {
   JsonWriter& close();
   JsonWriter& add(std::string_view key, std::uint64_t value);
   JsonWriter& add(std::string_view key, std::int64_t value);
-  JsonWriter& add(std::string_view key, double value);
+  JsonWriter& add(std::string_view key, double value);  // finite; 1 as 1.0
   JsonWriter& add(std::string_view key, bool value);
   JsonWriter& add(std::string_view key, std::string_view value);
   JsonWriter& add(std::string_view key, const char* value) { return add(key, std::string_view(value)); }
