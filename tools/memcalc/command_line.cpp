@@ -480,6 +480,7 @@ void finish(PlanOptions& options, PlanFlags& flags, const std::set<std::string>&
   choose_engine_of_export(given, options);
   const std::optional<TrainingConfig> config = read_config_file(flags.config);
   if (config) apply_config(*config, given, options, flags.policy);
+  check_engine_of_export(options);
   options.setup.policy = resolve(flags.policy);
   options.lora = resolve(flags.lora);
   options.setup.parallel.vocabulary_multiple =

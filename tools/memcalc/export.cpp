@@ -26,10 +26,17 @@ void choose_engine_of_export(const std::set<std::string>& given, PlanOptions& op
   }
 }
 
+void check_engine_of_export(const PlanOptions& options) {
+  if (!options.export_format) return;
+  switch (*options.export_format) {
+    case ExportFormat::deepspeed:
+      return require_engine(options, Engine::deepspeed, "deepspeed");
+  }
+}
+
 std::string export_text(const PlanOptions& options) {
   switch (options.export_format.value()) {
     case ExportFormat::deepspeed:
-      require_engine(options, Engine::deepspeed, "deepspeed");
       return ds_config_text(options.setup, options.engine_options.deepspeed, options.micro_batch);
   }
   throw ConfigError("--export", "", "is not a known format");

@@ -12,6 +12,9 @@ namespace shardplan::memcalc {
 // applied, which may say another.
 void choose_engine_of_export(const std::set<std::string>& given, PlanOptions& options);
 
+// Throws ConfigError where flags and files together chose another engine than the format's.
+void check_engine_of_export(const PlanOptions& options);
+
 // The file. `options` are planned: what the engine refuses is refused before. Throws ConfigError, with the flag as its
 // source, for a set-up that the format cannot say.
 std::string export_text(const PlanOptions& options);
