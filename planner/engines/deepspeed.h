@@ -1,10 +1,9 @@
 // DeepSpeed, version 0.19.6: what runtime/zero/stage_1_and_2.py, stage3.py, partition_parameters.py, bf16_optimizer.py,
 // fp16/fused_optimizer.py and swap_tensor/ allocate.
 //
-//   stage 0   whole parameters, gradients, masters and moments; with bf16 and fp32 gradients BF16_Optimizer, which shards
-//             masters and moments as stage 1 does
+//   stage 0   whole parameters, gradients, masters and moments
 //   stage 1/2 one flat buffer for the trainable tensors, padded to 2 x N elements, of which each rank updates 1/N; frozen
-//             tensors stay whole
+//             tensors stay whole. Stage 1 in bf16 with fp32 gradients is BF16_Optimizer
 //   stage 3   each tensor padded to a multiple of N, frozen ones too; what is at most the persistence threshold is also
 //             kept whole
 //

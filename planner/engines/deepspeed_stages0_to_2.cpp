@@ -92,7 +92,7 @@ Bytes partition_moments(const DeepSpeedPlan& plan, const TensorGroup& group, std
   return bytes_for(accumulation_dtype(plan, group.policy), most_met(plan, group, partition)) + average;
 }
 
-// bf16 with fp32 gradients, at stages 0 and 1: gradients whole in fp32 all the time, states sharded.
+// bf16 with fp32 gradients, at stage 1: gradients whole in fp32 all the time, states sharded.
 void add_bf16_optimizer(const DeepSpeedPlan& plan, const TensorGroup& group, DType accumulation, TermList& list) {
   const Policy& policy = group.policy;
   const std::uint64_t flat = deepspeed_flat_elements(group.elements, group.ranks);
@@ -245,7 +245,7 @@ void add_stages0_to_2(const DeepSpeedPlan& plan, TermList& list) {
     const DType accumulation = accumulation_dtype(plan, group.policy);
     const bool bf16_optimizer = group.policy.parameter == DType::bf16 && accumulation == DType::f32 &&
                                 plan.options.offload_optimizer.device == OffloadDevice::none;
-    if (plan.setup.stage < 2 && bf16_optimizer) {
+    if (plan.setup.stage == 1 && bf16_optimizer) {
       add_bf16_optimizer(plan, group, accumulation, list);
     } else if (plan.setup.stage == 0) {
       add_stage0(plan, group, list);
