@@ -201,6 +201,9 @@ EngineTerms deepspeed_terms(const Catalog& catalog, const Setup& setup, const En
                     setup.optimizer == OptimizerKind::adafactor ? ", which leave nothing to factor" : ""));
   }
   note_swap_buffers(plan, terms.notes);
+  if (options.deepspeed.zeropp_loco) {
+    terms.notes.emplace_back("deepspeed has LoCo up to version 0.19.6; 0.19.8 is without");
+  }
   if (options.deepspeed.mics_shard_size > 0) {
     terms.notes.emplace_back("deepspeed has MiCS up to version 0.19.6; 0.19.8 is without");
   }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <utility>
 
 #include "base/checked.h"
@@ -86,6 +87,11 @@ class Reader {
     read_zeropp(zero);
     read_offload_optimizer(zero);
     read_offload_param(zero);
+    check_flags(zero, {"allgather_partitions", "load_from_fp32_weights", "elastic_checkpoint",
+                       "stage3_gather_fp16_weights_on_model_save", "ignore_unused_parameters", "legacy_stage1",
+                       "round_robin_gradients", "mics_hierarchical_params_gather", "memory_efficient_linear",
+                       "pipeline_loading_checkpoint", "override_module_apply", "log_trace_cache_warnings",
+                       "enable_sanity_checks", "save_muon_momentum_buffer_in_memory"});
     note_autos(zero);
     note_zero(zero);
   }
@@ -216,6 +222,7 @@ class Reader {
     optimizer.pipeline_write = offload.flag("pipeline_write", false);
     optimizer.ratio = offload.part("ratio", optimizer.ratio);
     offload.part("cpuadam_cores_perc", 0.8);
+    check_flags(offload, {"fast_init"});
     require_path(offload, optimizer.device, optimizer.nvme_path);
     if (optimizer.device != OffloadDevice::none) config_.engine_keys["--offload"] = zero.path("offload_optimizer");
     if (optimizer.ratio < 1 && config_.stage->value != 3) {
@@ -225,6 +232,11 @@ class Reader {
     if (offload.flag("super_offload", false)) {
       note(fmt::format("{}: the buffers of SuperOffload are not sized", offload.path("super_offload")));
     }
+  }
+
+  // Flags that decide no bytes are read all the same: DeepSpeed refuses a wrong one.
+  static void check_flags(const DsSection& section, std::initializer_list<std::string_view> keys) {
+    for (const std::string_view key : keys) section.flag(key, false);
   }
 
   // transformers, integrations/deepspeed.py, trainer_config_finalize.
@@ -258,6 +270,8 @@ class Reader {
     if (fp16.flag("enabled", false) && bf16.flag("enabled", false)) {
       bf16.fail("enabled", "and fp16.enabled exclude each other");
     }
+    check_flags(fp16, {"auto_cast", "consecutive_hysteresis", "fp16_master_weights_and_grads"});
+    check_flags(bf16, {"check_grad_overflow", "bf16_master_weights_and_grads", "bf16_optimizer_states"});
     options_.bf16_immediate_grad_update = bf16.flag("immediate_grad_update", false);
     options_.grad_accum_dtype = dtype_or_null(data_types, "grad_accum_dtype");
     options_.communication_data_type = dtype_or_null(top_, "communication_data_type");

@@ -561,7 +561,10 @@ ParseResult parse_command_line(int argc, char** argv) {
                                : Command::plan;
     if (*fit) line.fit.given = given_flags(*fit);
     for (const CLI::App* command : {plan, explain, fit, simulate}) {
-      if (*command) finish(line.plan, flags, given_flags(*command));
+      if (!*command) continue;
+      std::set<std::string> given = given_flags(*command);
+      if (command == simulate) given.insert("--engine");  // our own optimizer, whatever a file says
+      finish(line.plan, flags, given);
     }
   } catch (const CLI::Success& success) {
     app.exit(success);

@@ -153,6 +153,8 @@ TEST(DsConfig, OneLineSaysFileKeyAndWhatWasExpected) {
   expect_refused(R"({"bf16": {"enabled": true, "bf16_master_weights_and_grads": true}})",
                  "bf16.bf16_master_weights_and_grads", "needs stage 1, 2 or 3");
   expect_refused(R"({"amp": {"enabled": true}, "zero_optimization": {"stage": 1}})", "amp.enabled", "needs stage 0");
+  expect_refused(R"({"zero_optimization": {"ignore_unused_parameters": "maybe"}})",
+                 "zero_optimization.ignore_unused_parameters", "expected true or false");
   expect_refused("[]", "", "expected an object");
 }
 

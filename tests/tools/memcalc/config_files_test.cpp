@@ -94,6 +94,15 @@ TEST_F(ConfigFiles, OneLineSaysFileAndKey) {
   expect_failure("plan gpt2 --ds-config " + kZero3 + " --ds-config " + kOffload, 2, "--ds-config: is given twice");
 }
 
+TEST_F(ConfigFiles, WhatIsSimulatedIsOurOwnOptimizer) {
+  const Outcome outcome = memcalc("simulate gpt2 --gpus 8 --seq 128 --json --ds-config " + kZero3);
+  EXPECT_EQ(outcome.status, 0) << outcome.error;
+  const json::object result = json::parse(outcome.out).as_object();
+  EXPECT_EQ(result.at("setup").at("engine").as_string(), "shardplan");
+  EXPECT_EQ(number(result.at("setup").at("zero_stage")), 3U);
+  EXPECT_EQ(number(result.at("setup").at("grad_accum")), 4U);
+}
+
 TEST_F(ConfigFiles, WhatIsExportedReadsBack) {
   const std::string words = "llama-2-7b --gpus 8 --zero 3 --hpz 4 --precision bf16-mixed-fp32grad --grad-accum 2";
   const Outcome exported = memcalc("plan " + words + " --export deepspeed");
