@@ -30,7 +30,7 @@ class Application {
     take("--engine", config_.engine, options_.engine);
     take("--zero", config_.stage, setup.stage);
     take("--optimizer", config_.optimizer, setup.optimizer);
-    take("--recompute", config_.recompute, setup.recompute);
+    recompute(setup);
     take("--gpus", config_.world_size, setup.world_size);
     take("--gpus-per-node", config_.gpus_per_node, options_.gpus_per_node);
     take("--seq", config_.sequence, options_.sequence);
@@ -79,6 +79,12 @@ class Application {
   }
 
  private:
+  void recompute(Setup& setup) {
+    if (!config_.recompute || given("--recompute")) return;
+    take("--recompute", config_.recompute, setup.recompute);
+    options_.client.recompute = setup.recompute == Recompute::full ? RecomputeKind::full : RecomputeKind::none;
+  }
+
   void parallelism(Parallelism& parallel) {
     take("--tp", config_.tensor, parallel.tensor);
     take("--pp", config_.pipeline, parallel.pipeline);
