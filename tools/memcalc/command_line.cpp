@@ -566,6 +566,8 @@ ParseResult parse_command_line(int argc, char** argv) {
       if (command == simulate) given.insert("--engine");  // our own optimizer, whatever a file says
       finish(line.plan, flags, given);
     }
+    // What a file says is not varied, either.
+    for (const auto& [flag, origin] : line.plan.origins) line.fit.given.insert(flag);
   } catch (const CLI::Success& success) {
     app.exit(success);
     result.exit_status = 0;

@@ -167,7 +167,10 @@ void apply_batch(const TrainingConfig& config, const std::set<std::string>& give
   TrainingConfig said = config;
   bool contradicts = false;
   const auto put = [&](const char* flag, std::uint64_t value, Saying<std::uint64_t>& member) {
-    if (!given.contains(flag)) return;
+    if (!given.contains(flag)) {
+      if (member) options.origins[flag] = {config.source, member->key};
+      return;
+    }
     contradicts = contradicts || (member && member->value != value);
     member = shardplan::said(value, flag);
   };

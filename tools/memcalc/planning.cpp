@@ -43,7 +43,6 @@ bool holds_experts(const Catalog& catalog) {
   });
 }
 
-
 Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   const auto [others, experts] = split_by_data_axis(catalog);
   const Setup setup = expert_setup(options.setup);
