@@ -16,6 +16,7 @@ namespace {
 
 void add_notes(const PlanOptions& options, const Catalog& catalog, Report& report) {
   const Setup& setup = options.setup;
+  report.notes.insert(report.notes.end(), options.notes.begin(), options.notes.end());
   if (catalog.stored_dtype && *catalog.stored_dtype != setup.policy.parameter) {
     report.notes.push_back(fmt::format("the model's file says {}; {} trains parameters in {}",
                                        name(*catalog.stored_dtype), setup.policy.name, name(setup.policy.parameter)));
@@ -41,7 +42,6 @@ bool holds_experts(const Catalog& catalog) {
     return std::any_of(run.tensors.begin(), run.tensors.end(), [](const Tensor& tensor) { return tensor.expert; });
   });
 }
-
 
 Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   const auto [others, experts] = split_by_data_axis(catalog);

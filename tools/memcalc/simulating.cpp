@@ -170,6 +170,7 @@ Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simu
     throw ConfigError("--gpus", "", fmt::format("expected at most {} to simulate", kMostRanks));
   }
   Simulated simulated;
+  simulated.notes = options.notes;
   Model model = find_model(options.model);
   for (const std::string& glob : options.freeze) freeze(model.catalog, glob);
   simulated.cluster = choose_cluster(options, simulate.cluster, simulated.notes);
