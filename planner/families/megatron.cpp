@@ -48,17 +48,17 @@ Modules self_attention(const MegatronSizes& s) {
   const std::uint64_t projected =
       checked_add(checked_multiply(s.output_gate ? 2 : 1, queries), checked_multiply(2, keys));
   const bool rotary = s.positions == MegatronPositions::rotary;
-  return join({norm_before(s, "input_layernorm", s.transformer_engine),
-               below("self_attention",
-                     join({attention("core_attention", {.heads = s.heads,
-                                                        .kv_heads = s.query_groups,
-                                                        .head_size = s.kv_channels,
-                                                        .rotary = rotary}),
-                           linear("linear_proj", queries, s.hidden, s.linear_bias),
-                           s.transformer_engine ? norm_inside(s, "linear_qkv", s.hidden) : Modules{},
-                           linear("linear_qkv", s.hidden, projected, s.linear_bias || s.qkv_bias),
-                           s.qk_norm ? norm(s, "q_layernorm", s.kv_channels) : Modules{},
-                           s.qk_norm ? norm(s, "k_layernorm", s.kv_channels) : Modules{}}))});
+  return join(
+      {norm_before(s, "input_layernorm", s.transformer_engine),
+       below("self_attention",
+             join({attention(
+                       "core_attention",
+                       {.heads = s.heads, .kv_heads = s.query_groups, .head_size = s.kv_channels, .rotary = rotary}),
+                   linear("linear_proj", queries, s.hidden, s.linear_bias),
+                   s.transformer_engine ? norm_inside(s, "linear_qkv", s.hidden) : Modules{},
+                   linear("linear_qkv", s.hidden, projected, s.linear_bias || s.qkv_bias),
+                   s.qk_norm ? norm(s, "q_layernorm", s.kv_channels) : Modules{},
+                   s.qk_norm ? norm(s, "k_layernorm", s.kv_channels) : Modules{}}))});
 }
 
 // A projection up from a rank with, where queries and keys are normed, the norm of the rank.
@@ -77,32 +77,31 @@ Modules latent_attention(const MegatronSizes& s, const Latent& latent) {
                             : join({linear("linear_q_down_proj", s.hidden, latent.query_rank, false),
                                     up_projection(s, "linear_q_up_proj", latent.query_rank, queries)});
   const bool norms = s.qk_norm && !s.transformer_engine;
-  return join(
-      {norm(s, "input_layernorm", s.hidden),
-       below("self_attention",
-             join({attention("core_attention", {.heads = s.heads,
-                                                .kv_heads = s.heads,
-                                                .head_size = head,
-                                                .rotary = true,
-                                                .value_size = latent.value}),
-                   linear("linear_proj", values, s.hidden, s.linear_bias), query,
-                   linear("linear_kv_down_proj", s.hidden, checked_add(latent.key_rank, latent.rotary), false),
-                   up_projection(s, "linear_kv_up_proj", latent.key_rank,
-                                 checked_multiply(s.heads, checked_add(latent.head, latent.value))),
-                   norms && latent.query_rank > 0 ? norm(s, "q_layernorm", latent.query_rank) : Modules{},
-                   norms ? norm(s, "kv_layernorm", latent.key_rank) : Modules{}}))});
+  return join({norm(s, "input_layernorm", s.hidden),
+               below("self_attention",
+                     join({attention("core_attention", {.heads = s.heads,
+                                                        .kv_heads = s.heads,
+                                                        .head_size = head,
+                                                        .rotary = true,
+                                                        .value_size = latent.value}),
+                           linear("linear_proj", values, s.hidden, s.linear_bias), query,
+                           linear("linear_kv_down_proj", s.hidden, checked_add(latent.key_rank, latent.rotary), false),
+                           up_projection(s, "linear_kv_up_proj", latent.key_rank,
+                                         checked_multiply(s.heads, checked_add(latent.head, latent.value))),
+                           norms && latent.query_rank > 0 ? norm(s, "q_layernorm", latent.query_rank) : Modules{},
+                           norms ? norm(s, "kv_layernorm", latent.key_rank) : Modules{}}))});
 }
 
 // T5's decoder: queries of the block, keys and values of the encoder's output.
 Modules cross_attention(const MegatronSizes& s) {
   const std::uint64_t queries = checked_multiply(s.heads, s.kv_channels);
-  return join({norm(s, "pre_cross_attn_layernorm", s.hidden),
-               below("cross_attention",
-                     join({attention("core_attention",
-                                     {.heads = s.heads, .kv_heads = s.heads, .head_size = s.kv_channels}),
-                           linear("linear_proj", queries, s.hidden, s.linear_bias),
-                           linear("linear_q", s.hidden, queries, s.linear_bias),
-                           linear("linear_kv", s.hidden, checked_multiply(2, queries), s.linear_bias)}))});
+  return join(
+      {norm(s, "pre_cross_attn_layernorm", s.hidden),
+       below("cross_attention",
+             join({attention("core_attention", {.heads = s.heads, .kv_heads = s.heads, .head_size = s.kv_channels}),
+                   linear("linear_proj", queries, s.hidden, s.linear_bias),
+                   linear("linear_q", s.hidden, queries, s.linear_bias),
+                   linear("linear_kv", s.hidden, checked_multiply(2, queries), s.linear_bias)}))});
 }
 
 // mamba_mixer.py: a convolution over 4 positions; z, x, B, C and dt come from one projection.
@@ -113,13 +112,12 @@ Modules mamba(const MegatronSizes& s) {
   const std::uint64_t inner = checked_multiply(heads, s.mamba.head);
   const std::uint64_t states = checked_multiply(2, checked_multiply(s.mamba.groups, s.mamba.state));
   const std::uint64_t channels = checked_add(inner, states);
-  return below("mixer",
-               join({parameter("conv1d_weight", {channels, 1, kConvolution}), parameter("conv1d_bias", {channels}),
-                     parameter("dt_bias", {heads}), parameter("A_log", {heads}), parameter("D", {heads}),
-                     norm_inside(s, "in_proj", s.hidden),
-                     linear("in_proj", s.hidden, checked_add(checked_add(inner, channels), heads), false),
-                     scan("scan", inner, s.mamba.state), rms_norm("norm", inner),
-                     linear("out_proj", inner, s.hidden, false)}));
+  return below("mixer", join({parameter("conv1d_weight", {channels, 1, kConvolution}),
+                              parameter("conv1d_bias", {channels}), parameter("dt_bias", {heads}),
+                              parameter("A_log", {heads}), parameter("D", {heads}), norm_inside(s, "in_proj", s.hidden),
+                              linear("in_proj", s.hidden, checked_add(checked_add(inner, channels), heads), false),
+                              scan("scan", inner, s.mamba.state), rms_norm("norm", inner),
+                              linear("out_proj", inner, s.hidden, false)}));
 }
 
 Modules activations(const MegatronSizes& s, const std::string& name, std::uint64_t width) {
@@ -250,11 +248,8 @@ class Builder {
     for (std::uint64_t first = 0, next = 0; first < count; first = next) {
       const BlockKind kind = kind_of(first);
       for (next = first + 1; next < count && kind_of(next) == kind;) ++next;
-      model_.modules.push_back({.name = stack,
-                                .numbered = true,
-                                .first_number = first,
-                                .count = next - first,
-                                .modules = block(s_, kind)});
+      model_.modules.push_back(
+          {.name = stack, .numbered = true, .first_number = first, .count = next - first, .modules = block(s_, kind)});
       if (kind.feed != Feed::experts) continue;
       for (std::uint64_t layer = first; layer < next; ++layer) balancing(fmt::format("{}.{}", stack, layer));
     }
@@ -271,12 +266,12 @@ class Builder {
     model_.modules.push_back({.name = std::move(name), .modules = std::move(modules)});
   }
   void embedding_unit(std::uint64_t token_types) {
-    unit("embedding", join({embedding(kWordEmbeddings, s_.vocabulary, s_.hidden),
-                            s_.positions == MegatronPositions::learned
-                                ? embedding("embedding.position_embeddings", s_.max_positions, s_.hidden)
-                                : Modules{},
-                            token_types > 0 ? embedding("embedding.tokentype_embeddings", token_types, s_.hidden)
-                                            : Modules{}}));
+    unit("embedding",
+         join({embedding(kWordEmbeddings, s_.vocabulary, s_.hidden),
+               s_.positions == MegatronPositions::learned
+                   ? embedding("embedding.position_embeddings", s_.max_positions, s_.hidden)
+                   : Modules{},
+               token_types > 0 ? embedding("embedding.tokentype_embeddings", token_types, s_.hidden) : Modules{}}));
   }
   // The weight is that of the word embedding unless they are untied; the bias is its own.
   Modules output(const char* name, bool bias) const {
@@ -295,22 +290,21 @@ class Builder {
   void bert() {
     embedding_unit(s_.binary_head ? 2 : 0);
     blocks("encoder.layers", s_.layers, [&](std::uint64_t layer) { return kind_of_layer(s_, layer); });
-    unit("head", join({norm(s_, "encoder.final_layernorm", s_.hidden),
-                       linear("lm_head.dense", s_.hidden, s_.hidden, true), layer_norm("lm_head.layer_norm", s_.hidden),
-                       output("output_layer", true),
-                       s_.binary_head ? linear("binary_head", s_.hidden, 2, true) : Modules{},
-                       s_.binary_head ? linear("pooler.dense", s_.hidden, s_.hidden, true) : Modules{}}));
+    unit("head",
+         join({norm(s_, "encoder.final_layernorm", s_.hidden), linear("lm_head.dense", s_.hidden, s_.hidden, true),
+               layer_norm("lm_head.layer_norm", s_.hidden), output("output_layer", true),
+               s_.binary_head ? linear("binary_head", s_.hidden, 2, true) : Modules{},
+               s_.binary_head ? linear("pooler.dense", s_.hidden, s_.hidden, true) : Modules{}}));
   }
   void t5() {
     embedding_unit(0);
     if (s_.positions == MegatronPositions::relative) {
-      unit("relative", join({embedding("encoder_relative_pos_emb.relative_attention_bias", s_.relative_buckets, s_.heads),
-                             embedding("decoder_relative_pos_emb.relative_attention_bias", s_.relative_buckets,
-                                       s_.heads)}));
+      unit("relative",
+           join({embedding("encoder_relative_pos_emb.relative_attention_bias", s_.relative_buckets, s_.heads),
+                 embedding("decoder_relative_pos_emb.relative_attention_bias", s_.relative_buckets, s_.heads)}));
     }
-    blocks("encoder.layers", s_.encoder_layers, [](std::uint64_t) {
-      return BlockKind{.mixer = Mixer::attention, .feed = Feed::mlp};
-    });
+    blocks("encoder.layers", s_.encoder_layers,
+           [](std::uint64_t) { return BlockKind{.mixer = Mixer::attention, .feed = Feed::mlp}; });
     unit("encoder.head", norm(s_, "encoder.final_layernorm", s_.hidden));
     blocks("decoder.layers", s_.layers, [&](std::uint64_t layer) { return kind_of_layer(s_, layer); });
     // T5LMHead: a bias where the weight is shared.
@@ -327,7 +321,8 @@ class Builder {
                            .head_size = s_.kv_channels,
                            .max_positions = s_.max_positions};
     std::vector<Tensor> buffers = std::move(model_.catalog.buffers);
-    model_.catalog = make_catalog(std::move(name), fmt::format("megatron-{}", shardplan::name(s_.kind)), model_.modules);
+    model_.catalog =
+        make_catalog(std::move(name), fmt::format("megatron-{}", shardplan::name(s_.kind)), model_.modules);
     model_.catalog.buffers = std::move(buffers);
     model_.catalog.active_parameters = active_parameters(model_.modules);
     return std::move(model_);

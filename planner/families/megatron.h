@@ -68,13 +68,13 @@ struct MegatronSizes {
   struct Experts {
     std::uint64_t experts = 0;
     std::uint64_t chosen = 2;
-    std::uint64_t ffn = 0;          // of one expert
-    std::uint64_t shared_ffn = 0;   // of the shared one; 0: there is none
+    std::uint64_t ffn = 0;         // of one expert
+    std::uint64_t shared_ffn = 0;  // of the shared one; 0: there is none
     bool shared_gate = false;
-    std::uint64_t latent = 0;       // experts work on so many features; 0: on the hidden ones
-    bool grouped = false;           // in one grouped product; only with Transformer Engine
-    bool balancing_bias = false;    // moved by load, no parameter
-    std::vector<bool> layers;       // which have experts; empty: all
+    std::uint64_t latent = 0;     // experts work on so many features; 0: on the hidden ones
+    bool grouped = false;         // in one grouped product; only with Transformer Engine
+    bool balancing_bias = false;  // moved by load, no parameter
+    std::vector<bool> layers;     // which have experts; empty: all
     bool operator==(const Experts&) const = default;
   };
   std::optional<Experts> experts;

@@ -70,8 +70,7 @@ bool is_one_of(const std::array<std::string_view, N>& words, std::string_view te
 // A plain scalar as JSON; empty where it is text.
 std::string json_of_plain(std::string_view text) {
   static constexpr std::array<std::string_view, 5> nulls{"", "~", "null", "Null", "NULL"};
-  static constexpr std::array<std::string_view, 9> trues{"true", "True", "TRUE", "yes", "Yes",
-                                                         "YES",  "on",   "On",   "ON"};
+  static constexpr std::array<std::string_view, 9> trues{"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"};
   static constexpr std::array<std::string_view, 9> falses{"false", "False", "FALSE", "no", "No",
                                                           "NO",    "off",   "Off",   "OFF"};
   static constexpr std::array<std::string_view, 6> infinities{".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"};
@@ -226,7 +225,8 @@ JsonDocument json_from_json_or_yaml(std::string_view text, std::string source) {
 
 std::string yaml_scalar(std::string_view text) {
   const auto plain = [](char c) {
-    return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || c == '.' || c == '/' || c == '-';
+    return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || c == '.' || c == '/' ||
+           c == '-';
   };
   const bool safe = !text.empty() && text[0] != '-' && std::all_of(text.begin(), text.end(), plain) &&
                     json_of_plain(text).empty() && !is_digit(text[0]) && text[0] != '.';
