@@ -5,23 +5,19 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
-#include <span>
 #include <vector>
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "planner/formats/accelerate_section.h"
 #include "planner/formats/ds_config.h"
 #include "planner/formats/file.h"
-#include "planner/formats/near_names.h"
 #include "planner/formats/yaml.h"
 
 namespace shardplan {
 namespace {
 
-using Names = std::span<const std::string_view>;
-
-constexpr std::uint64_t kMostRanks = 1'000'000;
+using Section = AccelerateSection;
 
 // The fields of ClusterConfig, and those that process_config takes from older files.
 constexpr std::array<std::string_view, 34> kTop{"compute_environment",
@@ -120,108 +116,10 @@ constexpr std::array<std::string_view, 25> kMegatron{"megatron_lm_tp_degree",
                                                      "megatron_lm_hidden_dropout",
                                                      "megatron_lm_calculate_per_token_loss"};
 
-std::string nearest(std::string_view key, Names known) {
-  return near_names(key, std::vector<std::string>(known.begin(), known.end()), 1).front();
-}
-
-// A section whose keys may have the section's prefix or not; null is an empty one.
-class Section {
- public:
-  Section(JsonView value, std::string_view prefix) : value_(value), prefix_(prefix) {
-    if (value.exists() && !value.is_null() && !value.is_object()) value.fail_expected("a map");
-  }
-
-  void note_unknown(Names known, std::vector<std::string>& notes) const {
-    if (!value_.is_object()) return;
-    for (const JsonView member : value_.members()) {
-      std::string key(member.key());
-      if (std::find(known.begin(), known.end(), key) != known.end()) continue;
-      const std::string longer = fmt::format("{}{}", prefix_, key);
-      const std::string shorter = key.starts_with(prefix_) ? key.substr(prefix_.size()) : key;
-      if (std::find(known.begin(), known.end(), longer) != known.end()) continue;
-      if (std::find(known.begin(), known.end(), shorter) != known.end()) continue;
-      notes.push_back(
-          fmt::format("{} is not known and not used: the nearest is {}", member.path(), nearest(key, known)));
-    }
-  }
-
-  // Nothing for an absent key and for null.
-  std::optional<JsonView> find(std::string_view key) const {
-    if (!value_.is_object()) return std::nullopt;
-    for (const JsonView member : value_.members()) {
-      const std::string_view found = member.key();
-      const bool same = found == key || fmt::format("{}{}", prefix_, found) == key ||
-                        (found.starts_with(prefix_) && found.substr(prefix_.size()) == key);
-      if (same && !member.is_null()) return member;
-    }
-    return std::nullopt;
-  }
-
-  Saying<std::uint64_t> count(std::string_view key, std::uint64_t least = 1) const {
-    const auto value = find(key);
-    if (!value) return std::nullopt;
-    if (!value->is_string()) {
-      return said(least > 0 ? value->as_positive(kMostRanks) : value->as_count(kMostRanks), value->path());
-    }
-    const std::string_view text = value->as_string();
-    std::uint64_t number = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-    if (error != std::errc{} || end != text.data() + text.size() || number < least || number > kMostRanks) {
-      value->fail_expected(fmt::format("an integer from {} to {}", least, kMostRanks));
-    }
-    return said(number, value->path());
-  }
-  // accelerate itself writes some of them as text.
-  Saying<bool> flag(std::string_view key) const {
-    const auto value = find(key);
-    if (!value) return std::nullopt;
-    if (value->is_string()) {
-      const std::string_view text = value->as_string();
-      if (text == "true" || text == "True") return said(true, value->path());
-      if (text == "false" || text == "False") return said(false, value->path());
-    }
-    return said(value->as_bool(), value->path());
-  }
-  bool is_set(std::string_view key) const {
-    const Saying<bool> value = flag(key);
-    return value && value->value;
-  }
-  // A word, whatever its case, in small letters.
-  Saying<std::string> word(std::string_view key, std::initializer_list<std::string_view> words) const {
-    const auto value = find(key);
-    if (!value) return std::nullopt;
-    const std::string what = fmt::format("one of {}", fmt::join(words, ", "));
-    if (!value->is_string()) value->fail_expected(what);
-    const std::string text = small(value->as_string());
-    for (const std::string_view candidate : words) {
-      if (small(candidate) == text) return said(text, value->path());
-    }
-    value->fail_expected(what);
-  }
-  Saying<std::string> text(std::string_view key) const {
-    const auto value = find(key);
-    if (!value) return std::nullopt;
-    return said(std::string(value->as_string()), value->path());
-  }
-  std::string path(std::string_view key) const {
-    return value_.exists() ? fmt::format("{}.{}", value_.path(), key) : std::string(key);
-  }
-
- private:
-  static std::string small(std::string_view text) {
-    std::string result(text);
-    for (char& c : result) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
-    return result;
-  }
-
-  JsonView value_;
-  std::string prefix_;
-};
-
 void refuse_unknown(JsonView root) {
   for (const JsonView member : root.members()) {
     if (std::find(kTop.begin(), kTop.end(), member.key()) != kTop.end()) continue;
-    member.fail(fmt::format("is not a key of accelerate: the nearest is {}", nearest(member.key(), kTop)));
+    member.fail(fmt::format("is not a key of accelerate: the nearest is {}", nearest_name(member.key(), kTop)));
   }
 }
 

@@ -172,10 +172,9 @@ void read_optimizer(Arguments& a, TrainingConfig& config, MegatronOptions& optio
   constexpr const char* kName = "optimizer";
   const std::string word =
       a.word_or(kName, "adam", {"adam", "sgd", "muon", "dist_muon", "lion", "soap", "adaptive_muon"});
-  const bool coupled = a.flag("no-weight-decay-decoupled") || a.flag("no-decoupled-weight-decay");
   const OptimizerKind kind = word == "sgd"    ? OptimizerKind::sgd_momentum
                              : word == "lion" ? OptimizerKind::lion
-                             : word == "adam" ? (coupled ? OptimizerKind::adam : OptimizerKind::adamw)
+                             : word == "adam" ? OptimizerKind::adamw
                                               : OptimizerKind::muon;
   if (word == "soap") a.fail_expected(kName, "adam, sgd, lion or muon: the states of soap are not known");
   config.optimizer = said(kind, a.key(kName));

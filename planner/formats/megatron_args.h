@@ -41,4 +41,10 @@ MegatronRun read_megatron_args(JsonView root);
 // Also throws IoError.
 MegatronRun megatron_args_in_file(const std::string& path);
 
+// A model and its set-up as such a file, in the form of Megatron's own tests (MODEL_ARGS), which reads back to the same
+// ones; with the arguments that Megatron's checks ask for beside them. Without `sequence`, as long as max_positions.
+// Throws ConfigError, with the flag as its source, for what the arguments cannot say.
+std::string megatron_args_text(const MegatronSizes& sizes, const Setup& setup, const MegatronOptions& options,
+                               std::uint64_t micro_batch, std::optional<std::uint64_t> sequence);
+
 }  // namespace shardplan

@@ -101,9 +101,9 @@ std::string quoted(std::string_view text) {
 }
 
 // Writes the parser's events as JSON.
-class JsonWriter : public YAML::EventHandler {
+class EventWriter : public YAML::EventHandler {
  public:
-  explicit JsonWriter(const std::string& source) : source_(source) {}
+  explicit EventWriter(const std::string& source) : source_(source) {}
   std::string take() { return std::move(json_); }
 
   void OnDocumentStart(const YAML::Mark&) override {}
@@ -196,12 +196,12 @@ class JsonWriter : public YAML::EventHandler {
 std::string json_text(std::string_view text, const std::string& source) {
   if (text.size() > kMostBytes) throw ConfigError(source, "", "is more than 1 MiB of YAML");
   std::istringstream stream{std::string(text)};
-  JsonWriter writer(source);
+  EventWriter writer(source);
   try {
     YAML::Parser parser(stream);
     if (!parser.HandleNextDocument(writer)) return "null";
     std::string json = writer.take();
-    JsonWriter second(source);
+    EventWriter second(source);
     if (parser.HandleNextDocument(second)) throw ConfigError(source, "", "holds a second document: expected one");
     return json.empty() ? "null" : json;
   } catch (const YAML::Exception& error) {
