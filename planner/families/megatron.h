@@ -103,4 +103,9 @@ struct MegatronSizes {
 // (planner/formats/megatron_args.h checks what people write). Throws ArithmeticOverflow for what cannot be counted.
 Model megatron_model(std::string name, const MegatronSizes& sizes);
 
+// The sizes with which Megatron builds a model of a decoder's modules (Llama and its kin, GPT-2, mixtures of experts):
+// found by what its blocks have, and held to it: megatron_model of them has as many parameters, on as many layers. Throws
+// ConfigError, with the model as its source, where Megatron has no such model.
+MegatronSizes megatron_sizes_of(const Model& model);
+
 }  // namespace shardplan

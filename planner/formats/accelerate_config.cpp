@@ -191,27 +191,23 @@ void read_replicas(const Saying<std::string>& precision, const std::string& key,
       fmt::format("{}: DistributedDataParallel is planned by the textbook, without its buckets", key));
 }
 
-// FullyShardedDataParallelPlugin: version 1 has five strategies, by name or by number.
+// FullyShardedDataParallelPlugin: version 1 has five strategies, by name or by number from 1.
 std::string strategy_of(const Section& section, std::string& key) {
-  static constexpr std::initializer_list<std::string_view> kWords{
-      "FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRID_SHARD_ZERO2", "1", "2", "3", "4", "5"};
+  static constexpr std::array<const char*, 5> names{"full_shard", "shard_grad_op", "no_shard", "hybrid_shard",
+                                                    "hybrid_shard_zero2"};
   for (const char* name : {"fsdp_sharding_strategy", "fsdp_reshard_after_forward"}) {
     const auto value = section.find(name);
     if (!value) continue;
     key = value->path();
-    const std::string number = value->is_string() ? "" : value->shown();
-    const std::string word = number.empty() ? section.word(name, kWords)->value : number;
-    for (const auto& [digit, strategy] : {std::pair{"1", "full_shard"},
-                                          {"2", "shard_grad_op"},
-                                          {"3", "no_shard"},
-                                          {"4", "hybrid_shard"},
-                                          {"5", "hybrid_shard_zero2"}}) {
-      if (word == digit || word == strategy) return strategy;
-    }
-    value->fail_expected(fmt::format("one of {}", fmt::join(kWords, ", ")));
+    if (!value->is_string()) return names[value->as_positive(names.size()) - 1];
+    const std::string word = section
+                                 .word(name, {"FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD",
+                                              "HYBRID_SHARD_ZERO2", "1", "2", "3", "4", "5"})
+                                 ->value;
+    return word.size() > 1 ? word : names[static_cast<std::size_t>(word[0] - '1')];
   }
   key = section.path("fsdp_sharding_strategy");
-  return "full_shard";
+  return names[0];
 }
 
 void read_fsdp(JsonView root, const Saying<std::string>& precision, TrainingConfig& config) {

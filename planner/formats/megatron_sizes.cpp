@@ -40,6 +40,7 @@ MegatronKind kind_of(Arguments& a, const std::string& script) {
 
 // training/config/training_config.py, TokenizerConfig; NullTokenizer counts as it is told.
 std::uint64_t read_vocabulary(Arguments& a, MegatronKind kind, Notes& notes) {
+  a.given("tokenizer-type");
   const std::uint64_t extra = a.count("vocab-extra-ids", 1'000'000).value_or(0);
   if (const auto padded = a.positive("padded-vocab-size")) {
     a.given("vocab-size");
