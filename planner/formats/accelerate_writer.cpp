@@ -2,6 +2,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "planner/engines/deepspeed.h"
 #include "planner/formats/accelerate_config.h"
 #include "planner/formats/yaml.h"
 
@@ -33,17 +34,26 @@ void refuse_model_parallelism(const Setup& setup, bool tensor) {
   if (p.schedule) refuse("--schedule", "a schedule of pipeline stages");
 }
 
-bool equal_dtypes(Policy a, const char* name) {
-  Policy b = policy_named(name);
+bool equal_dtypes(Policy a, Policy b) {
   a.name = b.name = "";
   return a == b;
 }
 
+// As the policy of that name, or as DeepSpeed settles it.
+bool is_policy(const Policy& policy, const char* name) {
+  Setup named;
+  named.policy = policy_named(name);
+  if (equal_dtypes(policy, named.policy)) return true;
+  DeepSpeedOptions options;
+  settle_deepspeed(named, options);
+  return equal_dtypes(policy, named.policy);
+}
+
 // mixed_precision: the word whose policy this is.
 const char* word_of(const Policy& policy, const char* fp16, const char* bf16) {
-  if (equal_dtypes(policy, "fp32")) return "no";
-  if (equal_dtypes(policy, fp16)) return "fp16";
-  if (equal_dtypes(policy, bf16)) return "bf16";
+  if (is_policy(policy, "fp32")) return "no";
+  if (is_policy(policy, fp16)) return "fp16";
+  if (is_policy(policy, bf16)) return "bf16";
   refuse("--precision", fmt::format("{} for this engine: expected fp32, {} or {}", policy.name, fp16, bf16));
 }
 

@@ -7,6 +7,7 @@
 #include <charconv>
 
 #include "base/error.h"
+#include "planner/formats/yaml.h"
 
 namespace shardplan {
 namespace {
@@ -176,16 +177,20 @@ std::optional<std::uint64_t> MegatronArguments::count(std::string_view name, std
 double MegatronArguments::fraction_or(std::string_view name, double absent) {
   const std::optional<JsonView> value = find(name);
   if (!value) return absent;
-  double result = 0;
+  constexpr const char* kWhat = "a number from 0 to 1";
+  double result = -1;
   if (value->is_string()) {
+    // As the YAML of its text: "0.5", ".5", "1e-1".
     const std::string text(value->as_string());
-    const JsonDocument document(text.empty() ? "null" : text, map_.source());
-    if (document.root().is_object() || document.root().is_null()) value->fail_expected("a number from 0 to 1");
-    result = document.root().as_number();
+    const bool number = text.find_first_not_of("0123456789.eE+-") == std::string::npos;
+    const JsonDocument document = json_from_yaml(number ? "[" + text + "]" : "[]", map_.source());
+    for (const JsonView element : document.root().elements()) {
+      if (!element.is_string() && !element.is_null()) result = element.as_number();
+    }
   } else {
     result = value->as_number();
   }
-  if (!(result >= 0 && result <= 1)) value->fail_expected("a number from 0 to 1");
+  if (!(result >= 0 && result <= 1)) value->fail_expected(kWhat);
   return result;
 }
 

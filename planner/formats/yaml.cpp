@@ -50,6 +50,7 @@ bool is_json_number(std::string_view text) {
 
 // YAML's other ways to write a number that JSON has: +1, .5, 1. ; empty where it is no number.
 std::string as_json_number(std::string_view text) {
+  if (std::none_of(text.begin(), text.end(), is_digit)) return {};
   std::string number(text);
   if (number.starts_with('+')) number.erase(0, 1);
   const std::size_t sign = number.starts_with('-') ? 1 : 0;

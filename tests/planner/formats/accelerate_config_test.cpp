@@ -5,6 +5,7 @@
 
 #include <fstream>
 
+#include "planner/engines/deepspeed.h"
 #include "tests/support/config_error.h"
 #include "tests/support/temporary_folder.h"
 
@@ -281,6 +282,7 @@ SetUp any_set_up() {
       s.options.deepspeed.offload_optimizer.device = *rc::gen::element(OffloadDevice::none, OffloadDevice::cpu);
     }
   }
+  if (s.engine == Engine::deepspeed) settle_deepspeed(s.setup, s.options.deepspeed);
   return s;
 }
 

@@ -361,7 +361,9 @@ TEST(MegatronArgs, WhatIsWrongNamesFileAndKey) {
   expect_config_error([] { read_megatron_args("[1]", "a"); }, "a", "", "a map of Megatron's arguments");
   expect_config_error([] { read_megatron_args(R"({"args": [1]})", "a"); }, "a", "args", "a map of arguments");
   expect_config_error([] { read_megatron_args(R"({"args": {"num-layers": 2}, "world_size": 0})", "a"); }, "a",
-                      "args.hidden-size", "missing");
+                      "world_size", "expected a positive integer, found 0");
+  expect_config_error([] { read_megatron_args(R"({"args": {"num-layers": 2}})", "a"); }, "a", "args.hidden-size",
+                      "missing");
   expect_config_error(
       [] {
         read_megatron_args(
@@ -369,7 +371,7 @@ TEST(MegatronArgs, WhatIsWrongNamesFileAndKey) {
             "max-position-embeddings: 2147483647\nvocab-size: 2147483647\n",
             "a");
       },
-      "a", "decoder.layers", "more elements than 64 bits can count");
+      "a", "decoder.layers.0.mlp.linear_fc1.weight", "more elements than 64 bits can count");
 }
 
 // Random models and set-ups that the arguments can say.
@@ -381,7 +383,7 @@ MegatronSizes any_sizes() {
   s.heads = *rc::gen::element<std::uint64_t>(4, 8);
   s.hidden = s.heads * *rc::gen::element<std::uint64_t>(8, 16);
   s.ffn = *rc::gen::inRange<std::uint64_t>(1, 300);
-  s.query_groups = *rc::gen::element<std::uint64_t>(s.heads, 2, 4);
+  s.query_groups = *rc::gen::elementOf(std::vector<std::uint64_t>{s.heads, 2, 4});
   s.kv_channels = *rc::gen::element<std::uint64_t>(8, 16, 24);
   s.max_positions = *rc::gen::inRange<std::uint64_t>(1, 300);
   s.transformer_engine = *rc::gen::arbitrary<bool>();
