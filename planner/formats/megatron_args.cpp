@@ -28,7 +28,7 @@ constexpr std::string_view kNotCounted =
     "cpu-offloading-num-layers cross-entropy-loss-fusion cuda-graph-impl cuda-graph-modules "
     "cuda-graph-scope defer-embedding-wgrad-compute distribute-saved-activations enable-cuda-graph "
     "expert-tensor-parallel-num-weight-shards fine-grained-activation-offloading fp32-residual-connection "
-    "fp4-format fp4-param-gather fsdp-double-buffer heterogeneous-layers-config-path mamba-int-list "
+    "fp4-format fp4-param-gather heterogeneous-layers-config-path mamba-int-list "
     "moe-expert-capacity-factor moe-expert-int-list moe-pad-expert-input-to-capacity nccl-ub "
     "overlap-moe-expert-parallel-comm pipeline-model-parallel-layout reuse-grad-buf-for-mxfp8-param-ag "
     "tensor-parallel-num-weight-shards tp-comm-overlap ";
@@ -229,6 +229,8 @@ void read_sharding(Arguments& a, TrainingConfig& config, MegatronOptions& option
   }
   options.num_distributed_optimizer_instances = a.positive_or("num-distributed-optimizer-instances", 1, kMostRanks);
   options.overlap_grad_reduce = a.flag("overlap-grad-reduce");
+  options.fsdp_double_buffer = a.flag("fsdp-double-buffer");
+  options.suggested_communication_unit_size = a.positive("suggested-communication-unit-size", UINT64_MAX);
   options.ddp_bucket_size = a.positive("ddp-bucket-size", UINT64_MAX);
   options.pad_buckets_for_high_nccl_busbw = a.flag("ddp-pad-buckets-for-high-nccl-busbw");
 }

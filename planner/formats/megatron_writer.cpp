@@ -127,6 +127,7 @@ void write_model(Lines& lines, const MegatronSizes& s) {
 
 void write_parallelism(Lines& lines, const Setup& setup) {
   const Parallelism& p = setup.parallel;
+  if (!p.piece_layers.empty()) refuse("--pipeline-layout", "how many layers each piece of the pipeline has, here");
   if (p.schedule && *p.schedule != PipelineSchedule::one_f_one_b && *p.schedule != PipelineSchedule::interleaved) {
     refuse("--schedule", fmt::format("the schedule {}", name(*p.schedule)));
   }
@@ -208,6 +209,8 @@ void write_sharding(Lines& lines, const Setup& setup, const MegatronOptions& opt
     lines.count("num-distributed-optimizer-instances", options.num_distributed_optimizer_instances);
   }
   lines.flag("overlap-grad-reduce", options.overlap_grad_reduce);
+  lines.flag("fsdp-double-buffer", options.fsdp_double_buffer);
+  lines.count_if("suggested-communication-unit-size", options.suggested_communication_unit_size);
   lines.count_if("ddp-bucket-size", options.ddp_bucket_size);
   lines.flag("ddp-pad-buckets-for-high-nccl-busbw", options.pad_buckets_for_high_nccl_busbw);
 }

@@ -43,7 +43,6 @@ bool holds_experts(const Catalog& catalog) {
   });
 }
 
-
 Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   const auto [others, experts] = split_by_data_axis(catalog);
   const Setup setup = expert_setup(options.setup);
@@ -232,8 +231,10 @@ Planned make_planned(const PlanOptions& options, Model model) {
   try {
     return plan_and_report(options, std::move(model));
   } catch (const ArithmeticOverflow& error) {
-    throw ConfigError(options.parameters ? "--params" : options.megatron ? "--megatron-args" : options.model, "",
-                      fmt::format("is too large to be counted: {}", error.what()));
+    throw ConfigError(options.parameters ? "--params"
+                      : options.megatron ? "--megatron-args"
+                                         : options.model,
+                      "", fmt::format("is too large to be counted: {}", error.what()));
   }
 }
 

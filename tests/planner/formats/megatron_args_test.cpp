@@ -455,6 +455,7 @@ RC_GTEST_PROP(MegatronArgsProperty, WhatIsWrittenReadsBack, ()) {
     setup.stage = static_cast<int>(*options.data_parallel_sharding_strategy);
   }
   options.overlap_grad_reduce = *rc::gen::arbitrary<bool>();
+  options.fsdp_double_buffer = *rc::gen::arbitrary<bool>();
   if (*rc::gen::arbitrary<bool>()) options.ddp_bucket_size = *rc::gen::inRange<std::uint64_t>(1, 1'000'000);
   options.use_precision_aware_optimizer = *rc::gen::arbitrary<bool>();
   if (options.use_precision_aware_optimizer) {
