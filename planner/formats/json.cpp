@@ -255,6 +255,9 @@ bool JsonView::is_null() const {
 bool JsonView::is_object() const {
   return exists() && node()->kind == JsonDocument::Kind::object;
 }
+bool JsonView::is_array() const {
+  return exists() && node()->kind == JsonDocument::Kind::array;
+}
 bool JsonView::is_string() const {
   return exists() && node()->kind == JsonDocument::Kind::string;
 }

@@ -311,6 +311,9 @@ void add_config_files(CLI::App* app, ConfigFlags& config) {
     app->add_option(flag, paths, help)->type_name("FILE")->allow_extra_args(false)->group(kGroup);
   };
   add("--ds-config", config.ds_config, "a ds_config.json of DeepSpeed; implies --engine deepspeed");
+  add("--accelerate-config", config.accelerate_config, "the YAML of accelerate config; implies the engine it launches");
+  add("--megatron-args", config.megatron_args,
+      "Megatron-LM's arguments (YAML or JSON), instead of MODEL too; implies --engine megatron");
 }
 
 void add_plan_flags(CLI::App* app, PlanOptions& options, PlanFlags& flags) {
@@ -402,8 +405,12 @@ void add_fit_flags(CLI::App* app, FitOptions& options) {
 void add_export(CLI::App* app, PlanOptions& options) {
   add_word<std::optional<ExportFormat>>(
       app, "--export", options.export_format,
-      "print the set-up as a configuration file instead of the plan: deepspeed (ds_config.json)",
-      word_of<std::optional<ExportFormat>>("--export", {{"deepspeed", ExportFormat::deepspeed}}));
+      "print the set-up as a configuration file instead of the plan: deepspeed (ds_config.json), accelerate (YAML of "
+      "the engine), fsdp (accelerate's, of fsdp2) or megatron (arguments)",
+      word_of<std::optional<ExportFormat>>("--export", {{"accelerate", ExportFormat::accelerate},
+                                                        {"deepspeed", ExportFormat::deepspeed},
+                                                        {"fsdp", ExportFormat::fsdp},
+                                                        {"megatron", ExportFormat::megatron}}));
 }
 
 void add_simulate_flags(CLI::App* app, SimulateOptions& options) {
@@ -442,7 +449,7 @@ std::string completion_script(const CLI::App& app) {
   local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words=
   case $before in
     --gpu) COMPREPLY=($(compgen -W "$(memcalc gpus --names 2>/dev/null)" -- "$word")); return ;;
-    --*-file|--*-config) COMPREPLY=($(compgen -f -- "$word")); return ;;
+    --*-file|--*-config|--megatron-args) COMPREPLY=($(compgen -f -- "$word")); return ;;
   esac
   case ${{COMP_WORDS[1]}} in
 {}    *) words="{}--help --version" ;;
@@ -465,12 +472,20 @@ std::set<std::string> given_flags(const CLI::App& command) {
   return given;
 }
 
-void finish(PlanOptions& options, PlanFlags& flags, const std::set<std::string>& given) {
-  if (options.model.empty() == !options.parameters) {
-    throw ConfigError("MODEL", "",
-                      options.parameters ? "a model and --params exclude each other"
-                                         : "expected a model (a preset, a file, a folder) or --params");
+// A model is named in one of three ways.
+void require_one_model(const PlanOptions& options, const ConfigFlags& files) {
+  const bool megatron = !files.megatron_args.empty();
+  if (megatron && (!options.model.empty() || options.parameters)) {
+    throw ConfigError("--megatron-args", "", "stands for MODEL: neither a model nor --params is expected beside it");
   }
+  if (options.model.empty() == (megatron || options.parameters)) return;
+  throw ConfigError("MODEL", "",
+                    options.parameters ? "a model and --params exclude each other"
+                                       : "expected a model (a preset, a file, a folder), --params or --megatron-args");
+}
+
+void finish(PlanOptions& options, PlanFlags& flags, const std::set<std::string>& given) {
+  require_one_model(options, flags.config);
   constexpr std::uint64_t most_in_a_node = 1'000'000;
   if (options.node_gpus() == 0 || options.node_gpus() > most_in_a_node) {
     throw ConfigError("--gpus-per-node", "", fmt::format("expected 1 to {}", most_in_a_node));
@@ -478,7 +493,7 @@ void finish(PlanOptions& options, PlanFlags& flags, const std::set<std::string>&
   if (options.micro_batch == 0) throw ConfigError("--micro-batch", "", "expected 1 or more");
   if (options.sequence && *options.sequence == 0) throw ConfigError("--seq", "", "expected 1 or more");
   choose_engine_of_export(given, options);
-  const std::optional<TrainingConfig> config = read_config_file(flags.config);
+  const std::optional<TrainingConfig> config = read_config_file(flags.config, options);
   if (config) apply_config(*config, given, options, flags.policy);
   check_engine_of_export(options);
   options.setup.policy = resolve(flags.policy);

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 
+#include "planner/formats/accelerate_config.h"
 #include "planner/formats/ds_config.h"
+#include "planner/formats/megatron_args.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -137,7 +139,7 @@ class Application {
 
 }  // namespace
 
-std::optional<TrainingConfig> read_config_file(const ConfigFlags& flags) {
+std::optional<TrainingConfig> read_config_file(const ConfigFlags& flags, PlanOptions& options) {
   const std::pair<const char*, const std::vector<std::string>*> files[] = {
       {"--ds-config", &flags.ds_config},
       {"--accelerate-config", &flags.accelerate_config},
@@ -151,6 +153,11 @@ std::optional<TrainingConfig> read_config_file(const ConfigFlags& flags) {
     first = flag;
   }
   if (!flags.ds_config.empty()) return ds_config_in_file(flags.ds_config.front());
+  if (!flags.accelerate_config.empty()) return accelerate_config_in_file(flags.accelerate_config.front());
+  if (!flags.megatron_args.empty()) {
+    options.megatron = megatron_args_in_file(flags.megatron_args.front());
+    return options.megatron->config;
+  }
   return std::nullopt;
 }
 

@@ -24,7 +24,8 @@ struct ConfigFlags {
 
 // Reads the file that was named; nothing where none was. Throws ConfigError with the flag where one is given twice or
 // two of them are, for they would contradict each other; ConfigError with file and key, or IoError, for the file.
-std::optional<TrainingConfig> read_config_file(const ConfigFlags& flags);
+// The model of --megatron-args goes into the options.
+std::optional<TrainingConfig> read_config_file(const ConfigFlags& flags, PlanOptions& options);
 
 // `given`: the flags on the command line, as "--zero". Called while the options are as flags left them:
 // setup.world_size still counts all ranks and the policy is not resolved. Afterwards options.origins says which flags

@@ -10,6 +10,7 @@
 
 #include "planner/activations/client.h"
 #include "planner/engines/options.h"
+#include "planner/formats/megatron_args.h"
 #include "planner/lora.h"
 #include "planner/report.h"
 #include "planner/setup.h"
@@ -29,12 +30,13 @@ struct Origin {
 };
 
 // Formats of --export.
-enum class ExportFormat : std::uint8_t { deepspeed };
+enum class ExportFormat : std::uint8_t { deepspeed, accelerate, fsdp, megatron };
 
 // MODEL and what is asked about it: the flags of plan and explain.
 struct PlanOptions {
   std::string model;                      // a preset, a file or a folder; empty with --params
   std::optional<std::string> parameters;  // --params
+  std::optional<MegatronRun> megatron;    // of --megatron-args: the model, instead of both
   std::vector<std::string> freeze;        // globs
   std::optional<Lora> lora;               // --lora-rank and what goes with it
   std::optional<Quantization> quantize;

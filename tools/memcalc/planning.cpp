@@ -140,6 +140,8 @@ Model read_planned_model(const PlanOptions& options) {
   Model model;
   if (options.parameters) {
     model.catalog = catalog_from_parameters(parse_parameter_count(*options.parameters));
+  } else if (options.megatron) {
+    model = options.megatron->model;
   } else {
     model = find_model(options.model);
   }
@@ -229,8 +231,10 @@ Planned make_planned(const PlanOptions& options, Model model) {
   try {
     return plan_and_report(options, std::move(model));
   } catch (const ArithmeticOverflow& error) {
-    throw ConfigError(options.parameters ? "--params" : options.model, "",
-                      fmt::format("is too large to be counted: {}", error.what()));
+    throw ConfigError(options.parameters ? "--params"
+                      : options.megatron ? "--megatron-args"
+                                         : options.model,
+                      "", fmt::format("is too large to be counted: {}", error.what()));
   }
 }
 

@@ -171,7 +171,7 @@ Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simu
   }
   Simulated simulated;
   simulated.notes = options.notes;
-  Model model = find_model(options.model);
+  Model model = options.megatron ? options.megatron->model : find_model(options.model);
   for (const std::string& glob : options.freeze) freeze(model.catalog, glob);
   simulated.cluster = choose_cluster(options, simulate.cluster, simulated.notes);
   simulated.work = work_of(options, model, simulated.notes);

@@ -121,4 +121,61 @@ TEST_F(ConfigFiles, WhatCannotBeExportedIsRefused) {
   expect_failure("plan gpt2 --export cloud", 2, "'cloud' is not known");
 }
 
+TEST_F(ConfigFiles, AccelerateSaysWhichEngineItLaunches) {
+  const std::string path = file(
+      "distributed_type: FSDP\nmixed_precision: bf16\nnum_processes: 16\nfsdp_config:\n  fsdp_version: 2\n"
+      "  fsdp_reshard_after_forward: false\n");
+  const json::object said = setup("gpt2 --accelerate-config " + path);
+  EXPECT_EQ(said.at("engine").as_string(), "fsdp2");
+  EXPECT_EQ(number(said.at("zero_stage")), 2U);
+  EXPECT_EQ(number(said.at("world_size")), 16U);
+  EXPECT_EQ(number(setup("gpt2 --gpus 4 --accelerate-config " + path).at("world_size")), 4U);
+  const std::string wrong = file("distributed_type: FSDP\nnum_proceses: 8\n");
+  expect_failure("plan gpt2 --accelerate-config " + wrong, 3, wrong + ": num_proceses: is not a key of accelerate");
+  expect_failure("plan gpt2 --ds-config " + kZero3 + " --accelerate-config " + path, 2, "exclude each other");
+}
+
+TEST_F(ConfigFiles, MegatronsArgumentsStandForTheModel) {
+  const std::string path = file(
+      "{\"world_size\": 8, \"args\": {\"num-layers\": 4, \"hidden-size\": 64, \"num-attention-heads\": 4, "
+      "\"max-position-embeddings\": 32, \"vocab-size\": 1000, \"tensor-model-parallel-size\": 2, \"bf16\": true, "
+      "\"micro-batch-size\": 2, \"global-batch-size\": 16, \"use-distributed-optimizer\": true}}");
+  const json::object result = plan("--megatron-args " + path);
+  const json::object& said = result.at("setup").as_object();
+  EXPECT_EQ(said.at("engine").as_string(), "megatron");
+  EXPECT_EQ(said.at("precision").as_string(), "bf16-mixed-fp32grad");
+  EXPECT_EQ(number(said.at("zero_stage")), 1U);
+  EXPECT_EQ(number(said.at("tensor_parallel")), 2U);
+  EXPECT_EQ(number(said.at("micro_batch")), 2U);
+  EXPECT_EQ(number(said.at("grad_accum")), 2U);
+  EXPECT_EQ(number(result.at("model").at("parameters")), 1032U * 64 + 4 * (12 * 64 * 64 + 13 * 64) + 2 * 64);
+  expect_failure("plan gpt2 --megatron-args " + path, 2, "--megatron-args: stands for MODEL");
+  const std::string wrong = file("num-layers: 4\nhidden-size: sixty\n");
+  expect_failure("plan --megatron-args " + wrong, 3, wrong + ": hidden-size: expected an integer");
+}
+
+TEST_F(ConfigFiles, ExportsOfAccelerateAndMegatronReadBack) {
+  const auto read_back = [&](const std::string& model, const std::string& words, const std::string& format,
+                             const std::string& flag) {
+    const Outcome exported = memcalc("plan " + model + " " + words + " --export " + format);
+    EXPECT_EQ(exported.status, 0) << exported.error;
+    const std::string path = file(exported.out);
+    const json::object there = plan(model + " " + words);
+    const json::object back = plan((flag == "--megatron-args" ? "" : model + " ") + flag + " " + path);
+    for (const char* key :
+         {"world_size", "engine", "zero_stage", "precision", "tensor_parallel", "replicate", "grad_accum", "offload"}) {
+      EXPECT_EQ(back.at("setup").at(key), there.at("setup").at(key)) << words << ": " << key << "\n" << exported.out;
+    }
+    EXPECT_EQ(back.at("model").at("parameters"), there.at("model").at("parameters")) << words;
+  };
+  read_back("gpt2", "--engine fsdp2 --gpus 16 --zero 3 --replicate 2", "fsdp", "--accelerate-config");
+  read_back("gpt2", "--engine fsdp2 --gpus 8 --zero 2 --offload parameters=cpu", "accelerate", "--accelerate-config");
+  read_back("gpt2", "--engine deepspeed --gpus 8 --zero 3 --grad-accum 4", "accelerate", "--accelerate-config");
+  read_back("llama-2-7b", "--engine megatron --gpus 8 --tp 2 --zero 1 --precision bf16-mixed-fp32grad --grad-accum 4",
+            "megatron", "--megatron-args");
+  expect_failure("plan mamba-130m --engine megatron --precision bf16-mixed-fp32grad --export megatron", 3,
+                 "Megatron-LM builds no such model");
+  expect_failure("plan gpt2 --zero 1 --export accelerate", 2, "expected fsdp2, deepspeed, megatron or paper");
+}
+
 }  // namespace
