@@ -60,6 +60,12 @@ void check_engine_of_export(const PlanOptions& options) {
   switch (*options.export_format) {
     case ExportFormat::deepspeed:
       return require_engine(options, Engine::deepspeed, "deepspeed");
+    case ExportFormat::fsdp:
+      return require_engine(options, Engine::fsdp2, "fsdp");
+    case ExportFormat::megatron:
+      return require_engine(options, Engine::megatron, "megatron");
+    case ExportFormat::accelerate:
+      return;
   }
 }
 
@@ -68,12 +74,9 @@ std::string export_text(const PlanOptions& options) {
     case ExportFormat::deepspeed:
       return ds_config_text(options.setup, options.engine_options.deepspeed, options.micro_batch);
     case ExportFormat::fsdp:
-      require_engine(options, Engine::fsdp2, "fsdp");
-      return accelerate_text(options);
     case ExportFormat::accelerate:
       return accelerate_text(options);
     case ExportFormat::megatron:
-      require_engine(options, Engine::megatron, "megatron");
       return megatron_text(options);
   }
   throw ConfigError("--export", "", "is not a known format");
