@@ -621,7 +621,7 @@ ParseResult parse_command_line(int argc, char** argv) {
     std::cerr << "memcalc: " << error.what() << "\n";
     result.exit_status = 2;
   } catch (const ConfigError& error) {
-    const ConfigError told = told_of_file(error, line.plan);
+    const ConfigError told = told_of_file(error, parser.line.plan);
     std::cerr << "memcalc: " << told.what() << "\n";
     result.exit_status = told.source().empty() || told.source() == "MODEL" ? 2 : exit_status_of(told);
   } catch (const Error& error) {  // a configuration file that cannot be read
