@@ -119,7 +119,8 @@ bool nondeterministic_allowed(const std::optional<JsonView>& environment) {
 
 ClientSetup read_megatron_client(MegatronArguments& a, const std::optional<JsonView>& environment,
                                  const MegatronSizes& sizes) {
-  ClientSetup client{.profile = Profile::megatron};
+  ClientSetup client;
+  client.profile = Profile::megatron;
   MegatronClient& m = client.megatron;
   m.transformer_engine = sizes.transformer_engine;
   m.attention = read_attention(a, sizes);

@@ -71,6 +71,7 @@ class Forward {
 
   // A leaf that needs a gradient, which is handed back to the stage before.
   Value received() {
+    c_.tape.enter("received");
     const Value before = c_.tape.parameter("the stage before", {1}, c_.dtype, true);
     return c_.tape.record("received", std::span(&before, 1), c_.allocate("received", {c_.tokens.split, features_}), {},
                           [](Tape&, std::span<const Value>, std::vector<Value>) { return std::vector<Value>(1); });

@@ -1,0 +1,273 @@
+// Against measured runs (SHARDPLAN_GOLDEN): Megatron-LM's own functional tests, on a rank of the last pipeline stage, and
+// SimuMax's runs on B200. Every row whose arguments can be read is predicted; the others are listed with the reason.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <sstream>
+
+#include "base/error.h"
+#include "planner/activations/megatron/megatron_model.h"
+#include "planner/activations/pipeline.h"
+#include "planner/activations/profiles.h"
+#include "planner/engines/megatron.h"
+#include "planner/formats/megatron_args.h"
+#include "planner/formats/megatron_client.h"
+#include "planner/parallel.h"
+
+namespace shardplan {
+namespace {
+
+namespace json = boost::json;
+
+constexpr double kMiB = 1024.0 * 1024.0;
+
+json::value read_golden(const std::string& name) {
+  const char* folder = std::getenv("SHARDPLAN_GOLDEN");
+  EXPECT_NE(folder, nullptr);
+  std::ifstream file(std::string(folder) + "/measured/" + name);
+  EXPECT_TRUE(file.good()) << folder << " " << name;
+  std::stringstream text;
+  text << file.rdbuf();
+  return json::parse(text.str());
+}
+
+std::uint64_t number(const json::value& value) {
+  return value.to_number<std::uint64_t>();
+}
+
+template <typename T>
+void take(const Saying<T>& from, T& to) {
+  if (from) to = from->value;
+}
+
+struct MeasuredRun {
+  Model model;
+  Setup setup;
+  ClientSetup client;
+  MegatronOptions options;
+  MegatronMachine machine;
+};
+
+// What a user gets from `--megatron-args FILE`. `world`: ranks of the data and context axes.
+MeasuredRun run_of(const std::string& text, const std::string& name, std::uint64_t world) {
+  MegatronRun read = read_megatron_args(text, name);
+  const JsonDocument document(text, name);
+  MegatronArguments arguments(document.root()["args"]);
+  const JsonView environment = document.root()["env"];
+  MeasuredRun run;
+  run.client = read_megatron_client(arguments, environment, read.sizes);
+  run.model = std::move(read.model);
+  const TrainingConfig& config = read.config;
+  Setup& setup = run.setup;
+  setup.policy = policy_named(config.precision ? config.precision->value : "bf16-mixed-fp32grad");
+  setup.world_size = world;
+  take(config.stage, setup.stage);
+  take(config.optimizer, setup.optimizer);
+  Parallelism& p = setup.parallel;
+  take(config.tensor, p.tensor);
+  take(config.pipeline, p.pipeline);
+  take(config.context, p.context);
+  take(config.expert, p.expert);
+  if (config.expert_tensor) p.expert_tensor = config.expert_tensor->value;
+  take(config.virtual_stages, p.virtual_stages);
+  take(config.sequence_parallel, p.sequence_parallel);
+  take(config.embedding_is_a_layer, p.embedding_is_a_layer);
+  take(config.loss_is_a_layer, p.loss_is_a_layer);
+  take(config.vocabulary_multiple, p.vocabulary_multiple);
+  setup.accumulation = resolve_batch(config, data_parallel(setup)).accumulation;
+  run.options = *config.megatron;
+  if (const JsonView cublas = environment["CUBLAS_WORKSPACE_CONFIG"]; cublas.exists()) {
+    run.machine.cublas_workspace_config = std::string(cublas.as_string());
+  }
+  return run;
+}
+
+struct Prediction {
+  double after_step = 0;
+  double peak = 0;
+  std::string detail;
+};
+
+// Of the rank `kind`, by stage.
+Prediction predict(const MeasuredRun& run, std::size_t stage, bool verbose) {
+  const RankKind kind = kinds_of_ranks(run.model, run.setup).at(stage);
+  const Report report = report_of(Engine::megatron, kind.catalog, run.setup,
+                                  megatron_terms(kind.catalog, run.setup, run.options));
+  const double states = static_cast<double>(report.ranks.front().device.model_states().count());
+  if (const std::string why = megatron_refuses(run.model, kind.catalog); !why.empty()) throw ConfigError("model", "", why);
+  Prediction result{states, states, fmt::format("    states {:.3f}\n", states / kMiB)};
+  for (const MegatronTerm& term :
+       megatron_client_terms(run.model, kind.catalog, run.setup, run.client, run.machine)) {
+    const auto bytes = static_cast<double>(term.bytes.count());
+    if (term.after_step) result.after_step += bytes;
+    if (term.at_peak) result.peak += bytes;
+    if (verbose) result.detail += fmt::format("    {} {:.4f}\n", term.name, bytes / kMiB);
+  }
+  std::vector<Activity> activities;
+  for (const Catalog& chunk : chunks_of(run.model, kind.catalog, run.setup.parallel)) {
+    const ActivityResult activity =
+        activity_of(run.model, chunk, run.setup, run.client, {.keeps_gradients = false});
+    if (!activity.activity) throw ConfigError("activities", "", activity.unknown_because);
+    activities.push_back(*activity.activity);
+    if (!verbose) continue;
+    for (const SavedByUnit& unit : activity.activity->saved) {
+      result.detail += fmt::format("      {} x{} {:.4f}\n", unit.unit, unit.times,
+                                   static_cast<double>(unit.bytes.count()) / kMiB);
+      for (const SavedTensor& tensor : unit.tensors) {
+        result.detail += fmt::format("          {} [{}] {:.4f}\n", tensor.operation, fmt::join(tensor.shape, ","),
+                                     static_cast<double>(tensor.bytes.count()) / kMiB);
+      }
+    }
+  }
+  const PipelinePeak peak = peak_of(activities, run.setup.parallel, stage, run.setup.accumulation);
+  result.peak += static_cast<double>(sum(peak.peak.held));
+  result.detail += fmt::format("    activities {:.3f} in {} of {}, chunks held {}\n",
+                               static_cast<double>(sum(peak.peak.held)) / kMiB,
+                               peak.peak.pass == autograd::Pass::forward ? "forward" : "backward", peak.peak.unit,
+                               fmt::join(peak.held, " "));
+  return result;
+}
+
+bool verbose_for(const std::string& id) {
+  const char* wanted = std::getenv("MEGATRON_VERBOSE");
+  return wanted != nullptr && id.find(wanted) != std::string::npos;
+}
+
+double quantile(std::vector<double> values, double part) {
+  std::sort(values.begin(), values.end());
+  return values.at(static_cast<std::size_t>(std::ceil(part * static_cast<double>(values.size()))) - 1);
+}
+
+// The program of a row, from the folder of its test. Throws ConfigError for what no one claims to know.
+std::string script_of(const json::object& row) {
+  const std::string id(row.at("id").as_string());
+  const json::object& arguments = row.at("args").as_object();
+  for (const auto& [option, why] : {std::pair{"use-megatron-fsdp", "its FSDP gathers and buffers beside activations"},
+                                    {"cuda-graph-impl", "CUDA graphs have pools of their own"}}) {
+    if (arguments.contains(option)) throw ConfigError(option, "", why);
+  }
+  const std::string kind = id.substr(9, id.find('/', 9) - 9);
+  if (kind == "mimo" || kind.starts_with("multimodal")) throw ConfigError(kind, "", "a vision tower is not among the arguments");
+  if (kind == "bert" || kind == "t5") return "pretrain_" + kind + ".py";
+  return kind == "hybrid" || kind == "nemotron" ? "pretrain_hybrid.py" : "pretrain_gpt.py";
+}
+
+// Where the row's last set-up differs from the arguments (runs that resume on another mesh).
+MeasuredRun run_of_row(const json::object& row) {
+  const std::string text = json::serialize(json::object{
+      {"args", row.at("args")}, {"env", row.at("env")}, {"script", json::string(script_of(row))}});
+  MeasuredRun run = run_of(text, std::string(row.at("id").as_string()), number(row.at("dp")) * number(row.at("cp")));
+  const std::string gpu(row.at("gpu").as_string());
+  run.machine.generation = generation_of_gpu(gpu.substr(0, gpu.find(' '))).value();
+  run.setup.parallel.tensor = number(row.at("tp"));
+  run.setup.parallel.pipeline = number(row.at("pp"));
+  return run;
+}
+
+TEST(MegatronActivationsGolden, FunctionalTests) {
+  std::vector<double> peaks;
+  std::size_t after_step_holds = 0;
+  std::size_t skipped = 0;
+  const json::value rows = read_golden("megatron.json");
+  std::size_t index = 0;
+  for (const json::value& value : rows.as_array()) {
+    const json::object& row = value.as_object();
+    const std::string id(row.at("id").as_string());
+    try {
+      const MeasuredRun run = run_of_row(row);
+      const Prediction predicted = predict(run, run.setup.parallel.pipeline - 1, verbose_for(id));
+      const auto end = static_cast<double>(number(row.at("allocated_bytes_end")));
+      const auto peak = static_cast<double>(number(row.at("peak_allocated_bytes")));
+      const double end_off = predicted.after_step - end;
+      const double peak_percent = 100.0 * (predicted.peak - peak) / peak;
+      std::cout << fmt::format("{:2} {} {:.1f} end {:+.2f} MiB ({:+.2f} %) | peak {:.1f} {:+.2f} MiB ({:+.2f} %)\n", index,
+                               id.substr(9, 90), end / kMiB, end_off / kMiB, 100 * end_off / end, peak / kMiB,
+                               (predicted.peak - peak) / kMiB, peak_percent);
+      if (verbose_for(id)) std::cout << predicted.detail;
+      peaks.push_back(std::abs(peak_percent));
+      if (std::abs(end_off) <= std::max(0.01 * end, 16 * kMiB)) ++after_step_holds;
+    } catch (const Error& error) {
+      ++skipped;
+      std::cout << fmt::format("{:2} {}: not predicted: {}\n", index, id, error.what());
+    }
+    ++index;
+  }
+  std::cout << fmt::format("{} rows, {} not predicted; end holds for {}; peak: median {:.2f} %, 90th percentile {:.2f} %\n",
+                           index, skipped, after_step_holds, quantile(peaks, 0.5), quantile(peaks, 0.9));
+  EXPECT_LE(4 * skipped, index);
+  EXPECT_GE(10 * after_step_holds, 8 * peaks.size());
+  EXPECT_LE(quantile(peaks, 0.5), 2.0);
+  EXPECT_LE(quantile(peaks, 0.9), 8.0);
+}
+
+// docs/b200 of SimuMax: Megatron-LM 23e00ed with Transformer Engine 2.11, Llama 3 at full width with few layers. Flags by its
+// launch scripts; the vocabulary is the tokenizer's 128256 and one for the end of documents.
+std::string simumax_arguments(const json::object& row) {
+  const json::object& config = row.at("config").as_object();
+  const bool large = std::string(row.at("model").as_string()).find("405") != std::string::npos;
+  const std::string parallel(config.at("parallel").as_string());
+  const std::uint64_t tensor = std::stoul(parallel.substr(2));
+  const json::object arguments{
+      {"num-layers", config.at("layers")},
+      {"hidden-size", large ? 16384 : 8192},
+      {"ffn-hidden-size", large ? 53248 : 28672},
+      {"num-attention-heads", large ? 128 : 64},
+      {"group-query-attention", true},
+      {"num-query-groups", large ? 16 : 8},
+      {"seq-length", config.at("seq")},
+      {"max-position-embeddings", config.at("seq")},
+      {"micro-batch-size", 1},
+      {"global-batch-size", number(config.at("micro_batch_num")) * (8 / tensor / number(config.at("cp")))},
+      {"tensor-model-parallel-size", tensor},
+      {"context-parallel-size", config.at("cp")},
+      {"sequence-parallel", tensor > 1},
+      {"cp-comm-type", "a2a"},
+      {"vocab-size", 128257},
+      {"swiglu", true},
+      {"normalization", "RMSNorm"},
+      {"disable-bias-linear", true},
+      {"untie-embeddings-and-output-weights", true},
+      {"position-embedding-type", "rope"},
+      {"hidden-dropout", 0.0},
+      {"attention-dropout", 0.0},
+      {"cross-entropy-loss-fusion", true},
+      {"cross-entropy-fusion-impl", "te"},
+      {"no-create-attention-mask-in-dataloader", true},
+      {"use-distributed-optimizer", true},
+      {"bf16", true}};
+  // What PyTorch 2.9 took on Blackwell by itself (ATen/cuda/CublasHandlePool.cpp).
+  const json::object environment{{"CUBLAS_WORKSPACE_CONFIG", ":4096:2:16:8"}};
+  return json::serialize(json::object{{"args", arguments}, {"env", environment}});
+}
+
+TEST(MegatronActivationsGolden, SimuMaxOnB200) {
+  const json::value rows = read_golden("simumax_b200.json");
+  ASSERT_FALSE(rows.as_array().empty());
+  for (const json::value& value : rows.as_array()) {
+    const json::object& row = value.as_object();
+    const std::string name(row.at("config").at("case").as_string());
+    const std::string parallel(row.at("config").at("parallel").as_string());
+    MeasuredRun run = run_of(simumax_arguments(row), name, 8 / std::stoul(parallel.substr(2)));
+    run.machine.generation = GpuGeneration::blackwell;
+    const Prediction predicted = predict(run, 0, verbose_for(name));
+    double measured = 0;
+    for (const auto& rank : row.at("extra").at("measured_by_rank_mb").as_object()) {
+      measured = std::max(measured, rank.value().at("max_allocated_mb").as_double() * kMiB);
+    }
+    const double percent = 100 * (predicted.peak - measured) / measured;
+    std::cout << fmt::format("{} {:.3f} MiB {:+.3f} MiB ({:+.4f} %)\n", name, measured / kMiB,
+                             (predicted.peak - measured) / kMiB, percent);
+    if (verbose_for(name)) std::cout << predicted.detail;
+    EXPECT_LE(std::abs(percent), 1.4) << name;
+  }
+}
+
+}  // namespace
+}  // namespace shardplan
