@@ -188,29 +188,33 @@ void replay(const Tape& tape, CachingAllocator& allocator) {
   Replay(tape, allocator).finish();
 }
 
-ReplayedPeak replay_steps(std::span<const Bytes> resident, std::span<const Tape* const> chunks,
-                          const Parallelism& parallelism, std::uint64_t rank, std::uint64_t micro_batches,
-                          const AllocatorOptions& options) {
+ReplayedBytes replay_steps(const ReplayedRank& replayed, const Parallelism& parallelism, std::uint64_t rank,
+                           std::uint64_t micro_batches, const AllocatorOptions& options) {
   constexpr int kSteps = 2;
   CachingAllocator allocator(options);
-  for (const Bytes bytes : resident) allocator.allocate(bytes);
+  for (const Bytes bytes : replayed.resident) allocator.allocate(bytes);
   std::vector<std::size_t> forward_ends;
-  for (const Tape* tape : chunks) forward_ends.push_back(end_of_forward(*tape));
+  for (const Tape* tape : replayed.chunks) forward_ends.push_back(end_of_forward(*tape));
+  // A pipeline that is full goes on as it is.
   const std::uint64_t enough = std::min(micro_batches, 4 * parallelism.pipeline);
+  const std::vector<ChunkPass> passes = order_of_passes(parallelism, rank, enough);
   for (int step = 0; step < kSteps; ++step) {
-    std::vector<std::deque<Replay>> under_way(chunks.size());
-    for (const ChunkPass& pass : order_of_passes(parallelism, rank, enough)) {
+    std::vector<CachingAllocator::Handle> in_step;
+    for (const Bytes bytes : replayed.in_step) in_step.push_back(allocator.allocate(bytes));
+    std::vector<std::deque<Replay>> under_way(replayed.chunks.size());
+    for (const ChunkPass& pass : passes) {
       std::deque<Replay>& queue = under_way.at(pass.chunk);
       if (pass.pass == Pass::forward) {
-        queue.emplace_back(*chunks[pass.chunk], allocator);
+        queue.emplace_back(*replayed.chunks[pass.chunk], allocator);
         queue.back().run(forward_ends[pass.chunk]);
       } else {
         queue.front().finish();
         queue.pop_front();
       }
     }
+    for (const CachingAllocator::Handle handle : in_step) allocator.free(handle);
   }
-  return {allocator.peak_allocated(), allocator.peak_requested(), allocator.peak_reserved()};
+  return {allocator.peak_allocated(), allocator.peak_requested(), allocator.peak_reserved(), allocator.allocated()};
 }
 
 }  // namespace shardplan

@@ -96,16 +96,22 @@ class CachingAllocator {
 // Replays a tape's allocations and frees in order; what the tape leaves held is freed at the end.
 void replay(const autograd::Tape& tape, CachingAllocator& allocator);
 
-struct ReplayedPeak {
-  Bytes allocated;  // with the slack of blocks
-  Bytes requested;
-  Bytes reserved;
+// What a rank of a pipeline allocates: a block each for what stays and for what is there during a step, and a tape for each
+// of its chunks that ran every unit (TapeOptions::folds off) for one micro-batch.
+struct ReplayedRank {
+  std::vector<Bytes> resident;
+  std::vector<Bytes> in_step;
+  std::vector<const autograd::Tape*> chunks;
 };
-// Steps of a pipeline rank: `resident` first, one block each, then the passes of the schedule, with a tape for each chunk
-// that ran every unit (TapeOptions::folds off) for one micro-batch. A few steps, since only the later ones find free blocks
-// as training does. For schedules whose order of passes is known (planner/activations/pipeline.h).
-ReplayedPeak replay_steps(std::span<const Bytes> resident, std::span<const autograd::Tape* const> chunks,
-                          const Parallelism& parallelism, std::uint64_t rank, std::uint64_t micro_batches,
-                          const AllocatorOptions& options);
+struct ReplayedBytes {
+  Bytes peak_allocated;  // with the slack of blocks
+  Bytes peak_requested;  // without
+  Bytes peak_reserved;
+  Bytes allocated_after_step;
+};
+// Steps in the order of the schedule, one whose order of passes is known (planner/activations/pipeline.h). A few, since
+// only the later ones find free blocks as training does.
+ReplayedBytes replay_steps(const ReplayedRank& replayed, const Parallelism& parallelism, std::uint64_t rank,
+                           std::uint64_t micro_batches, const AllocatorOptions& options);
 
 }  // namespace shardplan
