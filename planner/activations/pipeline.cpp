@@ -176,8 +176,9 @@ PipelinePeak peak_of(std::span<const Activity> chunks, const Parallelism& p, std
       const auto others = static_cast<std::int64_t>(held[k] - (k == c ? 1 : 0));
       for (std::size_t i = 0; i < each.size(); ++i) peak.held[i] += each[i] * others;
     }
-    if (sum(peak.held) <= highest) continue;
-    highest = sum(peak.held);
+    const std::int64_t all = sum(peak.held, chunks[c].gradient_share);
+    if (all <= highest) continue;
+    highest = all;
     worst = {std::move(peak), c, held};
   }
   return worst;
