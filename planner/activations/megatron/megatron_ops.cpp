@@ -206,7 +206,7 @@ Value gathered_attention(const Attended& a, const Value& q, const Value& k, cons
 }
 
 Value attend(const Attended& a, const Value& q, const Value& k, const Value& v) {
-  const MegatronAttention backend = resolved_attention(a.context);
+  const MegatronAttention backend = resolved_attention(a.context, a.sizes);
   const bool fused = backend == MegatronAttention::flash || backend == MegatronAttention::fused;
   if (a.context.setup.parallel.context > 1) {
     if (!fused) throw ConfigError("--cp", "", "the attention backend has no context parallelism: expected flash or fused");
@@ -417,7 +417,9 @@ Value rotate(MegatronContext& context, const Value& x, std::uint64_t heads, std:
   return view(cat(std::array{turned}, by_head), x.shape());
 }
 
-MegatronAttention resolved_attention(const MegatronContext& context) {
+// TE attention/dot_product_attention/utils.py, get_attention_backend: cuDNN's where it can, from Hopper on; a deterministic
+// backward may rule it out; FlashAttention 2 has one size of head.
+MegatronAttention resolved_attention(const MegatronContext& context, const CoreAttention& sizes) {
   const MegatronClient& m = context.megatron();
   if (!m.transformer_engine) return MegatronAttention::local;
   if (m.attention == MegatronAttention::local) return MegatronAttention::unfused;
@@ -433,7 +435,8 @@ MegatronAttention resolved_attention(const MegatronContext& context) {
     }
   }
   if (m.padding_mask) return MegatronAttention::unfused;
-  return m.nondeterministic_allowed ? MegatronAttention::fused : MegatronAttention::flash;
+  const bool flash_can = sizes.head == sizes.value;
+  return m.nondeterministic_allowed || !flash_can ? MegatronAttention::fused : MegatronAttention::flash;
 }
 
 Value core_attention(MegatronContext& context, const Value& q, const Value& k, const Value& v,

@@ -87,7 +87,7 @@ struct CoreAttention {
 // softmax(q k^T) v by the backend that the client chooses: what goes into the output projection.
 Value core_attention(MegatronContext& context, const Value& q, const Value& k, const Value& v,
                      const CoreAttention& sizes);
-MegatronAttention resolved_attention(const MegatronContext& context);
+MegatronAttention resolved_attention(const MegatronContext& context, const CoreAttention& sizes);
 
 // Loss of the tokens from the output layer's product, with all of a rank's vocabulary.
 Value vocabulary_loss(MegatronContext& context, const Value& hidden, std::uint64_t vocabulary);

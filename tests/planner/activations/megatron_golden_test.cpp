@@ -262,27 +262,36 @@ TEST(MegatronActivationsGolden, FunctionalTests) {
   EXPECT_LE(quantile(replayed, 0.9), 2.0);
 }
 
-// docs/b200 of SimuMax: Megatron-LM 23e00ed with Transformer Engine 2.11, Llama 3 at full width with few layers. Flags by its
-// launch scripts; the vocabulary is the tokenizer's 128256 and one for the end of documents.
-std::string simumax_arguments(const json::object& row) {
-  const json::object& config = row.at("config").as_object();
-  const bool large = std::string(row.at("model").as_string()).find("405") != std::string::npos;
-  const std::string parallel(config.at("parallel").as_string());
-  const std::uint64_t tensor = std::stoul(parallel.substr(2));
+// docs/b200 of SimuMax: Megatron-LM 23e00ed with Transformer Engine 2.11, Llama 3 at full width with few layers on 8 GPUs.
+struct SimuMaxRow {
+  bool large = false;  // 405B instead of 70B
+  std::uint64_t tensor = 1;
+  std::uint64_t pipeline = 1;
+  std::uint64_t context = 1;
+  std::uint64_t sequence = 4096;
+  std::uint64_t micro_batches = 4;
+  double gib = 0;  // peak allocated of the fullest rank
+
+  std::uint64_t data() const { return 8 / tensor / pipeline / context; }
+};
+
+// Flags by its launch scripts; the vocabulary is the tokenizer's 128256 and one for the end of documents.
+MeasuredRun simumax_run(const SimuMaxRow& row) {
   const json::object arguments{
-      {"num-layers", config.at("layers")},
-      {"hidden-size", large ? 16384 : 8192},
-      {"ffn-hidden-size", large ? 53248 : 28672},
-      {"num-attention-heads", large ? 128 : 64},
+      {"num-layers", row.large ? 4 : 12},
+      {"hidden-size", row.large ? 16384 : 8192},
+      {"ffn-hidden-size", row.large ? 53248 : 28672},
+      {"num-attention-heads", row.large ? 128 : 64},
       {"group-query-attention", true},
-      {"num-query-groups", large ? 16 : 8},
-      {"seq-length", config.at("seq")},
-      {"max-position-embeddings", config.at("seq")},
+      {"num-query-groups", row.large ? 16 : 8},
+      {"seq-length", row.sequence},
+      {"max-position-embeddings", row.sequence},
       {"micro-batch-size", 1},
-      {"global-batch-size", number(config.at("micro_batch_num")) * (8 / tensor / number(config.at("cp")))},
-      {"tensor-model-parallel-size", tensor},
-      {"context-parallel-size", config.at("cp")},
-      {"sequence-parallel", tensor > 1},
+      {"global-batch-size", row.micro_batches * row.data()},
+      {"tensor-model-parallel-size", row.tensor},
+      {"pipeline-model-parallel-size", row.pipeline},
+      {"context-parallel-size", row.context},
+      {"sequence-parallel", row.tensor > 1},
       {"cp-comm-type", "a2a"},
       {"vocab-size", 128257},
       {"swiglu", true},
@@ -299,7 +308,41 @@ std::string simumax_arguments(const json::object& row) {
       {"bf16", true}};
   // What PyTorch 2.9 took on Blackwell by itself (ATen/cuda/CublasHandlePool.cpp).
   const json::object environment{{"CUBLAS_WORKSPACE_CONFIG", ":4096:2:16:8"}};
-  return json::serialize(json::object{{"args", arguments}, {"env", environment}});
+  MeasuredRun run = run_of(json::serialize(json::object{{"args", arguments}, {"env", environment}}), "simumax",
+                           row.data() * row.context);
+  run.machine.generation = GpuGeneration::blackwell;
+  return run;
+}
+
+// Of the fullest rank.
+Prediction worst_stage(const MeasuredRun& run, bool verbose) {
+  Prediction worst;
+  for (std::size_t stage = 0; stage < run.setup.parallel.pipeline; ++stage) {
+    const Prediction each = predict(run, stage, verbose);
+    if (each.peak > worst.peak) worst = each;
+  }
+  return worst;
+}
+
+// The dense rows of its table b200_release_v1.2_summary.md, which are rounded to 0.01 GiB.
+TEST(MegatronPublished, SimuMaxDenseRows) {
+  constexpr double kGiB = 1024 * kMiB;
+  for (const SimuMaxRow& row :
+       {SimuMaxRow{.pipeline = 2, .gib = 66.55}, SimuMaxRow{.tensor = 2, .gib = 60.68},
+        SimuMaxRow{.tensor = 4, .gib = 39.07}, SimuMaxRow{.tensor = 8, .gib = 28.29},
+        SimuMaxRow{.large = true, .pipeline = 2, .gib = 87.08}, SimuMaxRow{.large = true, .tensor = 2, .gib = 81.59},
+        SimuMaxRow{.large = true, .tensor = 4, .gib = 52.89}, SimuMaxRow{.large = true, .tensor = 8, .gib = 38.57},
+        SimuMaxRow{.tensor = 2, .context = 4, .sequence = 32768, .gib = 68.43},
+        SimuMaxRow{.context = 8, .sequence = 32768, .gib = 104.51},
+        SimuMaxRow{.large = true, .tensor = 2, .context = 4, .sequence = 32768, .gib = 87.03},
+        SimuMaxRow{.large = true, .context = 8, .sequence = 32768, .gib = 139.22},
+        SimuMaxRow{.tensor = 2, .context = 4, .sequence = 131072, .gib = 112.67},
+        SimuMaxRow{.context = 8, .sequence = 131072, .gib = 147.99},
+        SimuMaxRow{.large = true, .tensor = 2, .context = 4, .sequence = 131072, .gib = 118.13}}) {
+    const double predicted = worst_stage(simumax_run(row), false).peak / kGiB;
+    EXPECT_NEAR(predicted, row.gib, 0.01) << (row.large ? "405B tp" : "70B tp") << row.tensor << " pp" << row.pipeline
+                                          << " cp" << row.context << " of " << row.sequence;
+  }
 }
 
 TEST(MegatronActivationsGolden, SimuMaxOnB200) {
@@ -307,11 +350,16 @@ TEST(MegatronActivationsGolden, SimuMaxOnB200) {
   ASSERT_FALSE(rows.as_array().empty());
   for (const json::value& value : rows.as_array()) {
     const json::object& row = value.as_object();
-    const std::string name(row.at("config").at("case").as_string());
-    const std::string parallel(row.at("config").at("parallel").as_string());
-    MeasuredRun run = run_of(simumax_arguments(row), name, 8 / std::stoul(parallel.substr(2)));
-    run.machine.generation = GpuGeneration::blackwell;
-    const Prediction predicted = predict(run, 0, verbose_for(name));
+    const json::object& config = row.at("config").as_object();
+    const std::string name(config.at("case").as_string());
+    const std::string parallel(config.at("parallel").as_string());
+    const MeasuredRun run =
+        simumax_run({.large = std::string(row.at("model").as_string()).find("405") != std::string::npos,
+                     .tensor = std::stoul(parallel.substr(2)),
+                     .context = number(config.at("cp")),
+                     .sequence = number(config.at("seq")),
+                     .micro_batches = number(config.at("micro_batch_num"))});
+    const Prediction predicted = worst_stage(run, verbose_for(name));
     double measured = 0;
     double reserved = 0;
     for (const auto& rank : row.at("extra").at("measured_by_rank_mb").as_object()) {
