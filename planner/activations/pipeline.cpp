@@ -61,10 +61,42 @@ bool has_order(const Parallelism& p) {
   return schedule == PipelineSchedule::one_f_one_b || schedule == PipelineSchedule::interleaved;
 }
 
-void append(UnitRun part, std::uint64_t first, std::uint64_t count, Catalog& chunk) {
-  part.first_number = first;
-  part.count = count;
-  chunk.runs.push_back(std::move(part));
+// The blocks that a pipeline is cut along: the last stack but for the depths of multi-token prediction.
+std::string main_stack(const Catalog& catalog) {
+  std::string stack;
+  for (const UnitRun& run : catalog.runs) {
+    if (run.numbered && !run.name.starts_with("mtp.")) stack = run.name;
+  }
+  return stack;
+}
+
+bool is_layer(const UnitRun& run, const std::string& stack) {
+  return run.numbered && run.name == stack;
+}
+
+// Pieces of the model that a rank holds, in order.
+std::vector<std::uint64_t> pieces_of_rank(const Parallelism& p, std::uint64_t rank) {
+  if (resolved_schedule(p) == PipelineSchedule::dualpipe) {
+    const std::uint64_t other = p.pipeline - 1 - rank;
+    return {std::min(rank, other), std::max(rank, other)};
+  }
+  std::vector<std::uint64_t> pieces;
+  for (std::uint64_t v = 0; v < p.virtual_stages; ++v) pieces.push_back(v * p.pipeline + rank);
+  return pieces;
+}
+
+// The part of a rank's layers whose numbers are in [begin, end).
+void append_layers(const Catalog& held, const std::string& stack, std::uint64_t begin, std::uint64_t end,
+                   Catalog& chunk) {
+  for (const UnitRun& run : held.runs) {
+    if (!is_layer(run, stack)) continue;
+    const std::uint64_t first = std::max(begin, run.first_number);
+    const std::uint64_t last = std::min(end, run.first_number + run.count);
+    if (first >= last) continue;
+    chunk.runs.push_back(run);
+    chunk.runs.back().first_number = first;
+    chunk.runs.back().count = last - first;
+  }
 }
 
 }  // namespace
@@ -109,56 +141,38 @@ HeldChunks most_held(const Parallelism& p, std::uint64_t rank, std::uint64_t mic
   return most;
 }
 
-std::vector<Catalog> chunks_of(const Model& model, const Catalog& held, const Parallelism& p) {
-  const std::uint64_t count = chunks_of_rank(p);
-  if (count == 1) return {held};
-  std::string stack;
-  for (const UnitRun& run : held.runs) {
-    if (run.numbered && run.name != "mtp.layers") stack = run.name;
-  }
+std::vector<Catalog> chunks_of(const Model& model, const Catalog& held, const Parallelism& p, std::uint64_t rank) {
+  const std::vector<std::uint64_t> pieces = pieces_of_rank(p, rank);
+  if (pieces.size() == 1) return {held};
+  const std::string stack = main_stack(model.catalog);
   std::uint64_t layers = 0;
   std::uint64_t first_number = 0;
   for (const UnitRun& run : model.catalog.runs) {
-    if (!run.numbered || run.name != stack) continue;
+    if (!is_layer(run, stack)) continue;
     if (layers == 0) first_number = run.first_number;
     layers += run.count;
   }
-  // Pieces of the whole model, in order, of which the rank holds some.
+  const std::vector<std::uint64_t> counts = layers_of_pieces(layers, p);
   Catalog empty = held;
   empty.runs.clear();
-  std::vector<Catalog> chunks;
-  const std::vector<std::uint64_t> pieces = layers_of_pieces(layers, p);
-  std::uint64_t begin = first_number;
-  for (const std::uint64_t piece : pieces) {
-    Catalog chunk = empty;
+  std::vector<Catalog> chunks(pieces.size(), empty);
+  const auto first_layer = std::find_if(held.runs.begin(), held.runs.end(),
+                                        [&](const UnitRun& run) { return is_layer(run, stack); });
+  for (std::size_t c = 0; c < pieces.size(); ++c) {
+    const bool first = pieces[c] == 0;
+    const bool last = pieces[c] + 1 == counts.size();
+    // What is before the layers is with the first piece of all, what is behind them with the last.
+    for (auto run = held.runs.begin(); first && run != held.runs.end() && run->name != kHeadUnit; ++run) {
+      if (run >= first_layer) break;
+      chunks[c].runs.push_back(*run);
+    }
+    const std::uint64_t begin = std::accumulate(
+        counts.begin(), counts.begin() + static_cast<std::ptrdiff_t>(pieces[c]), first_number);
+    append_layers(held, stack, begin, begin + counts[pieces[c]], chunks[c]);
     for (const UnitRun& run : held.runs) {
-      if (!run.numbered || run.name != stack) continue;
-      const std::uint64_t first = std::max(begin, run.first_number);
-      const std::uint64_t end = std::min(begin + piece, run.first_number + run.count);
-      if (first < end) append(run, first, end - first, chunk);
+      const bool behind = run.name == kHeadUnit || run.name.starts_with("mtp.");
+      if (last && behind) chunks[c].runs.push_back(run);
     }
-    begin += piece;
-    if (!chunk.runs.empty()) chunks.push_back(std::move(chunk));
-  }
-  // What is outside of the layers is with the first or the last piece, which may have no layers.
-  std::vector<UnitRun> before;
-  std::vector<UnitRun> after;
-  bool seen = false;
-  for (const UnitRun& run : held.runs) {
-    if (run.numbered && run.name == stack) {
-      seen = true;
-      continue;
-    }
-    const bool is_head = run.name == kHeadUnit || run.name.starts_with("mtp.");
-    (seen || is_head ? after : before).push_back(run);
-  }
-  if (!before.empty()) {
-    if (pieces.front() == 0 || chunks.empty()) chunks.insert(chunks.begin(), empty);
-    chunks.front().runs.insert(chunks.front().runs.begin(), before.begin(), before.end());
-  }
-  if (!after.empty()) {
-    if (pieces.back() == 0 || chunks.empty()) chunks.push_back(empty);
-    chunks.back().runs.insert(chunks.back().runs.end(), after.begin(), after.end());
   }
   return chunks;
 }

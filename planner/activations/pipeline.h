@@ -44,8 +44,9 @@ HeldChunks held_while(const Parallelism& parallelism, std::uint64_t rank, std::u
 HeldChunks most_held(const Parallelism& parallelism, std::uint64_t rank, std::uint64_t micro_batches);
 
 // The chunks that a rank holds of the model, each as a catalog of its own, in order. `held` is that of the rank
-// (planner/parallel.h). One that stands for the embedding or the loss alone has no layers.
-std::vector<Catalog> chunks_of(const Model& model, const Catalog& held, const Parallelism& parallelism);
+// (planner/parallel.h). One that stands for the embedding or the loss alone has no layers; a layout may leave one empty.
+std::vector<Catalog> chunks_of(const Model& model, const Catalog& held, const Parallelism& parallelism,
+                               std::uint64_t rank);
 
 struct PipelinePeak {
   ActivityPeak peak;          // what is held of all micro-batches together

@@ -30,6 +30,12 @@ bool query_is_copied(std::uint64_t heads, std::uint64_t groups) {
   return heads > groups && groups > 1;
 }
 
+// A norm of its own for each head, of a dense copy (attention.py, q_layernorm).
+Value norm_heads(MegatronContext& context, const MegatronLayer& layer, const Value& x, std::uint64_t heads) {
+  const Value rows = view(contiguous(x), {x.size(0) * heads, layer.head});
+  return view(norm(context, rows, layer.rms_norm), x.shape());
+}
+
 Value self_attention(MegatronContext& context, const MegatronLayer& layer, const Value& x) {
   const std::uint64_t heads = layer.heads / context.tensor();
   const std::uint64_t groups = part(layer.kv_heads, context.tensor());
@@ -48,11 +54,16 @@ Value self_attention(MegatronContext& context, const MegatronLayer& layer, const
     const Value mixed = column_linear(context, x, widths[0] + widths[1] + widths[2], after_norm(context));
     qkv = split(mixed, widths);
   }
+  if (layer.qk_norm) {
+    qkv[0] = norm_heads(context, layer, qkv[0], heads);
+    qkv[1] = norm_heads(context, layer, qkv[1], groups);
+    sizes.q_view = sizes.k_view = false;
+  }
   if (layer.rotary) {
     qkv[0] = rotate(context, qkv[0], heads, layer.head);
     qkv[1] = rotate(context, qkv[1], groups, layer.head);
     sizes.q_view = sizes.k_view = false;
-  } else if (query_is_copied(heads, groups)) {
+  } else if (sizes.q_view && query_is_copied(heads, groups)) {
     qkv[0] = contiguous(qkv[0]);
     sizes.q_view = false;
   }

@@ -67,7 +67,12 @@ class Forward {
 
  private:
   const MegatronClient& m() const { return c_.megatron(); }
-  bool rms() const { return !layers_.empty() && layers_.front().second.rms_norm; }
+  bool rms() const {
+    return std::any_of(model_.modules.begin(), model_.modules.end(), [](const ModuleRun& run) {
+      return std::any_of(run.modules.begin(), run.modules.end(),
+                         [](const Module& module) { return module.kind == ModuleKind::rms_norm; });
+    });
+  }
 
   // A leaf that needs a gradient, which is handed back to the stage before.
   Value received() {
@@ -231,6 +236,7 @@ Bytes mask_bytes(const MegatronContext& context) {
 std::string megatron_refuses(const Model& model, const Catalog& held) {
   for (const UnitRun& run : held.runs) {
     if (!run.numbered) continue;
+    if (run.name.starts_with("mtp.")) return "profile megatron does not know multi-token prediction yet";
     const ModuleRun* modules = modules_of(model, run);
     if (modules == nullptr || !megatron_layer(modules->modules)) {
       return fmt::format("profile megatron does not know the layers of {} ({})", run.name, model.catalog.family);

@@ -65,7 +65,9 @@ std::optional<MegatronLayer> megatron_layer(const Modules& modules) {
       layer.rotary = sizes.rotary;
     }
     if (module.kind == ModuleKind::rms_norm) layer.rms_norm = true;
-    if (module.kind == ModuleKind::rms_norm || module.kind == ModuleKind::layer_norm) any_norm = true;
+    const bool norm = module.kind == ModuleKind::rms_norm || module.kind == ModuleKind::layer_norm;
+    if (norm && (module.name.ends_with("q_layernorm") || module.name.ends_with("q_norm"))) layer.qk_norm = true;
+    any_norm = any_norm || norm;
     if (module.kind == ModuleKind::linear && has_bias(module)) layer.bias = true;
     if (module.kind == ModuleKind::multiply && !names(module, "scale")) layer.gated = true;
     if (module.kind != ModuleKind::activation || module.output <= 1) continue;

@@ -20,6 +20,7 @@ struct MegatronLayer {
   bool rotary = false;
   bool rms_norm = false;
   bool bias = false;
+  bool qk_norm = false;          // on each head of queries and keys
   bool cross_attention = false;  // to an encoder's output, between self-attention and MLP
 
   struct Latent {

@@ -146,7 +146,7 @@ Prediction predict(const MeasuredRun& run, std::size_t stage, bool verbose) {
   }
   std::vector<Activity> activities;
   std::deque<autograd::Tape> tapes;
-  for (const Catalog& chunk : chunks_of(run.model, kind.catalog, run.setup.parallel)) {
+  for (const Catalog& chunk : chunks_of(run.model, kind.catalog, run.setup.parallel, stage)) {
     const ActivityResult activity =
         activity_of(run.model, chunk, run.setup, run.client, {.keeps_gradients = false});
     if (!activity.activity) throw ConfigError("activities", "", activity.unknown_because);

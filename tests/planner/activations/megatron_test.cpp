@@ -6,6 +6,7 @@
 #include "planner/activations/pipeline.h"
 #include "planner/activations/profiles.h"
 #include "planner/families/megatron.h"
+#include "planner/formats/hf_config.h"
 #include "planner/parallel.h"
 
 namespace shardplan {
@@ -146,6 +147,39 @@ TEST(MegatronLayers, LlamaOnCudnn) {
   // Grouped: keys and values of 4 heads.
   rig.sizes.query_groups = 4;
   EXPECT_EQ(rig.layer(), 12 * kSbh + 4 * kSbh / 4 + 6 * 4 * kSbh + kStatistics / 2 + kLogSumExp + kRandomState);
+}
+
+// The same layers from a file of Hugging Face's, whose modules have other names.
+TEST(MegatronLayers, FromAnyFile) {
+  Rig rig = Rig().llama();
+  rig.sizes.query_groups = 4;
+  const Model model = model_from_hf_config(R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"],
+      "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6, "num_attention_heads": 16,
+      "num_key_value_heads": 4, "vocab_size": 51200, "max_position_embeddings": 512})", "config.json");
+  const ActivityResult from_file =
+      activity_of(model, model.catalog, rig.setup, rig.client, {.rounding = 1, .keeps_gradients = false});
+  ASSERT_TRUE(from_file.activity) << from_file.unknown_because;
+  const Activity own = rig.activity();
+  EXPECT_EQ(sum(peak_of(*from_file.activity).held), sum(peak_of(own).held));
+  EXPECT_EQ(sum(after_forward(*from_file.activity)), sum(after_forward(own)));
+}
+
+// A copy of each head of queries and keys, its statistic, and what the norm makes of it (the rotation's copy aside).
+TEST(MegatronLayers, NormsOnHeads) {
+  Rig rig = Rig().llama();
+  rig.client.megatron.attention = MegatronAttention::fused;
+  const std::uint64_t without = rig.layer();
+  rig.sizes.qk_norm = true;
+  EXPECT_EQ(rig.layer(), without + 2 * 2 * kSbh + 2 * 4 * kSequence * kBatch * kHeads);
+}
+
+TEST(MegatronLayers, WhatIsNotKnownIsSaid) {
+  Rig rig;
+  rig.sizes.prediction_layers = 1;
+  const Model model = megatron_model("m", rig.sizes);
+  const ActivityResult result = activity_of(model, model.catalog, rig.setup, rig.client);
+  EXPECT_FALSE(result.activity);
+  EXPECT_NE(result.unknown_because.find("multi-token"), std::string::npos);
 }
 
 // FlashAttention 2 has the batch first: its output is there twice. With one sequence nothing has to move.

@@ -89,16 +89,32 @@ TEST(Pipeline, ChunksOfARank) {
   shardplan::Setup setup;
   setup.parallel = {.pipeline = 2, .virtual_stages = 2};
   const std::vector<RankKind> kinds = kinds_of_ranks(model, setup);
-  const std::vector<Catalog> first = chunks_of(model, kinds[0].catalog, setup.parallel);
+  const std::vector<Catalog> first = chunks_of(model, kinds[0].catalog, setup.parallel, 0);
   ASSERT_EQ(first.size(), 2U);
   EXPECT_EQ(first[0].runs.size(), 2U);  // embedding, layers 0 and 1
   EXPECT_EQ(first[1].runs.size(), 1U);
   EXPECT_EQ(first[1].runs[0].first_number, 4U);
-  const std::vector<Catalog> last = chunks_of(model, kinds[1].catalog, setup.parallel);
+  const std::vector<Catalog> last = chunks_of(model, kinds[1].catalog, setup.parallel, 1);
   ASSERT_EQ(last.size(), 2U);
   EXPECT_EQ(last[0].runs.size(), 1U);
   EXPECT_EQ(last[1].runs.size(), 2U);
   EXPECT_EQ(last[1].runs[0].first_number, 6U);
+  // A layout may leave a piece empty, and one with the head alone.
+  setup.parallel.piece_layers = {3, 5, 0, 0};
+  const std::vector<RankKind> uneven = kinds_of_ranks(model, setup);
+  const std::vector<Catalog> with_head = chunks_of(model, uneven[1].catalog, setup.parallel, 1);
+  ASSERT_EQ(with_head.size(), 2U);
+  EXPECT_EQ(with_head[0].runs[0].count, 5U);
+  ASSERT_EQ(with_head[1].runs.size(), 1U);
+  EXPECT_EQ(with_head[1].runs[0].name, "head");
+  EXPECT_TRUE(chunks_of(model, uneven[0].catalog, setup.parallel, 0)[1].runs.empty());
+  // DualPipe: stages r and P - 1 - r.
+  setup.parallel = {.pipeline = 4, .schedule = PipelineSchedule::dualpipe};
+  const std::vector<Catalog> both = chunks_of(model, kinds_of_ranks(model, setup)[0].catalog, setup.parallel, 0);
+  ASSERT_EQ(both.size(), 2U);
+  EXPECT_EQ(both[0].runs[0].name, "embedding");
+  EXPECT_EQ(both[1].runs.back().name, "head");
+  EXPECT_EQ(both[1].runs[0].first_number, 6U);
 }
 
 // The rank's peak is the chunk's own and what the others have under way.
