@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "planner/activations/megatron_client.h"
+
 namespace shardplan {
 
 // Whose model code. docs/memory_model.md says which versions each describes.
@@ -43,6 +45,7 @@ struct ClientSetup {
   std::uint64_t recompute_every = 1;
   std::uint64_t micro_batch = 1;
   std::uint64_t sequence = 0;  // tokens
+  MegatronClient megatron{};   // of profile megatron
   bool operator==(const ClientSetup&) const = default;
 };
 

@@ -10,6 +10,7 @@
 #include "planner/formats/countable.h"
 #include "planner/formats/file.h"
 #include "planner/formats/megatron_arguments.h"
+#include "planner/formats/megatron_client.h"
 #include "planner/formats/megatron_sizes.h"
 #include "planner/formats/near_names.h"
 #include "planner/formats/yaml.h"
@@ -25,13 +26,12 @@ constexpr std::uint64_t kMostRanks = 1'000'000;
 // Change memory, and no part of the plan knows them.
 constexpr std::string_view kNotCounted =
     " "
-    "cpu-offloading-num-layers cross-entropy-loss-fusion cuda-graph-impl cuda-graph-modules "
+    "cpu-offloading-num-layers cuda-graph-impl cuda-graph-modules "
     "cuda-graph-scope defer-embedding-wgrad-compute distribute-saved-activations enable-cuda-graph "
-    "expert-tensor-parallel-num-weight-shards fine-grained-activation-offloading fp32-residual-connection "
-    "fp4-format fp4-param-gather heterogeneous-layers-config-path mamba-int-list "
-    "moe-expert-capacity-factor moe-expert-int-list moe-pad-expert-input-to-capacity nccl-ub "
+    "expert-tensor-parallel-num-weight-shards fine-grained-activation-offloading fp4-format fp4-param-gather "
+    "heterogeneous-layers-config-path mamba-int-list moe-expert-int-list nccl-ub "
     "overlap-moe-expert-parallel-comm pipeline-model-parallel-layout reuse-grad-buf-for-mxfp8-param-ag "
-    "tensor-parallel-num-weight-shards tp-comm-overlap ";
+    "tensor-parallel-num-weight-shards ";
 
 // Decide no bytes that are planned: by name, and by how they begin.
 constexpr std::string_view kNoBytes =
@@ -248,23 +248,11 @@ void read_engine(Arguments& a, TrainingConfig& config) {
   config.fsdp2.emplace().reshard_after_forward = !kept;
 }
 
-void read_recompute(Arguments& a, const MegatronSizes& sizes, TrainingConfig& config) {
+// How, and of which modules, is the client's (megatron_client.h).
+void read_recompute(Arguments& a, TrainingConfig& config) {
   constexpr const char* kName = "recompute-granularity";
   const std::string word = a.word_or(kName, a.flag("recompute-activations") ? "selective" : "", {"full", "selective"});
-  const auto modules = a.text("recompute-modules");
-  const std::string method = a.word_or("recompute-method", "uniform", {"uniform", "block"});
-  const std::uint64_t layers = a.positive_or("recompute-num-layers", 1);
   if (word == "full") config.recompute = said(Recompute::full, a.key(kName));
-  if (word == "full" && (method == "block" ? layers < sizes.layers : layers > 1)) {
-    config.notes.push_back(
-        fmt::format("recompute-method {} with {} layers is planned as if every layer were "
-                    "recomputed by itself",
-                    method, layers));
-  }
-  if (word == "selective") {
-    config.notes.push_back(fmt::format("recompute-granularity selective{} changes activations and is not counted",
-                                       modules ? " of " + *modules : ""));
-  }
 }
 
 // The parts of a file.
@@ -339,7 +327,8 @@ MegatronRun read_megatron_args(JsonView root) {
   read_sharding(arguments, config, options);
   read_optimizer(arguments, config, options);
   read_engine(arguments, config);
-  read_recompute(arguments, run.sizes, config);
+  read_recompute(arguments, config);
+  run.client = read_megatron_client(arguments, parts.environment, run.sizes);
   add_unused(arguments, config.notes);
   try {
     run.model = megatron_model(last_part(root.source()), run.sizes);

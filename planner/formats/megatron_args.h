@@ -22,6 +22,7 @@
 #include <string>
 #include <string_view>
 
+#include "planner/activations/client.h"
 #include "planner/families/megatron.h"
 #include "planner/formats/json.h"
 #include "planner/formats/training_config.h"
@@ -32,6 +33,7 @@ struct MegatronRun {
   MegatronSizes sizes;
   Model model;  // megatron_model of them, named after the file
   TrainingConfig config;
+  ClientSetup client;  // whose activations: profile megatron
 };
 
 // `source` names the text in errors and is the model's name. Throws ConfigError.

@@ -288,7 +288,7 @@ recompute-num-layers: 1
 lr: 1e-4
 save: /checkpoints
 num-workerz: 3
-tp-comm-overlap: true
+nccl-ub: true
 swiglu: false
 )")
                                     .config;
@@ -311,7 +311,7 @@ swiglu: false
   EXPECT_EQ(options.optimizer_offload_fraction, 0.5);
   EXPECT_TRUE(has_note(config, "arguments that decide no bytes: lr, overlap-param-gather, save"));
   EXPECT_TRUE(has_note(config, "num-workerz is not known here and not used"));
-  EXPECT_TRUE(has_note(config, "tp-comm-overlap changes memory and is not counted"));
+  EXPECT_TRUE(has_note(config, "nccl-ub changes memory and is not counted"));
 }
 
 TEST(MegatronArgs, GradientsAndSharding) {
