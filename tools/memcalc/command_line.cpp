@@ -600,6 +600,8 @@ CommandLine read_command_line(std::vector<std::string> words) {
     parser.read(std::move(words));
   } catch (const CLI::ParseError& error) {
     throw config_error(error);
+  } catch (const ConfigError& error) {
+    throw told_of_file(error, parser.line.plan);
   }
   return std::move(parser.line);
 }
