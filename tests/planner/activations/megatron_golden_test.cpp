@@ -20,7 +20,6 @@
 #include "planner/activations/profiles.h"
 #include "planner/engines/megatron.h"
 #include "planner/formats/megatron_args.h"
-#include "planner/formats/megatron_client.h"
 #include "planner/parallel.h"
 
 namespace shardplan {
@@ -62,10 +61,9 @@ struct MeasuredRun {
 MeasuredRun run_of(const std::string& text, const std::string& name, std::uint64_t world) {
   MegatronRun read = read_megatron_args(text, name);
   const JsonDocument document(text, name);
-  MegatronArguments arguments(document.root()["args"]);
   const JsonView environment = document.root()["env"];
   MeasuredRun run;
-  run.client = read_megatron_client(arguments, environment, read.sizes);
+  run.client = read.client;
   run.model = std::move(read.model);
   const TrainingConfig& config = read.config;
   Setup& setup = run.setup;
