@@ -44,7 +44,7 @@ void add_client(DeviceMemory& device, const EngineHolds& engine, const ClientHol
   PeakMemory computing = engine.computing;
   add(computing.activations, held(worst.held, Purpose::activation));
   add(computing.loss, held(worst.held, Purpose::loss));
-  add(computing.workspace, held(worst.held, Purpose::workspace) + client.workspaces);
+  add(computing.workspace, held(worst.held, Purpose::workspace) + client.workspaces + client.in_step);
   const Bytes gradients = held(worst.held, Purpose::gradient);
   add(computing.gradients,
       engine.growing_gradient_share
@@ -54,11 +54,12 @@ void add_client(DeviceMemory& device, const EngineHolds& engine, const ClientHol
   add(computing.activations, client.waiting_micro_batches * held(waiting, Purpose::activation));
   add(computing.loss, client.waiting_micro_batches * held(waiting, Purpose::loss));
   PeakMemory updating = engine.updating;
-  add(updating.workspace, client.workspaces);
+  add(updating.workspace, client.workspaces + client.between_steps);
   add(updating.activations, Bytes{});
   add(updating.loss, Bytes{});
 
-  if (device.allocated_after_step) device.allocated_after_step = *device.allocated_after_step + client.workspaces;
+  if (device.allocated_after_step)
+    device.allocated_after_step = *device.allocated_after_step + client.workspaces + client.between_steps;
   const bool in_update = sum(updating) > sum(computing);
   device.at_peak = in_update ? updating : computing;
   device.peak_allocated = sum(device.at_peak);

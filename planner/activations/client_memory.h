@@ -24,7 +24,9 @@ struct ClientHolds {
   // Micro-batches whose forward has ended and whose backward has not begun, at the worst moment, besides the one that
   // computes: more than none in a pipeline alone.
   std::uint64_t waiting_micro_batches = 0;
-  Bytes workspaces;  // of libraries, all the time
+  Bytes workspaces;       // of libraries and of the client itself, all the time
+  Bytes in_step{};        // while the model computes: a batch
+  Bytes between_steps{};  // what the next step lets go of
 };
 
 ClientHolds holds_of(const Activity& activity);
