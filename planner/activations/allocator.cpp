@@ -43,8 +43,10 @@ class Replay {
   void run(std::size_t end) {
     for (; next_ < end; ++next_) {
       const Event& event = tape_->events()[next_];
-      if (event.allocated) blocks_[event.storage] = allocator_->allocate(Bytes{tape_->storages()[event.storage].bytes});
-      else allocator_->free(blocks_[event.storage]);
+      if (event.allocated)
+        blocks_[event.storage] = allocator_->allocate(Bytes{tape_->storages()[event.storage].bytes});
+      else
+        allocator_->free(blocks_[event.storage]);
       live_[event.storage] = event.allocated;
     }
   }
@@ -81,8 +83,10 @@ void CachingAllocator::set_free(Handle handle, bool free) {
   if (block.free == free) return;
   block.free = free;
   const Place place{block.size, block.address, handle};
-  if (free) pool(block.small).free.insert(place);
-  else pool(block.small).free.erase(place);
+  if (free)
+    pool(block.small).free.insert(place);
+  else
+    pool(block.small).free.erase(place);
 }
 
 CachingAllocator::Handle CachingAllocator::find(std::uint64_t size, bool small) {

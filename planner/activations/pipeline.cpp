@@ -156,8 +156,8 @@ std::vector<Catalog> chunks_of(const Model& model, const Catalog& held, const Pa
   Catalog empty = held;
   empty.runs.clear();
   std::vector<Catalog> chunks(pieces.size(), empty);
-  const auto first_layer = std::find_if(held.runs.begin(), held.runs.end(),
-                                        [&](const UnitRun& run) { return is_layer(run, stack); });
+  const auto first_layer =
+      std::find_if(held.runs.begin(), held.runs.end(), [&](const UnitRun& run) { return is_layer(run, stack); });
   for (std::size_t c = 0; c < pieces.size(); ++c) {
     const bool first = pieces[c] == 0;
     const bool last = pieces[c] + 1 == counts.size();
@@ -166,8 +166,8 @@ std::vector<Catalog> chunks_of(const Model& model, const Catalog& held, const Pa
       if (run >= first_layer) break;
       chunks[c].runs.push_back(*run);
     }
-    const std::uint64_t begin = std::accumulate(
-        counts.begin(), counts.begin() + static_cast<std::ptrdiff_t>(pieces[c]), first_number);
+    const std::uint64_t begin =
+        std::accumulate(counts.begin(), counts.begin() + static_cast<std::ptrdiff_t>(pieces[c]), first_number);
     append_layers(held, stack, begin, begin + counts[pieces[c]], chunks[c]);
     for (const UnitRun& run : held.runs) {
       const bool behind = run.name == kHeadUnit || run.name.starts_with("mtp.");

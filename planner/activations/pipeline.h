@@ -49,9 +49,9 @@ std::vector<Catalog> chunks_of(const Model& model, const Catalog& held, const Pa
                                std::uint64_t rank);
 
 struct PipelinePeak {
-  ActivityPeak peak;          // what is held of all micro-batches together
-  std::uint64_t chunk = 0;    // in whose pass
-  HeldChunks held;            // at that moment
+  ActivityPeak peak;        // what is held of all micro-batches together
+  std::uint64_t chunk = 0;  // in whose pass
+  HeldChunks held;          // at that moment
 };
 // The worst moment of a rank: of `chunks`, the activity of one micro-batch in each, with the micro-batches in flight.
 PipelinePeak peak_of(std::span<const Activity> chunks, const Parallelism& parallelism, std::uint64_t rank,

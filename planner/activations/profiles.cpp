@@ -7,20 +7,28 @@
 
 namespace shardplan {
 
+namespace {
+
+using namespace autograd;
+
+ActivityResult megatron_activity(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
+                                 const TapeOptions& options) {
+  if (const std::string why = megatron_refuses(model, held); !why.empty()) return {{}, why};
+  Tape tape(options);
+  ActivityResult result;
+  result.activity.emplace();
+  run_megatron(tape, model, held, setup, client, &result.activity->saved);
+  result.activity->spans = spans_of(tape);
+  return result;
+}
+
+}  // namespace
+
 ActivityResult activity_of(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
-                           const autograd::TapeOptions& options) {
-  using namespace autograd;
+                           const TapeOptions& options) {
   if (model.modules.empty()) return {{}, "only the model's tensors are known, not what its forward does with them"};
   if (client.sequence == 0) return {{}, "the sequence length is not known (--seq)"};
-  if (client.profile == Profile::megatron) {
-    if (const std::string why = megatron_refuses(model, held); !why.empty()) return {{}, why};
-    Tape tape(options);
-    ActivityResult result;
-    result.activity.emplace();
-    run_megatron(tape, model, held, setup, client, &result.activity->saved);
-    result.activity->spans = spans_of(tape);
-    return result;
-  }
+  if (client.profile == Profile::megatron) return megatron_activity(model, held, setup, client, options);
   const Parallelism& parallel = setup.parallel;
   if (parallel.tensor > 1 || parallel.context > 1 || parallel.expert > 1) {
     return {{},

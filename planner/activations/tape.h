@@ -220,8 +220,8 @@ class Tape {
   void release(std::uint32_t storage);
   void mark();
   Value leaf(const Value& value);
-  std::vector<Value> recompute(const Function& function, std::span<const Value> inputs, const std::vector<bool>& trained,
-                               Value gradient);
+  std::vector<Value> recompute(const Function& function, std::span<const Value> inputs,
+                               const std::vector<bool>& trained, Value gradient);
   void run(std::size_t first);
   void accumulate(const Edge& edge, Value gradient);
   void accumulate(Value& sum, Value gradient);

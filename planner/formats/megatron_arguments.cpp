@@ -174,23 +174,30 @@ std::optional<std::uint64_t> MegatronArguments::count(std::string_view name, std
   return number(name, 0, largest);
 }
 
-double MegatronArguments::fraction_or(std::string_view name, double absent) {
+std::optional<double> MegatronArguments::real(std::string_view name) {
   const std::optional<JsonView> value = find(name);
-  if (!value) return absent;
-  constexpr const char* kWhat = "a number from 0 to 1";
+  if (!value) return std::nullopt;
+  if (!value->is_string()) return value->as_number();
+  // As the YAML of its text: "0.5", ".5", "1e-1".
+  const std::string text(value->as_string());
+  const bool number = text.find_first_not_of("0123456789.eE+-") == std::string::npos;
+  const JsonDocument document = json_from_yaml(number ? "[" + text + "]" : "[]", map_.source());
   double result = -1;
-  if (value->is_string()) {
-    // As the YAML of its text: "0.5", ".5", "1e-1".
-    const std::string text(value->as_string());
-    const bool number = text.find_first_not_of("0123456789.eE+-") == std::string::npos;
-    const JsonDocument document = json_from_yaml(number ? "[" + text + "]" : "[]", map_.source());
-    for (const JsonView element : document.root().elements()) {
-      if (!element.is_string() && !element.is_null()) result = element.as_number();
-    }
-  } else {
-    result = value->as_number();
+  for (const JsonView element : document.root().elements()) {
+    if (!element.is_string() && !element.is_null()) result = element.as_number();
   }
-  if (!(result >= 0 && result <= 1)) value->fail_expected(kWhat);
+  return result;
+}
+
+double MegatronArguments::fraction_or(std::string_view name, double absent) {
+  const double result = real(name).value_or(absent);
+  if (!(result >= 0 && result <= 1)) fail_expected(name, "a number from 0 to 1");
+  return result;
+}
+
+std::optional<double> MegatronArguments::positive_real(std::string_view name) {
+  const std::optional<double> result = real(name);
+  if (result && !(*result > 0 && *result <= 1e6)) fail_expected(name, "a positive number");
   return result;
 }
 

@@ -31,6 +31,7 @@ class MegatronArguments {
   std::uint64_t required(std::string_view name, std::uint64_t largest = kLargestSize);
   std::optional<std::uint64_t> count(std::string_view name, std::uint64_t largest = kLargestSize);
   double fraction_or(std::string_view name, double absent);  // 0 to 1
+  std::optional<double> positive_real(std::string_view name);
   // One of the words.
   std::string word_or(std::string_view name, std::string_view absent, std::initializer_list<std::string_view> words);
   // Any text. A number, a truth value or a list is shown as it is written.
@@ -51,6 +52,7 @@ class MegatronArguments {
 
  private:
   std::optional<JsonView> find(std::string_view name);
+  std::optional<double> real(std::string_view name);  // -1 for text that is no number
   std::optional<std::uint64_t> number(std::string_view name, std::uint64_t least, std::uint64_t largest);
 
   JsonView map_;

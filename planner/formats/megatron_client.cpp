@@ -61,14 +61,8 @@ void read_experts(Arguments& a, const MegatronSizes& sizes, MegatronClient& m) {
   m.token_dispatcher = dispatcher == "allgather" ? TokenDispatcher::all_gather : TokenDispatcher::all_to_all;
   m.grouped_gemm = sizes.experts && sizes.experts->grouped;
   m.router_fp32 = a.text("moe-router-dtype").value_or("") == "fp32";
-  const auto capacity = a.text("moe-expert-capacity-factor");
-  const bool padded = a.flag("moe-pad-expert-input-to-capacity");
-  if (!capacity || !padded) return;
-  try {
-    m.padded_capacity = std::stod(*capacity);
-  } catch (const std::exception&) {
-    a.fail_expected("moe-expert-capacity-factor", "a number");
-  }
+  const std::optional<double> capacity = a.positive_real("moe-expert-capacity-factor");
+  if (a.flag("moe-pad-expert-input-to-capacity")) m.padded_capacity = capacity;
 }
 
 void read_fp8(Arguments& a, MegatronClient& m) {

@@ -6,8 +6,6 @@
 #include <utility>
 
 #include "base/error.h"
-#include "planner/activations/megatron/megatron_model.h"
-#include "planner/activations/pipeline.h"
 #include "planner/engines/workspaces.h"
 #include "planner/formats/parameter_count.h"
 #include "planner/formats/read_model.h"
@@ -57,26 +55,6 @@ Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   sized.experts = {experts, make_step_plan(experts, setup)};
   sized.report = with_experts(report_shardplan(others, *sized.plan), report_shardplan(experts, sized.experts->plan));
   return sized;
-}
-
-// Of the GPU that was named, or else Hopper's.
-GpuGeneration generation_of(const PlanOptions& options) {
-  const auto named = options.gpu ? generation_of_gpu(*options.gpu) : std::nullopt;
-  return named.value_or(GpuGeneration::hopper);
-}
-
-// Adds what the client keeps beside activations: libraries' workspaces, and what Megatron does.
-void add_resident(const PlanOptions& options, const Model& model, const Catalog& catalog, ClientHolds& holds) {
-  const ClientSetup client = options.whole_client();
-  if (client.profile != Profile::megatron) {
-    holds.resident_at_peak = holds.resident_after_step = workspaces_of(generation_of(options), {}).allocated();
-    return;
-  }
-  const MegatronMachine machine{.generation = generation_of(options), .cublas_workspace_config = {}};
-  for (const MegatronTerm& term : megatron_client_terms(model, catalog, options.setup, client, machine)) {
-    if (term.at_peak) holds.resident_at_peak += term.bytes;
-    if (term.after_step) holds.resident_after_step += term.bytes;
-  }
 }
 
 // Counts activations where the client says enough; else says in a note what is missing.
@@ -216,19 +194,9 @@ EngineHolds engine_holds(const PlanOptions& options, const Sized& sized) {
 }
 
 ClientSide client_side(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage) {
-  const Parallelism& parallel = options.setup.parallel;
-  std::vector<Activity> chunks;
-  for (const Catalog& chunk : chunks_of(model, catalog, parallel)) {
-    ActivityResult result =
-        activity_of(model, chunk, options.setup, options.whole_client(), {.rounding = 512, .keeps_gradients = false});
-    if (!result.activity) return {{}, std::move(result.unknown_because)};
-    chunks.push_back(std::move(*result.activity));
-  }
-  ClientHolds holds{.peak = peak_of(chunks, parallel, stage, options.setup.accumulation).peak,
-                    .resident_at_peak = {},
-                    .resident_after_step = {}};
-  add_resident(options, model, catalog, holds);
-  return {holds, {}};
+  const auto named = options.gpu ? generation_of_gpu(*options.gpu) : std::nullopt;
+  const MegatronMachine machine{.generation = named.value_or(GpuGeneration::hopper), .cublas_workspace_config = {}};
+  return client_of_rank(model, catalog, options.setup, options.whole_client(), stage, machine);
 }
 
 Planned make_planned(const PlanOptions& options) {

@@ -6,8 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "planner/activations/client_memory.h"
-#include "planner/activations/profiles.h"
+#include "planner/activations/client_rank.h"
 #include "planner/engines/engine.h"
 #include "planner/explain.h"
 #include "planner/parallel.h"
@@ -76,10 +75,6 @@ std::vector<RankKind> planned_kinds(const PlanOptions& options, const Model& mod
 // The two sides of a rank's memory, for add_client.
 EngineHolds engine_holds(const PlanOptions& options, const Sized& sized);
 
-struct ClientSide {
-  std::optional<ClientHolds> holds;
-  std::string unknown_because;  // where there is none
-};
 // Of the ranks that hold `catalog`, at `stage` of the pipeline.
 ClientSide client_side(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage);
 }  // namespace shardplan::memcalc

@@ -95,7 +95,8 @@ Value latent_attention(MegatronContext& context, const MegatronLayer& layer, con
     positions = combined[1];
     if (context.splits_sequence()) {
       positions = context.tape.record(
-          "gather", std::span(&combined[1], 1), context.allocate("gathered", {context.tokens.tokens, latent.rotary}), {},
+          "gather", std::span(&combined[1], 1), context.allocate("gathered", {context.tokens.tokens, latent.rotary}),
+          {},
           [shape = combined[1].shape(), dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>) {
             std::vector<Value> gradients;
             gradients.push_back(tape.allocate("scattered", shape, dtype));
@@ -114,14 +115,15 @@ Value latent_attention(MegatronContext& context, const MegatronLayer& layer, con
   outputs.push_back(context.allocate("latent value", {query.size(0), heads * layer.value}));
   std::vector<Value> saved;
   saved.push_back(positions);
-  std::vector<Value> qkv = context.tape.record(
-      "latent rope", inputs, std::move(outputs), std::move(saved),
-      [shapes = std::array{query.shape(), keys_and_values.shape(), positions.shape()}, dtype = context.dtype](
-          Tape& tape, std::span<const Value>, std::vector<Value>) {
-        std::vector<Value> gradients;
-        for (const Shape& shape : shapes) gradients.push_back(tape.allocate("latent rope backward", shape, dtype));
-        return gradients;
-      });
+  std::vector<Value> qkv =
+      context.tape.record("latent rope", inputs, std::move(outputs), std::move(saved),
+                          [shapes = std::array{query.shape(), keys_and_values.shape(), positions.shape()},
+                           dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>) {
+                            std::vector<Value> gradients;
+                            for (const Shape& shape : shapes)
+                              gradients.push_back(tape.allocate("latent rope backward", shape, dtype));
+                            return gradients;
+                          });
   query.reset();
   keys_and_values.reset();
   const CoreAttention sizes{.heads = heads,
@@ -213,16 +215,16 @@ Dispatched dispatch(MegatronContext& context, const Value& x, const Value& proba
   std::vector<Value> saved;
   saved.push_back(tape.allocate("permutation", {pairs}, DType::i64));
   const std::array inputs{x, probabilities};
-  std::vector<Value> results = tape.record(
-      "dispatch", inputs, std::move(outputs), std::move(saved),
-      [shape = x.shape(), pairs, features, dtype = context.dtype, routed = probabilities.shape(),
-       of_routed = probabilities.dtype()](Tape& backward, std::span<const Value>, std::vector<Value>) {
-        const Value unpermuted = backward.allocate("dispatch backward", {pairs, features}, dtype);
-        std::vector<Value> gradients;
-        gradients.push_back(backward.allocate("dispatch backward", shape, dtype));
-        gradients.push_back(backward.allocate("dispatch backward", routed, of_routed));
-        return gradients;
-      });
+  std::vector<Value> results =
+      tape.record("dispatch", inputs, std::move(outputs), std::move(saved),
+                  [shape = x.shape(), pairs, features, dtype = context.dtype, routed = probabilities.shape(),
+                   of_routed = probabilities.dtype()](Tape& backward, std::span<const Value>, std::vector<Value>) {
+                    const Value unpermuted = backward.allocate("dispatch backward", {pairs, features}, dtype);
+                    std::vector<Value> gradients;
+                    gradients.push_back(backward.allocate("dispatch backward", shape, dtype));
+                    gradients.push_back(backward.allocate("dispatch backward", routed, of_routed));
+                    return gradients;
+                  });
   return {std::move(results[0]), std::move(results[1])};
 }
 
@@ -302,14 +304,13 @@ Value combine(MegatronContext& context, const Value& outputs, std::uint64_t toke
   }
   std::vector<Value> saved;
   if (context.megatron().deterministic_mode) saved.push_back(outputs);
-  return context.tape.record("combine", std::span(&outputs, 1), context.allocate("combine", {tokens, features}),
-                             std::move(saved),
-                             [shape = outputs.shape(), dtype = context.dtype](Tape& tape, std::span<const Value>,
-                                                                              std::vector<Value>) {
-                               std::vector<Value> gradients;
-                               gradients.push_back(tape.allocate("combine backward", shape, dtype));
-                               return gradients;
-                             });
+  return context.tape.record(
+      "combine", std::span(&outputs, 1), context.allocate("combine", {tokens, features}), std::move(saved),
+      [shape = outputs.shape(), dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>) {
+        std::vector<Value> gradients;
+        gradients.push_back(tape.allocate("combine backward", shape, dtype));
+        return gradients;
+      });
 }
 
 Value mixture_of_experts(MegatronContext& context, const MegatronLayer& layer, const Value& x) {
@@ -359,8 +360,8 @@ std::uint64_t routed_pairs(const MegatronContext& context, const MegatronLayer::
   const MegatronClient& m = context.megatron();
   if (m.padded_capacity) {
     // moe_utils.py get_capacity: of each expert and each rank that sends.
-    const auto capacity = static_cast<std::uint64_t>(
-        std::ceil(tokens * static_cast<double>(experts.chosen) / static_cast<double>(experts.experts) * *m.padded_capacity));
+    const auto capacity = static_cast<std::uint64_t>(std::ceil(
+        tokens * static_cast<double>(experts.chosen) / static_cast<double>(experts.experts) * *m.padded_capacity));
     return experts.experts * shards * capacity;
   }
   const std::uint64_t even = checked_multiply(checked_multiply(context.tokens.split, shards), experts.chosen);

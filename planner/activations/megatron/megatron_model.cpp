@@ -85,13 +85,13 @@ class Forward {
   // M pipeline_parallel/schedules.py:171: what was sent is let go of; a gradient as large comes back.
   Value send(Value hidden) {
     Value sent = c_.allocate("sent", {1});
-    sent = c_.tape.record("send", std::span(&hidden, 1), std::move(sent), {},
-                          [shape = hidden.shape(), dtype = hidden.dtype()](Tape& tape, std::span<const Value>,
-                                                                           std::vector<Value>) {
-                            std::vector<Value> gradients;
-                            gradients.push_back(tape.allocate("received gradient", shape, dtype));
-                            return gradients;
-                          });
+    sent = c_.tape.record(
+        "send", std::span(&hidden, 1), std::move(sent), {},
+        [shape = hidden.shape(), dtype = hidden.dtype()](Tape& tape, std::span<const Value>, std::vector<Value>) {
+          std::vector<Value> gradients;
+          gradients.push_back(tape.allocate("received gradient", shape, dtype));
+          return gradients;
+        });
     return sent;
   }
 
@@ -288,7 +288,8 @@ std::vector<MegatronTerm> megatron_client_terms(const Model& model, const Catalo
         "transformer_engine/pytorch/module/base.py, _fp8_workspaces");
   }
   Bytes stand_ins;
-  for (const auto& [rows, columns] : use.stand_ins) stand_ins += bytes_for(context.dtype, checked_multiply(rows, columns));
+  for (const auto& [rows, columns] : use.stand_ins)
+    stand_ins += bytes_for(context.dtype, checked_multiply(rows, columns));
   add("stand-ins for gradients of weights", stand_ins, true, true,
       "transformer_engine/pytorch/module/base.py, get_dummy_wgrad");
   add("global memory buffer", Bytes{use.global_buffer_bytes}, true, true, "megatron/core/utils.py, GlobalMemoryBuffer");

@@ -163,11 +163,11 @@ Value unfused_attention(const Attended& a, const Value& q, Value k, Value v, boo
     // masked_fill in place saves the mask.
     std::vector<Value> mask =
         one(context.tape.allocate("padding mask", {context.tokens.batch, s.queries, s.keys}, DType::boolean));
-    probabilities = record("masked_fill", probabilities, probabilities, std::move(mask),
-                           [shape = a.scores(), dtype = context.dtype](Tape& tape, std::span<const Value>,
-                                                                       std::vector<Value>) {
-                             return one(tape.allocate("masked_fill backward", shape, dtype));
-                           });
+    probabilities =
+        record("masked_fill", probabilities, probabilities, std::move(mask),
+               [shape = a.scores(), dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>) {
+                 return one(tape.allocate("masked_fill backward", shape, dtype));
+               });
   }
   const Value dropped = dropout(probabilities, context.megatron().attention_dropout);
   return contiguous(matmul(dropped, v, a.out()));
@@ -209,7 +209,8 @@ Value attend(const Attended& a, const Value& q, const Value& k, const Value& v) 
   const MegatronAttention backend = resolved_attention(a.context, a.sizes);
   const bool fused = backend == MegatronAttention::flash || backend == MegatronAttention::fused;
   if (a.context.setup.parallel.context > 1) {
-    if (!fused) throw ConfigError("--cp", "", "the attention backend has no context parallelism: expected flash or fused");
+    if (!fused)
+      throw ConfigError("--cp", "", "the attention backend has no context parallelism: expected flash or fused");
     switch (a.context.megatron().context_exchange) {
       case ContextExchange::ring:
         return ring_attention(a, q, k, v, backend == MegatronAttention::flash);
@@ -246,18 +247,17 @@ Value unfused_cross_entropy(MegatronContext& context, const Value& logits, bool 
     return record("vocab_parallel_cross_entropy", wide, std::move(loss), std::move(saved),
                   [](Tape&, std::span<const Value> kept, std::vector<Value>) { return one(kept[0]); });
   }
-  return record("fused_vocab_parallel_cross_entropy", logits, std::move(loss), std::move(saved),
-                [shape = logits.shape(), dtype = context.dtype](Tape& backward, std::span<const Value>,
-                                                                std::vector<Value>) {
-                  return one(backward.allocate("gradient of the logits", shape, dtype));
-                });
+  return record(
+      "fused_vocab_parallel_cross_entropy", logits, std::move(loss), std::move(saved),
+      [shape = logits.shape(), dtype = context.dtype](Tape& backward, std::span<const Value>, std::vector<Value>) {
+        return one(backward.allocate("gradient of the logits", shape, dtype));
+      });
 }
 
 // TE cross_entropy.py:62: the gradient takes the place of the logits.
 Value te_cross_entropy(MegatronContext& context, const Value& logits) {
-  return record("te parallel_cross_entropy", logits,
-                context.tape.allocate("loss", {logits.size(0)}, DType::f32), one(logits),
-                [](Tape&, std::span<const Value> kept, std::vector<Value>) { return one(kept[0]); });
+  return record("te parallel_cross_entropy", logits, context.tape.allocate("loss", {logits.size(0)}, DType::f32),
+                one(logits), [](Tape&, std::span<const Value> kept, std::vector<Value>) { return one(kept[0]); });
 }
 
 // M tensor_parallel/layers.py, ColumnParallelLinear: never TE's. The gathered input is in the global buffer.
@@ -272,8 +272,7 @@ Value output_layer(MegatronContext& context, const Value& hidden, std::uint64_t 
                  fused = context.megatron().gradient_accumulation_fusion](Tape& tape, std::span<const Value>,
                                                                           std::vector<Value>) {
                   Value gradient = tape.allocate("gradient of the hidden state", {tokens, features}, dtype);
-                  Value scattered =
-                      shape[0] < tokens ? tape.allocate("scattered gradient", shape, dtype) : Value();
+                  Value scattered = shape[0] < tokens ? tape.allocate("scattered gradient", shape, dtype) : Value();
                   const Value of_weight = weight_gradient(tape, fused, dtype, vocabulary, features);
                   return one(scattered.defined() ? std::move(scattered) : std::move(gradient));
                 });
@@ -302,11 +301,11 @@ Value norm(MegatronContext& context, const Value& x, bool rms) {
   std::vector<Value> saved = one(input);
   saved.push_back(tape.allocate("rsigma", {x.size(0)}, DType::f32));
   if (!rms) saved.push_back(tape.allocate("mu", {x.size(0)}, DType::f32));
-  return record("norm", input, context.allocate("norm", input.shape()), std::move(saved),
-                [shape = input.shape(), dtype = context.dtype](Tape& backward, std::span<const Value>,
-                                                               std::vector<Value>) {
-                  return one(backward.allocate("norm backward", shape, dtype));
-                });
+  return record(
+      "norm", input, context.allocate("norm", input.shape()), std::move(saved),
+      [shape = input.shape(), dtype = context.dtype](Tape& backward, std::span<const Value>, std::vector<Value>) {
+        return one(backward.allocate("norm backward", shape, dtype));
+      });
 }
 
 Value column_linear(MegatronContext& context, const Value& x, std::uint64_t output, const LinearOptions& options) {
@@ -365,7 +364,8 @@ Value bias_dropout_add(MegatronContext& context, const Value& x, const Value& re
                      [shape = x.shape(), dtype = x.dtype(), drops, same](Tape& backward, std::span<const Value>,
                                                                          std::vector<Value> incoming) {
                        std::vector<Value> gradients(2);
-                       gradients[0] = drops || !same ? backward.allocate("dropout backward", shape, dtype) : incoming[0];
+                       gradients[0] =
+                           drops || !same ? backward.allocate("dropout backward", shape, dtype) : incoming[0];
                        gradients[1] = std::move(incoming[0]);
                        return gradients;
                      });
@@ -393,15 +393,14 @@ Value mlp_activation(MegatronContext& context, Value x, std::uint64_t width, boo
 // Fused: TE attention/rope.py:142, which saves the table alone. Else M models/common/embeddings/rope_utils.py: the products
 // save cos and sin, new for every call.
 Value rotate(MegatronContext& context, const Value& x, std::uint64_t heads, std::uint64_t head) {
-  Tape& tape = context.tape;
   const std::uint64_t positions = x.size(0) / context.tokens.batch;
   context.use.rotary_bytes = std::max(context.use.rotary_bytes, 4 * checked_multiply(positions, head));
   if (context.megatron().rope_fusion) {
-    return record("rope", x, context.allocate("rope", x.shape()), {},
-                  [shape = x.shape(), dtype = context.dtype](Tape& backward, std::span<const Value>,
-                                                             std::vector<Value>) {
-                    return one(backward.allocate("rope backward", shape, dtype));
-                  });
+    return record(
+        "rope", x, context.allocate("rope", x.shape()), {},
+        [shape = x.shape(), dtype = context.dtype](Tape& backward, std::span<const Value>, std::vector<Value>) {
+          return one(backward.allocate("rope backward", shape, dtype));
+        });
   }
   const Shape by_head{positions, context.tokens.batch, heads, head};
   const Value t = view(x, by_head);
@@ -413,7 +412,6 @@ Value rotate(MegatronContext& context, const Value& x, std::uint64_t heads, std:
     return cat(std::array{neg(parts[1]), parts[0]}, by_head);
   };
   const Value turned = add(mul(t, cos), mul(rotate_half(), sin));
-  SHARDPLAN_CHECK(&turned.tape() == &tape, "one tape");
   return view(cat(std::array{turned}, by_head), x.shape());
 }
 
@@ -444,9 +442,7 @@ Value core_attention(MegatronContext& context, const Value& q, const Value& k, c
   if (!context.selects(&MegatronClient::Modules::core_attention)) return attend({context, sizes}, q, k, v);
   const std::array inputs{q, k, v};
   return context.tape.checkpoint(
-      [&context, sizes](std::span<const Value> kept) {
-        return attend({context, sizes}, kept[0], kept[1], kept[2]);
-      },
+      [&context, sizes](std::span<const Value> kept) { return attend({context, sizes}, kept[0], kept[1], kept[2]); },
       inputs);
 }
 

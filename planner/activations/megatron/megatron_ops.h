@@ -53,9 +53,10 @@ struct MegatronContext {
 Value norm(MegatronContext& context, const Value& x, bool rms);
 
 struct LinearOptions {
-  bool whole = false;            // the weight is not split: TELinear of latent attention
-  bool recomputed_input = false;  // the input is dropped and made again (M tensor_parallel/random.py, CheckpointWithoutOutput)
-  bool original_input = false;   // fp8: the 16-bit input is kept (M transformer/attention.py, set_save_original_input)
+  bool whole = false;  // the weight is not split: TELinear of latent attention
+  bool recomputed_input =
+      false;  // the input is dropped and made again (M tensor_parallel/random.py, CheckpointWithoutOutput)
+  bool original_input = false;  // fp8: the 16-bit input is kept (M transformer/attention.py, set_save_original_input)
 };
 // Of a weight split by its outputs. With sequence parallelism the input is gathered, kept split and gathered again in
 // backward (TE module/layernorm_linear.py:382; M tensor_parallel/layers.py).

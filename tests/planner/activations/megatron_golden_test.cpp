@@ -15,12 +15,11 @@
 
 #include "base/error.h"
 #include "planner/activations/allocator.h"
-#include "planner/activations/megatron/megatron_model.h"
+#include "planner/activations/client_rank.h"
 #include "planner/activations/pipeline.h"
 #include "planner/activations/profiles.h"
 #include "planner/engines/megatron.h"
 #include "planner/formats/megatron_args.h"
-#include "planner/formats/megatron_client.h"
 #include "planner/parallel.h"
 
 namespace shardplan {
@@ -62,10 +61,9 @@ struct MeasuredRun {
 MeasuredRun run_of(const std::string& text, const std::string& name, std::uint64_t world) {
   MegatronRun read = read_megatron_args(text, name);
   const JsonDocument document(text, name);
-  MegatronArguments arguments(document.root()["args"]);
   const JsonView environment = document.root()["env"];
   MeasuredRun run;
-  run.client = read_megatron_client(arguments, environment, read.sizes);
+  run.client = read.client;
   run.model = std::move(read.model);
   const TrainingConfig& config = read.config;
   Setup& setup = run.setup;
@@ -112,8 +110,10 @@ std::vector<Bytes> blocks_of_states(const MeasuredRun& run, const Catalog& held)
   Bytes states;
   for (const Term& term : terms.terms) {
     if (term.span != Span::always || term.tier != Tier::device) continue;
-    if (term.memory_class == MemoryClass::optimizer_states) states += term.bytes;
-    else blocks.push_back(term.bytes);
+    if (term.memory_class == MemoryClass::optimizer_states)
+      states += term.bytes;
+    else
+      blocks.push_back(term.bytes);
   }
   const double part = static_cast<double>(states.count()) / static_cast<double>(trainable_elements(held)) / 3;
   for_each_tensor(held, [&](const std::string&, const Tensor& tensor) {
@@ -127,16 +127,16 @@ std::vector<Bytes> blocks_of_states(const MeasuredRun& run, const Catalog& held)
 // Of the rank `kind`, by stage.
 Prediction predict(const MeasuredRun& run, std::size_t stage, bool verbose) {
   const RankKind kind = kinds_of_ranks(run.model, run.setup).at(stage);
-  const Report report = report_of(Engine::megatron, kind.catalog, run.setup,
-                                  megatron_terms(kind.catalog, run.setup, run.options));
+  const Report report =
+      report_of(Engine::megatron, kind.catalog, run.setup, megatron_terms(kind.catalog, run.setup, run.options));
   const double states = static_cast<double>(report.ranks.front().device.model_states().count());
-  if (const std::string why = megatron_refuses(run.model, kind.catalog); !why.empty()) throw ConfigError("model", "", why);
+  if (const std::string why = megatron_refuses(run.model, kind.catalog); !why.empty())
+    throw ConfigError("model", "", why);
   ReplayedRank rank{.resident = blocks_of_states(run, kind.catalog), .in_step = {}, .chunks = {}};
   Prediction result;
   result.after_step = result.peak = states;
   double only_between_steps = 0;
-  for (const MegatronTerm& term :
-       megatron_client_terms(run.model, kind.catalog, run.setup, run.client, run.machine)) {
+  for (const MegatronTerm& term : megatron_client_terms(run.model, kind.catalog, run.setup, run.client, run.machine)) {
     const auto bytes = static_cast<double>(term.bytes.count());
     if (term.after_step) result.after_step += bytes;
     if (term.at_peak) result.peak += bytes;
@@ -147,16 +147,15 @@ Prediction predict(const MeasuredRun& run, std::size_t stage, bool verbose) {
   std::vector<Activity> activities;
   std::deque<autograd::Tape> tapes;
   for (const Catalog& chunk : chunks_of(run.model, kind.catalog, run.setup.parallel, stage)) {
-    const ActivityResult activity =
-        activity_of(run.model, chunk, run.setup, run.client, {.keeps_gradients = false});
+    const ActivityResult activity = activity_of(run.model, chunk, run.setup, run.client, {.keeps_gradients = false});
     if (!activity.activity) throw ConfigError("activities", "", activity.unknown_because);
     activities.push_back(*activity.activity);
     run_megatron(tapes.emplace_back(autograd::TapeOptions{.folds = false, .keeps_gradients = false}), run.model, chunk,
                  run.setup, run.client);
     if (!verbose) continue;
     for (const SavedByUnit& unit : activity.activity->saved) {
-      result.detail += fmt::format("      {} x{} {:.4f}\n", unit.unit, unit.times,
-                                   static_cast<double>(unit.bytes.count()) / kMiB);
+      result.detail +=
+          fmt::format("      {} x{} {:.4f}\n", unit.unit, unit.times, static_cast<double>(unit.bytes.count()) / kMiB);
       for (const SavedTensor& tensor : unit.tensors) {
         result.detail += fmt::format("          {} [{}] {:.4f}\n", tensor.operation, fmt::join(tensor.shape, ","),
                                      static_cast<double>(tensor.bytes.count()) / kMiB);
@@ -165,18 +164,23 @@ Prediction predict(const MeasuredRun& run, std::size_t stage, bool verbose) {
   }
   const PipelinePeak peak = peak_of(activities, run.setup.parallel, stage, run.setup.accumulation);
   result.peak += static_cast<double>(sum(peak.peak.held));
+  // The same in the form that plans use.
+  const ClientSide whole = client_of_rank(run.model, kind.catalog, run.setup, run.client, stage, run.machine);
+  EXPECT_EQ(static_cast<double>(sum(whole.holds->peak.held)) +
+                static_cast<double>(whole.holds->resident_at_peak.count()),
+            result.peak - states);
+  EXPECT_EQ(static_cast<double>(whole.holds->resident_after_step.count()),
+            result.after_step - states);
   for (const autograd::Tape& tape : tapes) rank.chunks.push_back(&tape);
-  const ReplayedBytes replayed =
-      replay_steps(rank, run.setup.parallel, stage, run.setup.accumulation, run.allocator);
+  const ReplayedBytes replayed = replay_steps(rank, run.setup.parallel, stage, run.setup.accumulation, run.allocator);
   result.replayed_after_step = static_cast<double>(replayed.allocated_after_step.count()) + only_between_steps;
   result.replayed_peak = static_cast<double>(replayed.peak_allocated.count());
   result.replayed_reserved = static_cast<double>(replayed.peak_reserved.count());
   // The replay holds what the walk does, to the byte: nothing is counted twice or lost.
   EXPECT_NEAR(static_cast<double>(replayed.peak_requested.count()), result.peak, 1e-4 * result.peak);
-  result.detail += fmt::format("    activities {:.3f} in {} of {}, chunks held {}\n",
-                               static_cast<double>(sum(peak.peak.held)) / kMiB,
-                               peak.peak.pass == autograd::Pass::forward ? "forward" : "backward", peak.peak.unit,
-                               fmt::join(peak.held, " "));
+  result.detail += fmt::format(
+      "    activities {:.3f} in {} of {}, chunks held {}\n", static_cast<double>(sum(peak.peak.held)) / kMiB,
+      peak.peak.pass == autograd::Pass::forward ? "forward" : "backward", peak.peak.unit, fmt::join(peak.held, " "));
   return result;
 }
 
@@ -199,15 +203,16 @@ std::string script_of(const json::object& row) {
     if (arguments.contains(option)) throw ConfigError(option, "", why);
   }
   const std::string kind = id.substr(9, id.find('/', 9) - 9);
-  if (kind == "mimo" || kind.starts_with("multimodal")) throw ConfigError(kind, "", "a vision tower is not among the arguments");
+  if (kind == "mimo" || kind.starts_with("multimodal"))
+    throw ConfigError(kind, "", "a vision tower is not among the arguments");
   if (kind == "bert" || kind == "t5") return "pretrain_" + kind + ".py";
   return kind == "hybrid" || kind == "nemotron" ? "pretrain_hybrid.py" : "pretrain_gpt.py";
 }
 
 // Where the row's last set-up differs from the arguments (runs that resume on another mesh).
 MeasuredRun run_of_row(const json::object& row) {
-  const std::string text = json::serialize(json::object{
-      {"args", row.at("args")}, {"env", row.at("env")}, {"script", json::string(script_of(row))}});
+  const std::string text = json::serialize(
+      json::object{{"args", row.at("args")}, {"env", row.at("env")}, {"script", json::string(script_of(row))}});
   MeasuredRun run = run_of(text, std::string(row.at("id").as_string()), number(row.at("dp")) * number(row.at("cp")));
   const std::string gpu(row.at("gpu").as_string());
   run.machine.generation = generation_of_gpu(gpu.substr(0, gpu.find(' '))).value();
@@ -235,9 +240,11 @@ TEST(MegatronActivationsGolden, FunctionalTests) {
       const double end_off = predicted.after_step - end;
       const double replayed_end_off = predicted.replayed_after_step - end;
       const double peak_percent = 100.0 * (predicted.peak - peak) / peak;
-      std::cout << fmt::format("{:2} {} {:.1f} end {:+.2f} MiB ({:+.2f} %), replayed {:+.2f} MiB | peak {:.1f} {:+.2f} MiB ({:+.2f} %), replayed {:+.2f} MiB\n", index,
-                               id.substr(9, 90), end / kMiB, end_off / kMiB, 100 * end_off / end, replayed_end_off / kMiB, peak / kMiB,
-                               (predicted.peak - peak) / kMiB, peak_percent, (predicted.replayed_peak - peak) / kMiB);
+      std::cout << fmt::format(
+          "{:2} {} {:.1f} end {:+.2f} MiB ({:+.2f} %), replayed {:+.2f} MiB | peak {:.1f} {:+.2f} MiB ({:+.2f} %), "
+          "replayed {:+.2f} MiB\n",
+          index, id.substr(9, 90), end / kMiB, end_off / kMiB, 100 * end_off / end, replayed_end_off / kMiB,
+          peak / kMiB, (predicted.peak - peak) / kMiB, peak_percent, (predicted.replayed_peak - peak) / kMiB);
       replayed.push_back(std::abs(100 * (predicted.replayed_peak - peak) / peak));
       if (verbose_for(id)) std::cout << predicted.detail;
       peaks.push_back(std::abs(peak_percent));
@@ -249,9 +256,11 @@ TEST(MegatronActivationsGolden, FunctionalTests) {
     }
     ++index;
   }
-  std::cout << fmt::format("{} rows, {} not predicted; end holds for {}, replayed for {}; peak: median {:.2f} %, 90th percentile {:.2f} %; replayed {:.2f} %, {:.2f} %\n",
-                           index, skipped, after_step_holds, replayed_after_step_holds, quantile(peaks, 0.5), quantile(peaks, 0.9),
-                           quantile(replayed, 0.5), quantile(replayed, 0.9));
+  std::cout << fmt::format(
+      "{} rows, {} not predicted; end holds for {}, replayed for {}; peak: median {:.2f} %, 90th percentile {:.2f} %; "
+      "replayed {:.2f} %, {:.2f} %\n",
+      index, skipped, after_step_holds, replayed_after_step_holds, quantile(peaks, 0.5), quantile(peaks, 0.9),
+      quantile(replayed, 0.5), quantile(replayed, 0.9));
   EXPECT_LE(4 * skipped, index);
   EXPECT_GE(10 * after_step_holds, 8 * peaks.size());
   EXPECT_LE(quantile(peaks, 0.5), 2.0);
@@ -277,35 +286,34 @@ struct SimuMaxRow {
 
 // Flags by its launch scripts; the vocabulary is the tokenizer's 128256 and one for the end of documents.
 MeasuredRun simumax_run(const SimuMaxRow& row) {
-  const json::object arguments{
-      {"num-layers", row.large ? 4 : 12},
-      {"hidden-size", row.large ? 16384 : 8192},
-      {"ffn-hidden-size", row.large ? 53248 : 28672},
-      {"num-attention-heads", row.large ? 128 : 64},
-      {"group-query-attention", true},
-      {"num-query-groups", row.large ? 16 : 8},
-      {"seq-length", row.sequence},
-      {"max-position-embeddings", row.sequence},
-      {"micro-batch-size", 1},
-      {"global-batch-size", row.micro_batches * row.data()},
-      {"tensor-model-parallel-size", row.tensor},
-      {"pipeline-model-parallel-size", row.pipeline},
-      {"context-parallel-size", row.context},
-      {"sequence-parallel", row.tensor > 1},
-      {"cp-comm-type", "a2a"},
-      {"vocab-size", 128257},
-      {"swiglu", true},
-      {"normalization", "RMSNorm"},
-      {"disable-bias-linear", true},
-      {"untie-embeddings-and-output-weights", true},
-      {"position-embedding-type", "rope"},
-      {"hidden-dropout", 0.0},
-      {"attention-dropout", 0.0},
-      {"cross-entropy-loss-fusion", true},
-      {"cross-entropy-fusion-impl", "te"},
-      {"no-create-attention-mask-in-dataloader", true},
-      {"use-distributed-optimizer", true},
-      {"bf16", true}};
+  const json::object arguments{{"num-layers", row.large ? 4 : 12},
+                               {"hidden-size", row.large ? 16384 : 8192},
+                               {"ffn-hidden-size", row.large ? 53248 : 28672},
+                               {"num-attention-heads", row.large ? 128 : 64},
+                               {"group-query-attention", true},
+                               {"num-query-groups", row.large ? 16 : 8},
+                               {"seq-length", row.sequence},
+                               {"max-position-embeddings", row.sequence},
+                               {"micro-batch-size", 1},
+                               {"global-batch-size", row.micro_batches * row.data()},
+                               {"tensor-model-parallel-size", row.tensor},
+                               {"pipeline-model-parallel-size", row.pipeline},
+                               {"context-parallel-size", row.context},
+                               {"sequence-parallel", row.tensor > 1},
+                               {"cp-comm-type", "a2a"},
+                               {"vocab-size", 128257},
+                               {"swiglu", true},
+                               {"normalization", "RMSNorm"},
+                               {"disable-bias-linear", true},
+                               {"untie-embeddings-and-output-weights", true},
+                               {"position-embedding-type", "rope"},
+                               {"hidden-dropout", 0.0},
+                               {"attention-dropout", 0.0},
+                               {"cross-entropy-loss-fusion", true},
+                               {"cross-entropy-fusion-impl", "te"},
+                               {"no-create-attention-mask-in-dataloader", true},
+                               {"use-distributed-optimizer", true},
+                               {"bf16", true}};
   // What PyTorch 2.9 took on Blackwell by itself (ATen/cuda/CublasHandlePool.cpp).
   const json::object environment{{"CUBLAS_WORKSPACE_CONFIG", ":4096:2:16:8"}};
   MeasuredRun run = run_of(json::serialize(json::object{{"args", arguments}, {"env", environment}}), "simumax",
@@ -367,8 +375,9 @@ TEST(MegatronActivationsGolden, SimuMaxOnB200) {
       reserved = std::max(reserved, rank.value().at("max_reserved_mb").as_double() * kMiB);
     }
     const double percent = 100 * (predicted.peak - measured) / measured;
-    std::cout << fmt::format("{} {:.3f} MiB {:+.3f} MiB ({:+.4f} %), replayed {:+.3f} MiB, reserved {:+.2f} %\n", name, measured / kMiB,
-                             (predicted.peak - measured) / kMiB, percent, (predicted.replayed_peak - measured) / kMiB,
+    std::cout << fmt::format("{} {:.3f} MiB {:+.3f} MiB ({:+.4f} %), replayed {:+.3f} MiB, reserved {:+.2f} %\n", name,
+                             measured / kMiB, (predicted.peak - measured) / kMiB, percent,
+                             (predicted.replayed_peak - measured) / kMiB,
                              100 * (predicted.replayed_reserved - reserved) / reserved);
     if (verbose_for(name)) std::cout << predicted.detail;
     EXPECT_LE(std::abs(percent), 1.4) << name;

@@ -155,7 +155,8 @@ TEST(MegatronLayers, FromAnyFile) {
   rig.sizes.query_groups = 4;
   const Model model = model_from_hf_config(R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"],
       "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6, "num_attention_heads": 16,
-      "num_key_value_heads": 4, "vocab_size": 51200, "max_position_embeddings": 512})", "config.json");
+      "num_key_value_heads": 4, "vocab_size": 51200, "max_position_embeddings": 512})",
+                                           "config.json");
   const ActivityResult from_file =
       activity_of(model, model.catalog, rig.setup, rig.client, {.rounding = 1, .keeps_gradients = false});
   ASSERT_TRUE(from_file.activity) << from_file.unknown_because;
@@ -316,8 +317,7 @@ TEST(MegatronLayers, CrossEntropies) {
   const auto loss = [](MegatronCrossEntropy kind) {
     Rig rig = Rig().llama();
     rig.client.megatron.cross_entropy = kind;
-    return static_cast<double>(peak_of(rig.activity()).held[1]) /
-           static_cast<double>(kSequence * kBatch * kVocabulary);
+    return static_cast<double>(peak_of(rig.activity()).held[1]) / static_cast<double>(kSequence * kBatch * kVocabulary);
   };
   EXPECT_NEAR(loss(MegatronCrossEntropy::unfused), 6, 0.01);
   EXPECT_NEAR(loss(MegatronCrossEntropy::native), 10, 0.01);
