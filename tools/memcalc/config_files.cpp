@@ -32,7 +32,7 @@ class Application {
     take("--engine", config_.engine, options_.engine);
     take("--zero", config_.stage, setup.stage);
     take("--optimizer", config_.optimizer, setup.optimizer);
-    recompute(setup);
+    client(setup);
     take("--gpus", config_.world_size, setup.world_size);
     take("--gpus-per-node", config_.gpus_per_node, options_.gpus_per_node);
     take("--seq", config_.sequence, options_.sequence);
@@ -85,6 +85,20 @@ class Application {
     if (!config_.recompute || given("--recompute")) return;
     take("--recompute", config_.recompute, setup.recompute);
     options_.client.recompute = setup.recompute == Recompute::full ? RecomputeKind::full : RecomputeKind::none;
+  }
+
+  // Megatron's arguments say how it computes, too.
+  void client(Setup& setup) {
+    if (!options_.megatron) return recompute(setup);
+    const ClientSetup& said = options_.megatron->client;
+    ClientSetup& client = options_.client;
+    client.megatron = said.megatron;
+    if (!given("--loss")) client.loss = said.loss;
+    if (!given("--attention")) client.attention = said.attention;
+    if (given("--recompute")) return;
+    client.recompute = said.recompute;
+    client.recompute_every = said.recompute_every;
+    setup.recompute = said.recompute == RecomputeKind::full ? Recompute::full : Recompute::none;
   }
 
   void parallelism(Parallelism& parallel) {
