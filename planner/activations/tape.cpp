@@ -44,6 +44,7 @@ Value::Value(const Value& other)
       storage_(other.storage_),
       edge_(other.edge_),
       requires_grad_(other.requires_grad_),
+      layout_(other.layout_),
       dtype_(other.dtype_),
       shape_(other.shape_) {
   if (tape_ != nullptr) tape_->retain(storage_);
@@ -54,6 +55,7 @@ Value::Value(Value&& other) noexcept
       storage_(other.storage_),
       edge_(other.edge_),
       requires_grad_(other.requires_grad_),
+      layout_(other.layout_),
       dtype_(other.dtype_),
       shape_(std::move(other.shape_)) {}
 
@@ -69,6 +71,7 @@ Value& Value::operator=(Value&& other) noexcept {
   storage_ = other.storage_;
   edge_ = other.edge_;
   requires_grad_ = other.requires_grad_;
+  layout_ = other.layout_;
   dtype_ = other.dtype_;
   shape_ = std::move(other.shape_);
   return *this;
@@ -88,6 +91,12 @@ std::uint64_t Value::size(int dim) const {
 Value Value::viewed(Shape shape) const {
   Value view = *this;
   view.shape_ = std::move(shape);
+  return view;
+}
+
+Value Value::laid_out(Layout layout) const {
+  Value view = *this;
+  view.layout_ = layout;
   return view;
 }
 
@@ -179,9 +188,11 @@ Value Tape::parameter(const std::string& name, const Shape& shape, DType dtype, 
   return value;
 }
 
-Value Tape::allocate(std::string_view operation, Shape shape, DType dtype) {
+Value Tape::allocate(std::string_view operation, Shape shape, DType dtype, Layout layout) {
   const std::uint32_t storage = add_storage(operation, shape, dtype, purpose_);
-  return {*this, storage, std::move(shape), dtype};
+  Value value(*this, storage, std::move(shape), dtype);
+  value.layout_ = layout;
+  return value;
 }
 
 Value Tape::workspace(std::string_view operation, Bytes bytes) {
@@ -229,18 +240,28 @@ Value Tape::leaf(const Value& value) {
   return leaf;
 }
 
+bool Tape::adds_in_place(const Value& sum) const {
+  return options_.adds_in_place && storages_[sum.storage_].references == 1;
+}
+
 void Tape::accumulate(Value& sum, Value gradient) {
   if (!sum.defined()) {
     sum = std::move(gradient);
-    return;
+  } else if (!adds_in_place(sum)) {
+    sum = allocate("accumulated gradient", sum.shape(), sum.dtype(), sum.layout());
   }
-  // In place where nobody else sees the sum so far (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
-  if (storages_[sum.storage_].references == 1) return;
-  sum = allocate("accumulated gradient", sum.shape(), sum.dtype());
 }
 
 void Tape::accumulate_parameter(Gradient& sum, Value gradient) {
-  if (!options_.keeps_gradients || sum.value.defined()) return;
+  if (!options_.keeps_gradients) return;
+  if (sum.value.defined()) {
+    // Contributions of one graph are added up before AccumulateGrad runs; what is there already is added to in place.
+    if (nested_ == 0 && !adds_in_place(sum.value)) {
+      const std::uint32_t added = add_storage(sum.name, gradient.shape(), gradient.dtype(), Purpose::gradient);
+      sum.value = Value(*this, added, gradient.shape(), gradient.dtype());
+    }
+    return;
+  }
   Storage& storage = storages_[gradient.storage_];
   // AccumulateGrad takes a gradient that is nobody else's and copies any other (torch/csrc/autograd/functions/
   // accumulate_grad.h).
@@ -300,6 +321,7 @@ void Tape::backward(Value output, Value gradient) {
 std::vector<Value> Tape::recompute(const std::function<Value(const Value&)>& function, const Value& input,
                                    bool input_trained, Value gradient) {
   const bool enabled = set_grad_enabled(true);
+  ++nested_;
   const std::size_t first = nodes_.size();
   const Value start = input_trained ? leaf(input) : input.detached();
   Value output = function(start);
@@ -310,6 +332,7 @@ std::vector<Value> Tape::recompute(const std::function<Value(const Value&)>& fun
   std::vector<Value> gradients(1);
   if (input_trained && !nodes_[first].gradients.empty()) gradients[0] = std::move(nodes_[first].gradients[0]);
   nodes_.resize(first);
+  --nested_;
   set_grad_enabled(enabled);
   return gradients;
 }

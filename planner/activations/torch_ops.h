@@ -13,8 +13,10 @@
 
 namespace shardplan::autograd {
 
-// Views cost nothing, forward or backward.
+// torch's reshape: a view, which costs nothing, unless the tensor's layout asks for a copy; its backward likewise.
 Value view(const Value& x, Shape shape);
+// Swaps dims 1 and 2: [b, s, h, d] to [b, h, s, d] and back.
+Value transpose(const Value& x);
 // One that several parts are taken of: each part is a view; the backward concatenates their gradients (split, chunk).
 std::vector<Value> split(const Value& x, std::span<const std::uint64_t> sizes);  // along the last dim
 // x[..., from:to]: a view whose backward writes into zeros of the whole.
@@ -48,11 +50,27 @@ Value embedding(const Value& indices, const Value& weight);
 // `weight` and `bias` may be undefined. Statistics are fp32.
 Value layer_norm(const Value& x, const Value& weight, const Value& bias);
 
-// torch.nn.functional.scaled_dot_product_attention through FlashAttention: q [b, h, s, d], k [b, g, t, d], v [b, g, t, e]
-// to [b, h, s, e]. Saves all four and the log-sum-exp of each row in fp32.
-Value flash_attention(const Value& q, const Value& k, const Value& v);
+// [b, g, s, d] to [b, g x times, s, d]: each head's copies follow it (repeat_interleave, repeat_kv); x itself for one.
+Value repeat_heads(const Value& x, std::uint64_t times);
+// torch.matmul of [b, h, m, k] and [b, h, k, n], either of them perhaps stored with its last dims swapped.
+Value batched_matmul(const Value& a, const Value& b, Shape shape);
 
-// Mean cross entropy of [tokens, vocabulary]: log_softmax and nll_loss. A scalar.
-Value cross_entropy(const Value& logits);
+// torch.nn.functional.scaled_dot_product_attention: q [b, h, s, d], k [b, g, t, d], v [b, g, t, e] to [b, h, s, e].
+struct SdpaOptions {
+  Value mask{};         // undefined, boolean [b, 1, s, t], or of q's dtype
+  bool causal = false;  // without a mask: every token sees those before it
+};
+// By the kernel that PyTorch chooses on a GPU of compute capability 8.0 or newer (aten/src/ATen/native/transformers/cuda/
+// sdp_utils.cpp): FlashAttention for 16 bit without a mask, heads of one size up to 256; the memory-efficient one for as
+// many key heads as query heads and head sizes that are whole multiples of 16 bytes; else plain operations, which keep
+// the scores of all pairs.
+Value scaled_dot_product_attention(const Value& q, const Value& k, const Value& v, const SdpaOptions& options);
+// The kernels. Each saves q, k, v, its output, the log-sum-exp of each row in fp32 and two random states.
+Value flash_attention(const Value& q, const Value& k, const Value& v);  // g may be a divisor of h
+Value efficient_attention(const Value& q, const Value& k, const Value& v, const Value& bias);
+Value plain_attention(const Value& q, const Value& k, const Value& v, const SdpaOptions& options);
+
+// Mean cross entropy of [tokens, vocabulary]: log_softmax and nll_loss. A scalar. `labels` may be undefined.
+Value cross_entropy(const Value& logits, const Value& labels = {});
 
 }  // namespace shardplan::autograd

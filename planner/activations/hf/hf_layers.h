@@ -12,6 +12,8 @@ Value rms_norm(const Value& x, const Value& weight);
 
 // apply_rotary_pos_emb: x cos + rotate_half(x) sin; x [b, h, s, d], cos and sin [b, s, d].
 Value rotate(const Value& x, const Value& cos, const Value& sin);
+// Queries, then keys, by the context's cosines and sines; both stay until the second is there.
+void rotate(Value& q, Value& k, const ForwardContext& context);
 
 // The cosines and sines of all positions, in the dtype of the hidden features: made once, without gradients
 // (LlamaRotaryEmbedding).

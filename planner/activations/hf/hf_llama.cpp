@@ -1,27 +1,20 @@
 // Llama and its kin (modeling_llama.py of transformers 4.5x).
-#include <array>
-
+#include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
 namespace {
 
-// [b, s, heads x d] to [b, heads, s, d].
-Value heads(const Value& x, std::uint64_t count) {
-  return view(x, {x.size(0), count, x.size(1), x.size(2) / count});
-}
-
 Value self_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
   const AttentionSizes& sizes = *block.module("self_attn.attention").attention;
-  Value q = heads(linear(hidden, block["self_attn.q_proj"]), sizes.heads);
-  Value k = heads(linear(hidden, block["self_attn.k_proj"]), sizes.kv_heads);
-  Value v = heads(linear(hidden, block["self_attn.v_proj"]), sizes.kv_heads);
-  q = rotate(q, context.cos, context.sin);
-  k = rotate(k, context.cos, context.sin);
-  const Value mixed = flash_attention(q, k, v);
-  return linear(view(mixed, {hidden.size(0), hidden.size(1), sizes.heads * sizes.head_size}),
-                block["self_attn.o_proj"]);
+  Value q = split_heads(linear(hidden, block["self_attn.q_proj"]), sizes.heads);
+  Value k = split_heads(linear(hidden, block["self_attn.k_proj"]), sizes.kv_heads);
+  Value v = split_heads(linear(hidden, block["self_attn.v_proj"]), sizes.kv_heads);
+  rotate(q, k, context);
+  k = cached(context, k);
+  v = cached(context, v);
+  return linear(attend(context, q, k, v, {.mask = context.mask}), block["self_attn.o_proj"]);
 }
 
 Value mlp(const UnitView& block, const Value& x) {

@@ -40,7 +40,7 @@ Value run_blocks(ForwardContext& context, BlockForward block, Value hidden) {
   for (const UnitRun& run : context.held.runs) {
     if (!run.numbered) continue;
     const ModuleRun* modules = modules_of(context.model, run);
-    const std::uint64_t middle = run.count > 3 ? run.count - 2 : 1;
+    const std::uint64_t middle = run.count > 3 && !context.unfolded ? run.count - 2 : 1;
     for (std::uint64_t i = 0; i < run.count;) {
       const std::uint64_t times = i == 1 ? middle : 1;
       hidden = run_block(context, block, run, *modules, i, times, hidden);

@@ -23,6 +23,11 @@ struct ForwardContext {
   // Made by the model for all of its blocks.
   Value cos{};
   Value sin{};
+  Value mask{};           // undefined where attention needs none
+  bool unfolded = false;  // runs every one of equal blocks: for comparisons
+
+  bool use_cache() const { return client.use_cache && client.recompute == RecomputeKind::none; }
+  AttentionKind attention() const { return resolved_attention(client); }
 
   DType parameter_dtype() const { return setup.policy.parameter; }
   std::uint64_t batch() const { return client.micro_batch; }
