@@ -20,7 +20,7 @@ ActivityResult activity_of(const Model& model, const Catalog& held, const Setup&
   result.activity.emplace();
   {
     ForwardContext context{tape, model, held, setup, client};
-    Value loss = family->forward(context, family->block);
+    Value loss = family->forward(context);
     result.activity->saved = saved_tensors(tape);
     // The loss's own gradient is a tensor of one; what comes from the next stage is as large as what went there.
     const Value gradient = tape.allocate("gradient", loss.shape(), loss.dtype());
