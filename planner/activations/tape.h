@@ -161,6 +161,8 @@ class Tape {
   Tape& operator=(const Tape&) = delete;
   ~Tape();
 
+  const TapeOptions& options() const { return options_; }
+
   // Names the unit that what follows belongs to. `times`: it stands for so many equal ones in a row, all of which leave
   // behind what it does.
   void enter(std::string_view unit, std::uint64_t times = 1);

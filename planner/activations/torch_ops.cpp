@@ -373,6 +373,52 @@ Value embedding(const Value& indices, const Value& weight) {
   return record("embedding", inputs, weight.tape().allocate("embedding", std::move(shape), weight.dtype()), {indices});
 }
 
+Value index_rows(const Value& x, const Value& index, std::uint64_t rows) {
+  Shape shape = x.shape();
+  shape[0] = rows;
+  return x.tape().record("index", std::span(&x, 1), x.tape().allocate("index", std::move(shape), x.dtype()), {index},
+                         [meta = meta_of(x)](Tape& tape, std::span<const Value>, std::vector<Value>) {
+                           // index_put_ into zeros; subclasses of Tensor get a tensor of their own for it.
+                           std::vector<Value> gradients;
+                           Value zeros = tape.allocate("index backward", meta.shape, meta.dtype);
+                           if (!tape.options().adds_in_place)
+                             zeros = tape.allocate("index_put", meta.shape, meta.dtype);
+                           gradients.push_back(std::move(zeros));
+                           return gradients;
+                         });
+}
+
+Value index_add(const Value& sum, const Value& index, const Value& rows) {
+  const std::array inputs{sum, rows};
+  std::vector<Value> saved;
+  if (rows.requires_grad()) saved = {index, rows};
+  return sum.tape().record("index_add", inputs, sum.detached(), std::move(saved),
+                           [operands = std::array{meta_of(sum), meta_of(rows)}](Tape& tape, std::span<const Value>,
+                                                                                std::vector<Value> incoming) {
+                             std::vector<Value> gradients(2);
+                             if (operands[0].wanted) gradients[0] = incoming[0];
+                             gradients[1] = fresh(tape, "index_select", operands[1]);
+                             return gradients;
+                           });
+}
+
+Value topk(const Value& x, std::uint64_t count) {
+  Shape shape = x.shape();
+  shape.back() = count;
+  Value largest = x.tape().allocate("topk", shape, x.dtype());
+  return simple("topk", x, std::move(largest), {x.tape().allocate("topk indices", shape, DType::i64)});
+}
+
+Value divide_by_sum(const Value& x) {
+  Shape rows = x.shape();
+  rows.back() = 1;
+  const Value sum = simple("sum", x, x.tape().allocate("sum", std::move(rows), x.dtype()));
+  const std::array inputs{x, sum};
+  // The dividend is copied before it is overwritten.
+  std::vector<Value> saved{x.tape().allocate("clone", x.shape(), x.dtype()), sum};
+  return record("div", inputs, x.detached(), std::move(saved));
+}
+
 Value layer_norm(const Value& x, const Value& weight, const Value& bias) {
   Shape rows = x.shape();
   rows.back() = 1;

@@ -53,7 +53,8 @@ struct AttentionSizes {
 struct Routing {
   std::uint64_t experts = 0;
   std::uint64_t chosen = 0;
-  bool fused = false;  // one module holds all experts, and its features are those of all of them
+  bool fused = false;       // one module holds all experts, and its features are those of all of them
+  bool normalized = false;  // the weights of a token's experts are divided by their sum
   bool operator==(const Routing&) const = default;
 };
 

@@ -112,7 +112,7 @@ bool in_window(const UnitView& block, const AttentionSizes& sizes) {
 }
 
 const Value& mask_of(const ForwardContext& context, const UnitView& block, const AttentionSizes& sizes) {
-  return in_window(block, sizes) ? context.window_mask : context.mask;
+  return in_window(block, sizes) ? context.shared.window_mask : context.shared.mask;
 }
 
 Value attend(const ForwardContext& context, const Value& q, const Value& k, const Value& v, const AttentionCall& call) {

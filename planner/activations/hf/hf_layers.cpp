@@ -219,8 +219,8 @@ const AttentionSizes* attention_of(const ForwardContext& context) {
 
 void make_masks(ForwardContext& context, const CausalLm& model, const AttentionSizes& sizes) {
   const bool windowed = sizes.window != 0;
-  if (model.two_masks || !windowed) context.mask = make_causal_mask(context);
-  if (model.two_masks || windowed) context.window_mask = make_causal_mask(context, sizes.window);
+  if (model.two_masks || !windowed) context.shared.mask = make_causal_mask(context);
+  if (model.two_masks || windowed) context.shared.window_mask = make_causal_mask(context, sizes.window);
 }
 
 // What the base model returns: its locals, the first hidden features among them, are gone by then.
@@ -239,8 +239,8 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
   const Value positions = tape.allocate("arange", {context.tokens()}, DType::i64);
   make_masks(context, model, sizes);
   const std::uint64_t features = sizes.rotary_size != 0 ? sizes.rotary_size : a.head_size;
-  context.tables = make_rotary(context, features, model.rotation);
-  if (model.two_tables) context.window_tables = make_rotary(context, features, model.rotation);
+  context.shared.tables = make_rotary(context, features, model.rotation);
+  if (model.two_tables) context.shared.window_tables = make_rotary(context, features, model.rotation);
   Value hidden = model.embedding_scale == EmbeddingScale::after_masks ? scale(embedded) : embedded;
   hidden = run_blocks(context, model.block, std::move(hidden));
   if (const auto unit = unit_with(context, model.last_norm)) hidden = model.norm((*unit)[model.last_norm], hidden);
@@ -253,7 +253,7 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
   Tape& tape = context.tape;
   context.never_caches = model.never_caches;
   Value hidden = base_model(context, model);
-  context.forget();
+  context.shared = {};
   const auto head = unit_with(context, model.head);
   if (!head) {
     tape.release_kept();

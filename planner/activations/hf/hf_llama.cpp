@@ -1,5 +1,8 @@
 // Llama and its kin, as transformers 4.57 has them: each block as its modeling_*.py reads.
+#include <fmt/format.h>
+
 #include <array>
+#include <string>
 #include <vector>
 
 #include "planner/activations/hf/hf_attention.h"
@@ -63,13 +66,13 @@ Value attended(ForwardContext& context, const UnitView& block, Heads& heads) {
 }
 
 const RotaryTables& tables_of(const ForwardContext& context, const UnitView& block) {
-  return context.window_tables.cos.defined() && in_window(block, sizes_of(block)) ? context.window_tables
-                                                                                  : context.tables;
+  return context.shared.window_tables.cos.defined() && in_window(block, sizes_of(block)) ? context.shared.window_tables
+                                                                                         : context.shared.tables;
 }
 
 Value self_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
   Heads heads = project_heads(block, hidden);
-  rotate(heads.q, heads.k, context.tables);
+  rotate(heads.q, heads.k, context.shared.tables);
   return attended(context, block, heads);
 }
 
@@ -108,7 +111,7 @@ Value qwen3_attention(ForwardContext& context, const UnitView& block, const Valu
   heads.q = rms_norm(block["self_attn.q_norm"], split_heads(linear(hidden, block["self_attn.q_proj"]), sizes.heads));
   heads.k = rms_norm(block["self_attn.k_norm"], split_heads(linear(hidden, block["self_attn.k_proj"]), sizes.kv_heads));
   heads.v = split_heads(linear(hidden, block["self_attn.v_proj"]), sizes.kv_heads);
-  rotate(heads.q, heads.k, context.tables);
+  rotate(heads.q, heads.k, context.shared.tables);
   return attended(context, block, heads);
 }
 
@@ -178,7 +181,7 @@ Value phi3_attention(ForwardContext& context, const UnitView& block, const Value
   Heads heads{part(sizes.heads), part(sizes.kv_heads), part(sizes.kv_heads)};
   split(heads, sizes);
   const std::uint64_t features = rotary_size(sizes);
-  rotate_part(heads.q, heads.k, context.tables, features, RotatedParts::one_by_one);
+  rotate_part(heads.q, heads.k, context.shared.tables, features, RotatedParts::one_by_one);
   return attended(context, block, heads);
 }
 
@@ -200,7 +203,7 @@ Value phi3(ForwardContext& context) {
 Value olmo_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
   Heads heads = project(block, hidden);
   split(heads, sizes_of(block));
-  rotate(heads.q, heads.k, context.tables, Rotation::wide_tables);
+  rotate(heads.q, heads.k, context.shared.tables, Rotation::wide_tables);
   return attended(context, block, heads);
 }
 
@@ -269,7 +272,7 @@ Value cohere_block(ForwardContext& context, const UnitView& block, const Value& 
   const Value hidden = cohere_norm(block["input_layernorm"], input);
   const Value attention = [&] {
     Heads heads = project_heads(block, hidden);
-    rotate(heads.q, heads.k, context.tables, Rotation::interleaved);
+    rotate(heads.q, heads.k, context.shared.tables, Rotation::interleaved);
     return attended(context, block, heads);
   }();
   const Value inner = mlp(block, hidden);
@@ -298,11 +301,11 @@ Value repeated_attention(ForwardContext& context, const UnitView& block, const V
   const AttentionSizes& sizes = sizes_of(block);
   Heads heads = project(block, hidden);
   split(heads, sizes);
-  rotate_part(heads.q, heads.k, context.tables, rotary_size(sizes));
+  rotate_part(heads.q, heads.k, context.shared.tables, rotary_size(sizes));
   cache(context, heads.k, heads.v);
   heads.k = repeat_heads(heads.k, sizes.heads / sizes.kv_heads);
   heads.v = repeat_heads(heads.v, sizes.heads / sizes.kv_heads);
-  const Value mixed = attend(context, heads.q, heads.k, heads.v, {.mask = context.mask});
+  const Value mixed = attend(context, heads.q, heads.k, heads.v, {.mask = context.shared.mask});
   return linear(mixed, block["self_attn.o_proj"]);
 }
 
@@ -335,14 +338,90 @@ Value stablelm(ForwardContext& context) {
   return causal_lm(context, {.block = stablelm_block, .norm = layer_norm});
 }
 
+// --- Experts in place of the MLP: a loop over them, each on the tokens that chose it ---
+
+struct ExpertNames {
+  std::string_view part;  // of the block
+  std::string_view gate;
+  std::string_view up;
+  std::string_view down;
+};
+constexpr ExpertNames kMixtral{"block_sparse_moe", "w1", "w3", "w2"};
+constexpr ExpertNames kQwen{"mlp", "gate_proj", "up_proj", "down_proj"};
+
+// down(act(gate(x)) * up(x))
+Value expert(const UnitView& block, const std::string& name, const ExpertNames& names, const Value& x) {
+  const auto layer = [&](std::string_view part) { return block[fmt::format("{}.{}", name, part)]; };
+  const Value product = [&] {
+    const Value gate = activation(block.first_of(ModuleKind::activation, name)->function, linear(x, layer(names.gate)));
+    return mul(gate, linear(x, layer(names.up)));
+  }();
+  return linear(product, layer(names.down));
+}
+
+// How many of all choices fall on expert i is data; here they are shared out as evenly as they can be.
+std::uint64_t choices_of(std::uint64_t i, const Routing& routing, std::uint64_t tokens) {
+  const std::uint64_t choices = tokens * routing.chosen;
+  return (i + 1) * choices / routing.experts - i * choices / routing.experts;
+}
+
+// The weights of the experts of each token.
+Value route(const Routing& routing, const Value& logits, DType dtype) {
+  Value weights = softmax_in(logits, DType::f32);
+  weights = topk(weights, routing.chosen);
+  if (routing.normalized) weights = divide_by_sum(weights);
+  return to(weights, dtype);
+}
+
+Value mixture(const UnitView& block, const ExpertNames& names, const Value& hidden) {
+  Tape& tape = hidden.tape();
+  const std::uint64_t tokens = hidden.size(0) * hidden.size(1);
+  const Value x = view(hidden, {tokens, hidden.size(2)});
+  const Value logits = linear(x, block[fmt::format("{}.gate", names.part)]);
+  const Routing routing = *block.module(fmt::format("{}.experts.0.{}", names.part, names.gate)).routing;
+  const Value weights = view(route(routing, logits, x.dtype()), {tokens, routing.chosen, 1});
+  Value sum = tape.allocate("zeros", x.shape(), x.dtype());
+  const Value mask = tape.allocate("one_hot", {tokens, routing.chosen, routing.experts}, DType::i64);
+  for (std::uint64_t i = 0; i < routing.experts; ++i) {
+    const std::uint64_t count = choices_of(i, routing, tokens);
+    if (count == 0) continue;
+    const Value chosen = tape.allocate("nonzero", {count, 2}, DType::i64);
+    const Value output =
+        expert(block, fmt::format("{}.experts.{}", names.part, i), names, index_rows(x, chosen, count));
+    Value weight = index_rows(weights, chosen, count);
+    weight = view(weight, {count, 1});
+    const Value weighted = mul(output, weight);
+    sum = index_add(sum, chosen, weighted);
+  }
+  return view(sum, hidden.shape());
+}
+
+template <auto Attention>
+Value experts_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  const auto experts = [](const UnitView& unit, const Value& x) {
+    if (unit.has("mlp.up_proj")) return mlp(unit, x);
+    return mixture(unit, unit.has("mlp.gate") ? kQwen : kMixtral, x);
+  };
+  return block_of(context, block, input, rms_norm, Attention, experts);
+}
+
+Value mixtral(ForwardContext& context) {
+  return causal_lm(context, {.block = experts_block<self_attention>});
+}
+
+Value qwen3_moe(ForwardContext& context) {
+  return causal_lm(context, {.block = experts_block<qwen3_attention>});
+}
+
 }  // namespace
 
 std::span<const HfFamily> hf_llama_families() {
   static constexpr HfFamily families[] = {
-      {"llama", llama},   {"mistral", llama},         {"qwen2", llama},        {"qwen3", qwen3},
-      {"gemma", gemma},   {"gemma2", gemma2},         {"gemma3_text", gemma3}, {"phi3", phi3},
-      {"olmo", olmo},     {"olmo2", olmo2},           {"olmo3", olmo3},        {"granite", granite},
-      {"cohere", cohere}, {"starcoder2", starcoder2}, {"nemotron", nemotron},  {"stablelm", stablelm},
+      {"llama", llama},        {"mistral", llama},     {"mixtral", mixtral}, {"qwen3_moe", qwen3_moe},
+      {"qwen2", llama},        {"qwen3", qwen3},       {"gemma", gemma},     {"gemma2", gemma2},
+      {"gemma3_text", gemma3}, {"phi3", phi3},         {"olmo", olmo},       {"olmo2", olmo2},
+      {"olmo3", olmo3},        {"granite", granite},   {"cohere", cohere},   {"starcoder2", starcoder2},
+      {"nemotron", nemotron},  {"stablelm", stablelm},
   };
   return families;
 }

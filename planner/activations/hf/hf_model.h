@@ -19,6 +19,14 @@ struct RotaryTables {
   Value sin{};
 };
 
+// What the model makes once for all of its blocks. A block that is recomputed keeps it until its backward.
+struct SharedByBlocks {
+  RotaryTables tables{};
+  RotaryTables window_tables{};  // of layers that see a window, where theirs differ
+  Value mask{};                  // undefined where attention needs none
+  Value window_mask{};
+};
+
 // What the forward of one rank's part of a model can ask for.
 struct ForwardContext {
   Tape& tape;
@@ -26,20 +34,13 @@ struct ForwardContext {
   const Catalog& held;
   const Setup& setup;
   const ClientSetup& client;
-  // Made by the model for all of its blocks.
-  RotaryTables tables{};
-  RotaryTables window_tables{};  // of layers that see a window, where theirs differ
-  Value mask{};                  // undefined where attention needs none
-  Value window_mask{};
+  SharedByBlocks shared{};
   bool unfolded = false;  // runs every one of equal blocks: for comparisons
 
   bool never_caches = false;  // models that make a cache outside training only
 
   bool use_cache() const { return client.use_cache && client.recompute == RecomputeKind::none && !never_caches; }
   AttentionKind attention() const { return resolved_attention(client); }
-
-  // Lets go of what the model made for its blocks.
-  void forget();
 
   DType parameter_dtype() const { return setup.policy.parameter; }
   std::uint64_t batch() const { return client.micro_batch; }
