@@ -3,7 +3,10 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
+
+#include "planner/activations/megatron_client.h"
 
 namespace shardplan {
 
@@ -19,6 +22,8 @@ std::string_view name(AttentionKind attention);
 
 // eager: logits, their fp32 copy and its log-softmax. fused: none of them is kept. chunked: one chunk of tokens at a time.
 enum class LossKind : std::uint8_t { eager, fused, chunked };
+// "eager", "fused", "chunked=4"
+std::string loss_words(LossKind loss, std::uint64_t chunks);
 
 enum class RecomputeKind : std::uint8_t {
   none,
@@ -35,6 +40,9 @@ enum class MaskKind : std::uint8_t {
   padded,  // texts of different lengths: attention takes a mask of all pairs
 };
 
+// "none", "selective", "full", "every=2", "invert"
+std::string recompute_words(RecomputeKind recompute, std::uint64_t every);
+
 struct ClientSetup {
   Profile profile = Profile::hf_sdpa;
   std::optional<AttentionKind> attention;  // empty: the profile's
@@ -48,6 +56,7 @@ struct ClientSetup {
   // transformers' models fill a cache of keys and values in training too, unless the config says otherwise; gradient
   // checkpointing switches it off.
   bool use_cache = true;
+  MegatronClient megatron{};  // of profile megatron
   bool operator==(const ClientSetup&) const = default;
 };
 

@@ -88,9 +88,9 @@ std::string listed(const Activity& activity) {
   return lines;
 }
 
-class HfGolden : public testing::TestWithParam<std::string> {};
+class HfActivations : public testing::TestWithParam<std::string> {};
 
-TEST_P(HfGolden, SavedTensorsAndPeak) {
+TEST_P(HfActivations, SavedTensorsAndPeak) {
   const json::value golden = read_json(std::filesystem::path(ACTIVATION_GOLDENS) / (GetParam() + ".json"));
   std::size_t compared = 0;
   for (const json::value& c : golden.at("cases").as_array()) {
@@ -120,7 +120,7 @@ TEST_P(HfGolden, SavedTensorsAndPeak) {
   EXPECT_GT(compared, 0U);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, HfGolden, testing::Values("decoders", "llama"));
+INSTANTIATE_TEST_SUITE_P(Families, HfActivations, testing::Values("decoders", "llama"));
 
 }  // namespace
 }  // namespace shardplan
