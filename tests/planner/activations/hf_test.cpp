@@ -120,6 +120,33 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
   EXPECT_GT(compared, 0U);
 }
 
+// docs/memory_model.md, "Activations: Hugging Face": the sum of a Llama block, for 128 shapes.
+TEST(HfLlama, ABlockKeepsWhatTheClosedFormSays) {
+  for (std::uint64_t i = 0; i < 128; ++i) {
+    const std::uint64_t groups = 1 + i % 4;
+    const std::uint64_t heads = groups * (1 + i / 4 % 3);
+    const std::uint64_t size = 8 * (1 + i % 5);
+    const std::uint64_t f = 24 + 8 * (i % 7);
+    const std::string config = fmt::format(
+        R"({{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 50, "hidden_size": {},
+            "intermediate_size": {}, "num_hidden_layers": {}, "num_attention_heads": {}, "num_key_value_heads": {}}})",
+        heads * size, f, 3 + i % 4, heads, groups);
+    const Model model = model_from_hf_config(JsonDocument(config, "config.json").root());
+    shardplan::Setup setup;
+    setup.policy = policy_named("bf16");
+    ClientSetup client;
+    client.micro_batch = 1 + i % 3;
+    client.sequence = 5 + i;
+    const ActivityResult result = activity_of(model, model.catalog, setup, client, {.rounding = 1});
+    ASSERT_TRUE(result.activity);
+    const std::uint64_t b = client.micro_batch;
+    const std::uint64_t tokens = b * client.sequence;
+    const std::uint64_t expected =
+        tokens * (20 * heads * size + 4 * groups * size + 8 * f + 8) + 4 * b * heads * client.sequence + 24;
+    EXPECT_EQ(result.activity->saved.at(1).bytes.count(), expected) << config << listed(*result.activity);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations, testing::Values("decoders", "llama"));
 
 }  // namespace
