@@ -47,7 +47,7 @@ std::vector<ActivitySpan> spans_of(const Tape& tape, double gradient_share) {
     for (std::size_t e = marks[i].event; e < end; ++e) {
       const Event& event = tape.events()[e];
       const Storage& storage = tape.storages()[event.storage];
-      const auto bytes = static_cast<std::int64_t>(storage.bytes) * (event.allocated ? 1 : -1);
+      const auto bytes = static_cast<std::int64_t>(storage.bytes * event.times) * (event.allocated ? 1 : -1);
       span.net[static_cast<std::size_t>(storage.purpose)] += bytes;
       const std::int64_t level = sum(span.net, gradient_share);
       if (level > highest) {

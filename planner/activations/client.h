@@ -33,6 +33,13 @@ enum class RecomputeKind : std::uint8_t {
   invert,     // blocks that can be inverted keep nothing
 };
 
+// Which tokens of the batch are padding, as its attention_mask says.
+enum class MaskKind : std::uint8_t {
+  none,    // the batch has no attention_mask
+  ones,    // texts of equal length, packed: no token is
+  padded,  // texts of different lengths: attention takes a mask of all pairs
+};
+
 // "none", "selective", "full", "every=2", "invert"
 std::string recompute_words(RecomputeKind recompute, std::uint64_t every);
 
@@ -45,7 +52,11 @@ struct ClientSetup {
   std::uint64_t recompute_every = 1;
   std::uint64_t micro_batch = 1;
   std::uint64_t sequence = 0;  // tokens
-  MegatronClient megatron{};   // of profile megatron
+  MaskKind mask = MaskKind::ones;
+  // transformers' models fill a cache of keys and values in training too, unless the config says otherwise; gradient
+  // checkpointing switches it off.
+  bool use_cache = true;
+  MegatronClient megatron{};  // of profile megatron
   bool operator==(const ClientSetup&) const = default;
 };
 

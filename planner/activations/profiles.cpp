@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <utility>
+
 #include "planner/activations/hf/hf_model.h"
 #include "planner/activations/megatron/megatron_model.h"
 
@@ -11,45 +14,75 @@ namespace {
 
 using namespace autograd;
 
-ActivityResult megatron_activity(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
-                                 const TapeOptions& options) {
-  if (const std::string why = megatron_refuses(model, held); !why.empty()) return {{}, why};
-  Tape tape(options);
-  ActivityResult result;
-  result.activity.emplace();
-  run_megatron(tape, model, held, setup, client, &result.activity->saved);
-  result.activity->spans = spans_of(tape);
-  return result;
+// A kind of rank with tensors that are no model's own: adapters, quantised weights.
+bool is_changed(const Catalog& held) {
+  return std::any_of(held.runs.begin(), held.runs.end(), [](const UnitRun& run) {
+    return std::any_of(run.tensors.begin(), run.tensors.end(), [](const Tensor& tensor) {
+      return tensor.scales || tensor.name.find(".lora_A.") != std::string::npos;
+    });
+  });
+}
+
+std::string hf_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client) {
+  const std::string_view profile = name(client.profile);
+  if (client.profile != Profile::hf_eager && client.profile != Profile::hf_sdpa) {
+    return fmt::format("profile {} is not known yet", profile);
+  }
+  const Parallelism& parallel = setup.parallel;
+  if (parallel.tensor > 1 || parallel.context > 1 || parallel.expert > 1) {
+    return fmt::format("profile {} shares out no layer, no sequence and no experts (--tp, --cp, --ep)", profile);
+  }
+  if (setup.policy.compute != setup.policy.parameter) {
+    return fmt::format("profile {} does not know autocast ({}) yet", profile, setup.policy.name);
+  }
+  if (client.loss != LossKind::eager) {
+    return fmt::format("profile {} does not know loss {} yet", profile, loss_words(client.loss, client.loss_chunks));
+  }
+  if (client.recompute == RecomputeKind::selective || client.recompute == RecomputeKind::invert) {
+    return fmt::format("profile {} does not know recompute {} yet", profile,
+                       recompute_words(client.recompute, client.recompute_every));
+  }
+  if (is_changed(held)) return fmt::format("profile {} does not know adapters and quantised weights yet", profile);
+  if (find_hf_family(model.catalog.family) == nullptr) {
+    return fmt::format("profile {} does not know {} yet", profile, model.catalog.family);
+  }
+  return {};
+}
+
+void run_hf(Tape& tape, const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
+            std::vector<SavedByUnit>* saved) {
+  ForwardContext context{tape, model, held, setup, client};
+  Value loss = find_hf_family(model.catalog.family)->forward(context);
+  if (saved != nullptr) *saved = saved_tensors(tape);
+  // The loss's own gradient is a tensor of one; what comes from the next stage is as large as what went there.
+  const Value gradient = tape.allocate("gradient", loss.shape(), loss.dtype());
+  tape.backward(std::move(loss), gradient);
 }
 
 }  // namespace
 
+std::string profile_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client) {
+  if (model.modules.empty()) return "only the model's tensors are known, not what its forward does with them";
+  if (client.sequence == 0) return "the sequence length is not known (--seq)";
+  return client.profile == Profile::megatron ? megatron_refuses(model, held) : hf_refuses(model, held, setup, client);
+}
+
+void run_profile(Tape& tape, const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
+                 std::vector<SavedByUnit>* saved) {
+  if (client.profile == Profile::megatron) {
+    run_megatron(tape, model, held, setup, client, saved);
+  } else {
+    run_hf(tape, model, held, setup, client, saved);
+  }
+}
+
 ActivityResult activity_of(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
                            const TapeOptions& options) {
-  if (model.modules.empty()) return {{}, "only the model's tensors are known, not what its forward does with them"};
-  if (client.sequence == 0) return {{}, "the sequence length is not known (--seq)"};
-  if (client.profile == Profile::megatron) return megatron_activity(model, held, setup, client, options);
-  const Parallelism& parallel = setup.parallel;
-  if (parallel.tensor > 1 || parallel.context > 1 || parallel.expert > 1) {
-    return {{},
-            fmt::format("profile {} shares out no layer, no sequence and no experts (--tp, --cp, --ep)",
-                        name(client.profile))};
-  }
-  const HfFamily* family = find_hf_family(model.catalog.family);
-  if (family == nullptr) {
-    return {{}, fmt::format("profile {} does not know {} yet", name(client.profile), model.catalog.family)};
-  }
+  if (std::string why = profile_refuses(model, held, setup, client); !why.empty()) return {{}, std::move(why)};
   Tape tape(options);
   ActivityResult result;
   result.activity.emplace();
-  {
-    ForwardContext context{tape, model, held, setup, client};
-    Value loss = family->forward(context, family->block);
-    result.activity->saved = saved_tensors(tape);
-    // The loss's own gradient is a tensor of one; what comes from the next stage is as large as what went there.
-    const Value gradient = tape.allocate("gradient", loss.shape(), loss.dtype());
-    tape.backward(loss, gradient);
-  }
+  run_profile(tape, model, held, setup, client, &result.activity->saved);
   result.activity->gradient_share = options.gradient_share;
   result.activity->spans = spans_of(tape, options.gradient_share);
   return result;

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "planner/activations/activity.h"
 #include "planner/activations/client.h"
@@ -18,6 +19,14 @@ struct ActivityResult {
   std::optional<Activity> activity;
   std::string unknown_because;  // where there is none
 };
+
+// Why the profile cannot compute this; empty where it can.
+std::string profile_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client);
+
+// Runs forward and backward of one micro-batch. `saved` is filled between the two, if given. Where the profile refuses, a
+// CHECK fails.
+void run_profile(autograd::Tape& tape, const Model& model, const Catalog& held, const Setup& setup,
+                 const ClientSetup& client, std::vector<SavedByUnit>* saved = nullptr);
 
 // Of the ranks that hold `held` (planner/parallel.h) of `model`. Throws ConfigError for what the profile refuses.
 ActivityResult activity_of(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,

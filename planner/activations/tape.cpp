@@ -44,6 +44,7 @@ Value::Value(const Value& other)
       storage_(other.storage_),
       edge_(other.edge_),
       requires_grad_(other.requires_grad_),
+      layout_(other.layout_),
       dtype_(other.dtype_),
       shape_(other.shape_) {
   if (tape_ != nullptr) tape_->retain(storage_);
@@ -54,6 +55,7 @@ Value::Value(Value&& other) noexcept
       storage_(other.storage_),
       edge_(other.edge_),
       requires_grad_(other.requires_grad_),
+      layout_(other.layout_),
       dtype_(other.dtype_),
       shape_(std::move(other.shape_)) {}
 
@@ -69,6 +71,7 @@ Value& Value::operator=(Value&& other) noexcept {
   storage_ = other.storage_;
   edge_ = other.edge_;
   requires_grad_ = other.requires_grad_;
+  layout_ = other.layout_;
   dtype_ = other.dtype_;
   shape_ = std::move(other.shape_);
   return *this;
@@ -91,6 +94,12 @@ Value Value::viewed(Shape shape) const {
   return view;
 }
 
+Value Value::laid_out(Layout layout) const {
+  Value view = *this;
+  view.layout_ = layout;
+  return view;
+}
+
 Value Value::detached() const {
   Value value = *this;
   value.requires_grad_ = false;
@@ -104,6 +113,7 @@ Tape::Tape(const TapeOptions& options) : options_(options) {
 
 // Nodes hold Values, whose release needs storages_ and events_.
 Tape::~Tape() {
+  kept_.clear();
   nodes_.clear();
   gradients_.clear();
   parameters_.clear();
@@ -151,14 +161,23 @@ std::uint32_t Tape::add_storage(std::string_view operation, const Shape& shape, 
   storage.dtype = dtype;
   const auto index = static_cast<std::uint32_t>(storages_.size());
   storages_.push_back(std::move(storage));
-  if (purpose != Purpose::outside && storages_.back().bytes > 0) events_.push_back({index, true});
+  if (purpose != Purpose::outside && storages_.back().bytes > 0) events_.push_back({index, true, 1});
   return index;
 }
 
 void Tape::release(std::uint32_t storage) {
   Storage& released = storages_[storage];
   if (--released.references > 0) return;
-  if (released.purpose != Purpose::outside && released.bytes > 0) events_.push_back({storage, false});
+  if (released.purpose != Purpose::outside && released.bytes > 0) events_.push_back({storage, false, freed_times_});
+}
+
+void Tape::release_kept() {
+  for (Value& value : kept_) {
+    freed_times_ = units_[storages_[value.storage_].unit].times;
+    value.reset();
+  }
+  freed_times_ = 1;
+  kept_.clear();
 }
 
 Value Tape::outside(Shape shape, DType dtype) {
@@ -179,9 +198,11 @@ Value Tape::parameter(const std::string& name, const Shape& shape, DType dtype, 
   return value;
 }
 
-Value Tape::allocate(std::string_view operation, Shape shape, DType dtype) {
+Value Tape::allocate(std::string_view operation, Shape shape, DType dtype, Layout layout) {
   const std::uint32_t storage = add_storage(operation, shape, dtype, purpose_);
-  return {*this, storage, std::move(shape), dtype};
+  Value value(*this, storage, std::move(shape), dtype);
+  value.layout_ = layout;
+  return value;
 }
 
 Value Tape::workspace(std::string_view operation, Bytes bytes) {
@@ -229,18 +250,27 @@ Value Tape::leaf(const Value& value) {
   return leaf;
 }
 
+bool Tape::adds_in_place(const Value& sum) const {
+  return options_.adds_in_place && storages_[sum.storage_].references == 1;
+}
+
 void Tape::accumulate(Value& sum, Value gradient) {
   if (!sum.defined()) {
     sum = std::move(gradient);
-    return;
+  } else if (!adds_in_place(sum)) {
+    sum = allocate("accumulated gradient", sum.shape(), sum.dtype(), sum.layout());
   }
-  // In place where nobody else sees the sum so far (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
-  if (storages_[sum.storage_].references == 1) return;
-  sum = allocate("accumulated gradient", sum.shape(), sum.dtype());
 }
 
 void Tape::accumulate_parameter(Gradient& sum, Value gradient) {
-  if (sum.value.defined()) return;
+  if (sum.value.defined()) {
+    // Contributions of one graph are added up before AccumulateGrad runs; what is there already is added to in place.
+    if (nested_ == 0 && !adds_in_place(sum.value)) {
+      const std::uint32_t added = add_storage(sum.name, gradient.shape(), gradient.dtype(), Purpose::gradient);
+      sum.value = Value(*this, added, gradient.shape(), gradient.dtype());
+    }
+    return;
+  }
   Storage& storage = storages_[gradient.storage_];
   // AccumulateGrad takes a gradient that is nobody else's and copies any other (torch/csrc/autograd/functions/
   // accumulate_grad.h).
@@ -301,6 +331,7 @@ void Tape::backward(Value output, Value gradient) {
 std::vector<Value> Tape::recompute(const Function& function, std::span<const Value> inputs,
                                    const std::vector<bool>& trained, Value gradient) {
   const bool enabled = set_grad_enabled(true);
+  ++nested_;
   const std::size_t first = nodes_.size();
   std::vector<Value> starts;
   for (std::size_t i = 0; i < inputs.size(); ++i) starts.push_back(trained[i] ? leaf(inputs[i]) : inputs[i].detached());
@@ -319,6 +350,7 @@ std::vector<Value> Tape::recompute(const Function& function, std::span<const Val
     if (!node.gradients.empty()) gradients[i] = std::move(node.gradients[0]);
   }
   nodes_.resize(first);
+  --nested_;
   set_grad_enabled(enabled);
   return gradients;
 }

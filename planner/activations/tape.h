@@ -58,6 +58,11 @@ struct Edge {
   std::uint32_t output = 0;
 };
 
+// How a tensor lies in its storage, as far as it decides whether a view needs a copy: in the order of its dims, or with
+// dims 1 and 2 swapped. A projection, split into heads and transposed, is [b, h, s, d] and lies as [b, s, h, d].
+// With gaps between its rows (a part of a wider tensor), it needs one always.
+enum class Layout : std::uint8_t { in_order, swapped, with_gaps };
+
 class Value {
  public:
   Value() = default;
@@ -75,10 +80,12 @@ class Value {
   std::uint64_t elements() const { return shardplan::elements(shape_); }
   DType dtype() const { return dtype_; }
   bool requires_grad() const { return requires_grad_; }
+  Layout layout() const { return layout_; }
   Tape& tape() const { return *tape_; }
 
   // The same storage under another shape: a view that keeps the number of elements, or a part of it.
   Value viewed(Shape shape) const;
+  Value laid_out(Layout layout) const;
   // The same values without a history.
   Value detached() const;
   bool shares_storage(const Value& other) const { return tape_ == other.tape_ && storage_ == other.storage_; }
@@ -92,6 +99,7 @@ class Value {
   std::uint32_t storage_ = 0;
   Edge edge_;
   bool requires_grad_ = false;
+  Layout layout_ = Layout::in_order;
   DType dtype_ = DType::f32;
   Shape shape_;
 };
@@ -117,6 +125,8 @@ struct Storage {
 struct Event {
   std::uint32_t storage = 0;
   bool allocated = false;
+  // Of how many equal storages, in a row of equal units, it is the last that goes: see Tape::keep.
+  std::uint64_t times = 1;
 };
 
 // From here on, until the next mark, events belong to this pass of this unit.
@@ -141,6 +151,10 @@ struct TapeOptions {
   // True: a parameter's gradient stays from its first contribution on, as PyTorch's .grad does. False: an engine that
   // has buffers of its own takes each one as it comes.
   bool keeps_gradients = true;
+  // True: a second gradient of a tensor is added to the first in place where nothing else holds that (torch/csrc/autograd/
+  // input_buffer.cpp, can_accumulate_inplace). False: into a new tensor, as for subclasses of torch.Tensor, such as the
+  // fake ones that memory is measured with.
+  bool adds_in_place = true;
   // Where gradients are kept: the part of each that the rank keeps.
   double gradient_share = 1;
 };
@@ -163,7 +177,7 @@ class Tape {
   // The parameter of this whole name: not counted, its gradient is. The same one each time it is asked for.
   Value parameter(const std::string& name, const Shape& shape, DType dtype, bool trainable);
   // A new storage with no history.
-  Value allocate(std::string_view operation, Shape shape, DType dtype);
+  Value allocate(std::string_view operation, Shape shape, DType dtype, Layout layout = Layout::in_order);
   Value workspace(std::string_view operation, Bytes bytes);
 
   // `output` becomes what an operation made of `inputs`. Where gradients are on and an input needs one, a node is
@@ -173,6 +187,10 @@ class Tape {
   // The same for several outputs.
   std::vector<Value> record(std::string_view operation, std::span<const Value> inputs, std::vector<Value> outputs,
                             std::vector<Value> saved, Formula formula);
+
+  // Holds a value, and those of the equal units that this one stands for, until they all go at once: a cache.
+  void keep(const Value& value) { kept_.push_back(value); }
+  void release_kept();
 
   bool grad_enabled() const { return grad_enabled_; }
   bool set_grad_enabled(bool enabled);  // returns what it was
@@ -226,6 +244,7 @@ class Tape {
   void accumulate(const Edge& edge, Value gradient);
   void accumulate(Value& sum, Value gradient);
   void accumulate_parameter(Gradient& sum, Value gradient);
+  bool adds_in_place(const Value& sum) const;
 
   TapeOptions options_;
   std::vector<Storage> storages_;
@@ -235,11 +254,14 @@ class Tape {
   std::vector<Node> nodes_;
   std::map<std::string, Value> parameters_;
   std::vector<Gradient> gradients_;  // by trained parameter; an edge's node is kParameters + its index
+  std::vector<Value> kept_;
+  std::uint64_t freed_times_ = 1;
   std::uint32_t unit_ = 0;
   Pass pass_ = Pass::forward;
   Purpose purpose_ = Purpose::activation;
   bool grad_enabled_ = true;
-  bool keeps_saved_ = true;  // false in the forward of a checkpoint
+  std::uint32_t nested_ = 0;  // backwards of checkpoints that are running
+  bool keeps_saved_ = true;   // false in the forward of a checkpoint
 };
 
 // Gradients are off while it lives, as under torch.no_grad().

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <numeric>
+#include <optional>
 
+#include "base/bytes.h"
 #include "base/error.h"
 
 namespace shardplan::autograd {
@@ -19,21 +21,50 @@ Meta meta_of(const Value& value) {
   return {value.shape(), value.dtype(), value.requires_grad()};
 }
 
-Value fresh(Tape& tape, std::string_view operation, const Meta& meta) {
-  return meta.wanted ? tape.allocate(operation, meta.shape, meta.dtype) : Value();
+// The gradient of an operand, element by element from that of the output: it lies as that does.
+Value fresh(Tape& tape, std::string_view operation, const Meta& meta, Layout layout = Layout::in_order) {
+  return meta.wanted ? tape.allocate(operation, meta.shape, meta.dtype, layout) : Value();
 }
 
-// Every input that needs a gradient gets a tensor of its own.
-Formula fresh_gradients(std::string_view operation, std::span<const Value> inputs) {
+// Once all gradients of a node are there, each is summed to the shape of an operand that was broadcast, and cast to its
+// dtype (torch/csrc/autograd/engine.cpp, validate_outputs).
+void fit(Tape& tape, std::vector<Value>& gradients, std::span<const Meta> operands) {
+  for (std::size_t i = 0; i < operands.size(); ++i) {
+    Value& gradient = gradients[i];
+    if (!gradient.defined()) continue;
+    const Meta& operand = operands[i];
+    if (elements(gradient.shape()) != elements(operand.shape)) {
+      gradient = tape.allocate("sum", operand.shape, gradient.dtype());
+    } else if (gradient.shape() != operand.shape) {
+      gradient = gradient.viewed(operand.shape);
+    }
+    if (gradient.dtype() != operand.dtype) {
+      gradient = tape.allocate("to", operand.shape, operand.dtype, gradient.layout());
+    }
+  }
+}
+
+// Every input that needs a gradient gets a tensor of its own. Formulas are evaluated in the order of the names that
+// derivatives.yaml gives the inputs: `order` lists them.
+Formula fresh_gradients(std::string_view operation, std::span<const Value> inputs, std::vector<std::size_t> order) {
   std::vector<Meta> metas;
   metas.reserve(inputs.size());
   for (const Value& input : inputs) metas.push_back(meta_of(input));
-  return [operation, metas = std::move(metas)](Tape& tape, std::span<const Value>, std::vector<Value>) {
-    std::vector<Value> gradients;
-    gradients.reserve(metas.size());
-    for (const Meta& meta : metas) gradients.push_back(fresh(tape, operation, meta));
+  return [operation, metas = std::move(metas), order = std::move(order)](Tape& tape, std::span<const Value>,
+                                                                         std::vector<Value> incoming) {
+    std::vector<Value> gradients(metas.size());
+    for (const std::size_t i : order) {
+      const bool alike = metas[i].shape == incoming[0].shape();
+      gradients[i] = fresh(tape, operation, metas[i], alike ? incoming[0].layout() : Layout::in_order);
+    }
     return gradients;
   };
+}
+
+Formula fresh_gradients(std::string_view operation, std::span<const Value> inputs) {
+  std::vector<std::size_t> order(inputs.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  return fresh_gradients(operation, inputs, std::move(order));
 }
 
 // The gradient itself goes on, under the shape that the input has.
@@ -45,6 +76,18 @@ Formula same_gradient(const Value& input) {
   };
 }
 
+// The same after `temporaries` more tensors of its shape, all of which live until the formula has been evaluated.
+Formula gradient_after(std::string_view operation, const Value& input, int temporaries) {
+  return
+      [operation, temporaries, meta = meta_of(input)](Tape& tape, std::span<const Value>, std::vector<Value> incoming) {
+        std::vector<Value> made;
+        for (int i = 0; i < temporaries; ++i) made.push_back(fresh(tape, operation, meta, incoming[0].layout()));
+        std::vector<Value> gradients;
+        gradients.push_back(fresh(tape, operation, meta, incoming[0].layout()));
+        return gradients;
+      };
+}
+
 Value record(std::string_view operation, std::span<const Value> inputs, Value output, std::vector<Value> saved) {
   Tape& tape = output.tape();
   return tape.record(operation, inputs, std::move(output), std::move(saved), fresh_gradients(operation, inputs));
@@ -54,8 +97,10 @@ Value simple(std::string_view operation, const Value& x, Value output, std::vect
   return record(operation, std::span(&x, 1), std::move(output), std::move(saved));
 }
 
+// As at::empty_like and elementwise operations lay their output: like the input, without its gaps.
 Value like(std::string_view operation, const Value& x) {
-  return x.tape().allocate(operation, x.shape(), x.dtype());
+  return x.tape().allocate(operation, x.shape(), x.dtype(),
+                           x.layout() == Layout::with_gaps ? Layout::in_order : x.layout());
 }
 
 Shape broadcast(const Shape& a, const Shape& b) {
@@ -83,20 +128,59 @@ DType promoted(const Value& a, const Value& b) {
   return bits(a.dtype()) > bits(b.dtype()) ? a.dtype() : b.dtype();
 }
 
-// Of an operand that was broadcast or promoted, the gradient is computed whole first and then summed or cast.
-Value gradient_of_operand(Tape& tape, std::string_view operation, const Meta& operand, const Meta& whole) {
-  if (!operand.wanted) return {};
-  if (elements(operand.shape) == elements(whole.shape) && operand.dtype == whole.dtype) {
-    return fresh(tape, operation, operand);
-  }
-  const Value wide = tape.allocate(operation, whole.shape, whole.dtype);
-  return fresh(tape, operation, operand);
+// Of two operands, the layout of the one that is not broadcast; of the first if none is.
+Layout layout_of(const Value& a, const Value& b) {
+  return a.shape().size() >= b.shape().size() && a.elements() >= b.elements() ? a.layout() : b.layout();
+}
+
+// A view of dims 1 and 2 as one dim with dim 3, or as a batch, must copy where they lie swapped; a batch of one has none.
+bool copies(const Value& x, const Shape& shape) {
+  if (x.layout() == Layout::in_order) return false;
+  if (x.layout() == Layout::with_gaps) return true;
+  const bool joins_batch = shape.size() == 3 && x.shape().size() == 4 && shape[1] == x.size(2) && shape[2] == x.size(3);
+  return !joins_batch || x.size(0) > 1;
+}
+
+Value reshaped(Tape& tape, const Value& x, const Shape& shape) {
+  if (copies(x, shape)) return tape.allocate("clone", shape, x.dtype());
+  return x.viewed(shape).laid_out(Layout::in_order);
 }
 
 }  // namespace
 
 Value view(const Value& x, Shape shape) {
-  return x.tape().record("view", std::span(&x, 1), x.viewed(std::move(shape)), {}, same_gradient(x));
+  Tape& tape = x.tape();
+  if (x.layout() == Layout::swapped && shape == x.shape()) return x;
+  return tape.record("view", std::span(&x, 1), reshaped(tape, x, shape), {},
+                     [from = x.shape()](Tape& t, std::span<const Value>, std::vector<Value> incoming) {
+                       std::vector<Value> gradients;
+                       gradients.push_back(reshaped(t, incoming[0], from));
+                       return gradients;
+                     });
+}
+
+namespace {
+
+Value swapped(const Value& x) {
+  Shape shape = x.shape();
+  std::swap(shape[1], shape[2]);
+  const bool matters = shape[1] > 1 && shape[2] > 1;
+  Layout layout = x.layout();
+  if (matters && layout != Layout::with_gaps) {
+    layout = layout == Layout::in_order ? Layout::swapped : Layout::in_order;
+  }
+  return x.viewed(std::move(shape)).laid_out(layout);
+}
+
+}  // namespace
+
+Value transpose(const Value& x) {
+  return x.tape().record("transpose", std::span(&x, 1), swapped(x), {},
+                         [](Tape&, std::span<const Value>, std::vector<Value> incoming) {
+                           std::vector<Value> gradients;
+                           gradients.push_back(swapped(incoming[0]));
+                           return gradients;
+                         });
 }
 
 std::vector<Value> split(const Value& x, std::span<const std::uint64_t> sizes) {
@@ -111,11 +195,13 @@ std::vector<Value> split(const Value& x, std::span<const std::uint64_t> sizes) {
 }
 
 Value slice(const Value& x, Shape shape) {
+  if (shape == x.shape()) return x;
   return simple("slice", x, x.viewed(std::move(shape)));
 }
 
 Value contiguous(const Value& x) {
-  return x.tape().record("contiguous", std::span(&x, 1), like("contiguous", x), {}, same_gradient(x));
+  return x.tape().record("contiguous", std::span(&x, 1), x.tape().allocate("contiguous", x.shape(), x.dtype()), {},
+                         same_gradient(x));
 }
 
 Value expand(const Value& x, Shape shape) {
@@ -138,44 +224,59 @@ Value cat(std::span<const Value> parts, Shape shape) {
 
 Value to(const Value& x, DType dtype) {
   if (x.dtype() == dtype) return x;
-  return simple("to", x, x.tape().allocate("to", x.shape(), dtype));
+  return simple("to", x, x.tape().allocate("to", x.shape(), dtype, x.layout()));
 }
 
 Value add(const Value& a, const Value& b) {
   const std::array inputs{a, b};
-  Meta whole{broadcast(a.shape(), b.shape()), promoted(a, b), true};
-  Value output = a.tape().allocate("add", whole.shape, whole.dtype);
+  Value output = a.tape().allocate("add", broadcast(a.shape(), b.shape()), promoted(a, b), layout_of(a, b));
   return a.tape().record(
       "add", inputs, std::move(output), {},
-      [whole, operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>,
-                                                             std::vector<Value> incoming) {
+      [operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>, std::vector<Value> incoming) {
         std::vector<Value> gradients(2);
         for (std::size_t i = 0; i < 2; ++i) {
-          const Meta& operand = operands[i];
-          if (!operand.wanted) continue;
-          const bool same = elements(operand.shape) == elements(whole.shape) && operand.dtype == whole.dtype;
-          gradients[i] = same ? incoming[0].viewed(operand.shape) : fresh(tape, "add backward", operand);
+          if (operands[i].wanted) gradients[i] = incoming[0];
         }
+        fit(tape, gradients, operands);
+        return gradients;
+      });
+}
+
+Value sub(const Value& a, const Value& b) {
+  const std::array inputs{a, b};
+  Value output = a.tape().allocate("sub", broadcast(a.shape(), b.shape()), promoted(a, b), layout_of(a, b));
+  return a.tape().record(
+      "sub", inputs, std::move(output), {},
+      [operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>, std::vector<Value> incoming) {
+        const Value& gradient = incoming[0];
+        std::vector<Value> gradients(2);
+        if (operands[1].wanted) {
+          gradients[1] = tape.allocate("neg", gradient.shape(), gradient.dtype(), gradient.layout());
+        }
+        if (operands[0].wanted) gradients[0] = gradient;
+        fit(tape, gradients, operands);
         return gradients;
       });
 }
 
 Value mul(const Value& a, const Value& b) {
   const std::array inputs{a, b};
-  Meta whole{broadcast(a.shape(), b.shape()), promoted(a, b), true};
-  Value output = a.tape().allocate("mul", whole.shape, whole.dtype);
+  const Meta whole{broadcast(a.shape(), b.shape()), promoted(a, b), true};
+  Value output = a.tape().allocate("mul", whole.shape, whole.dtype, layout_of(a, b));
   std::vector<Value> saved;
   if (b.requires_grad()) saved.push_back(a);
   if (a.requires_grad()) saved.push_back(b);
-  return a.tape().record(
-      "mul", inputs, std::move(output), std::move(saved),
-      [whole, operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>, std::vector<Value>) {
-        std::vector<Value> gradients;
-        for (const Meta& operand : operands) {
-          gradients.push_back(gradient_of_operand(tape, "mul backward", operand, whole));
-        }
-        return gradients;
-      });
+  return a.tape().record("mul", inputs, std::move(output), std::move(saved),
+                         [whole, operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>,
+                                                                                std::vector<Value> incoming) {
+                           std::vector<Value> gradients(2);
+                           for (const std::size_t i : {1U, 0U}) {  // "other", "self"
+                             if (!operands[i].wanted) continue;
+                             gradients[i] = fresh(tape, "mul backward", whole, incoming[0].layout());
+                           }
+                           fit(tape, gradients, operands);
+                           return gradients;
+                         });
 }
 
 Value scale(const Value& x) {
@@ -191,7 +292,8 @@ Value neg(const Value& x) {
 }
 
 Value pow(const Value& x) {
-  return simple("pow", x, like("pow", x), {x});
+  // grad * (exponent * self.pow(exponent - 1))
+  return x.tape().record("pow", std::span(&x, 1), like("pow", x), {x}, gradient_after("pow backward", x, 2));
 }
 
 Value mean(const Value& x) {
@@ -201,7 +303,17 @@ Value mean(const Value& x) {
 }
 
 Value rsqrt(const Value& x) {
-  return unary_of_output("rsqrt", x);
+  // -0.5 * grad * result.pow(3)
+  Value output = like("rsqrt", x);
+  std::vector<Value> saved{output};
+  return x.tape().record("rsqrt", std::span(&x, 1), std::move(output), std::move(saved),
+                         gradient_after("rsqrt backward", x, 2));
+}
+
+Value activation(std::string_view function, const Value& x) {
+  if (function == "relu" || function == "tanh" || function == "sigmoid") return unary_of_output(function, x);
+  if (function == "relu2") return pow(unary_of_output("relu", x));
+  return unary(function, x);
 }
 
 Value unary(std::string_view operation, const Value& x) {
@@ -218,6 +330,10 @@ Value softmax(const Value& x) {
   return unary_of_output("softmax", x);
 }
 
+Value softmax_in(const Value& x, DType dtype) {
+  return softmax(to(x, dtype));
+}
+
 Value dropout(const Value& x, double rate) {
   if (rate == 0) return x;
   Value output = like("dropout", x);
@@ -228,12 +344,17 @@ Value dropout(const Value& x, double rate) {
 Value linear(const Value& x, const Value& weight, const Value& bias, std::uint64_t output) {
   Shape shape = x.shape();
   shape.back() = output;
-  std::vector<Value> inputs{x, weight};
-  if (bias.defined()) inputs.push_back(bias);
   std::vector<Value> saved;
   if (weight.requires_grad()) saved.push_back(x);
   if (x.requires_grad()) saved.push_back(weight);
-  return record("linear", inputs, x.tape().allocate("linear", std::move(shape), x.dtype()), std::move(saved));
+  Value y = x.tape().allocate("linear", std::move(shape), x.dtype());
+  if (!bias.defined()) {
+    const std::array inputs{x, weight};
+    return x.tape().record("linear", inputs, std::move(y), std::move(saved),
+                           fresh_gradients("linear backward", inputs, {1, 0}));  // mm: "mat2", "self"
+  }
+  const std::array inputs{x, weight, bias};  // addmm: "mat1", "mat2", "self"
+  return record("linear", inputs, std::move(y), std::move(saved));
 }
 
 Value matmul(const Value& a, const Value& b, Shape shape) {
@@ -241,7 +362,8 @@ Value matmul(const Value& a, const Value& b, Shape shape) {
   std::vector<Value> saved;
   if (b.requires_grad()) saved.push_back(a);
   if (a.requires_grad()) saved.push_back(b);
-  return record("matmul", inputs, a.tape().allocate("matmul", std::move(shape), a.dtype()), std::move(saved));
+  return a.tape().record("matmul", inputs, a.tape().allocate("matmul", std::move(shape), a.dtype()), std::move(saved),
+                         fresh_gradients("matmul backward", inputs, {1, 0}));  // bmm: "mat2", "self"
 }
 
 Value embedding(const Value& indices, const Value& weight) {
@@ -249,6 +371,52 @@ Value embedding(const Value& indices, const Value& weight) {
   shape.push_back(weight.size(-1));
   const std::array inputs{weight};
   return record("embedding", inputs, weight.tape().allocate("embedding", std::move(shape), weight.dtype()), {indices});
+}
+
+Value index_rows(const Value& x, const Value& index, std::uint64_t rows) {
+  Shape shape = x.shape();
+  shape[0] = rows;
+  return x.tape().record("index", std::span(&x, 1), x.tape().allocate("index", std::move(shape), x.dtype()), {index},
+                         [meta = meta_of(x)](Tape& tape, std::span<const Value>, std::vector<Value>) {
+                           // index_put_ into zeros; subclasses of Tensor get a tensor of their own for it.
+                           std::vector<Value> gradients;
+                           Value zeros = tape.allocate("index backward", meta.shape, meta.dtype);
+                           if (!tape.options().adds_in_place)
+                             zeros = tape.allocate("index_put", meta.shape, meta.dtype);
+                           gradients.push_back(std::move(zeros));
+                           return gradients;
+                         });
+}
+
+Value index_add(const Value& sum, const Value& index, const Value& rows) {
+  const std::array inputs{sum, rows};
+  std::vector<Value> saved;
+  if (rows.requires_grad()) saved = {index, rows};
+  return sum.tape().record("index_add", inputs, sum.detached(), std::move(saved),
+                           [operands = std::array{meta_of(sum), meta_of(rows)}](Tape& tape, std::span<const Value>,
+                                                                                std::vector<Value> incoming) {
+                             std::vector<Value> gradients(2);
+                             if (operands[0].wanted) gradients[0] = incoming[0];
+                             gradients[1] = fresh(tape, "index_select", operands[1]);
+                             return gradients;
+                           });
+}
+
+Value topk(const Value& x, std::uint64_t count) {
+  Shape shape = x.shape();
+  shape.back() = count;
+  Value largest = x.tape().allocate("topk", shape, x.dtype());
+  return simple("topk", x, std::move(largest), {x.tape().allocate("topk indices", shape, DType::i64)});
+}
+
+Value divide_by_sum(const Value& x) {
+  Shape rows = x.shape();
+  rows.back() = 1;
+  const Value sum = simple("sum", x, x.tape().allocate("sum", std::move(rows), x.dtype()));
+  const std::array inputs{x, sum};
+  // The dividend is copied before it is overwritten.
+  std::vector<Value> saved{x.tape().allocate("clone", x.shape(), x.dtype()), sum};
+  return record("div", inputs, x.detached(), std::move(saved));
 }
 
 Value layer_norm(const Value& x, const Value& weight, const Value& bias) {
@@ -261,26 +429,165 @@ Value layer_norm(const Value& x, const Value& weight, const Value& bias) {
   Value output = like("layer_norm", x);
   std::vector<Value> saved{x, tape.allocate("layer_norm mean", rows, DType::f32),
                            tape.allocate("layer_norm rstd", rows, DType::f32)};
+  if (weight.defined()) saved.push_back(weight);
   return record("layer_norm", inputs, std::move(output), std::move(saved));
 }
 
-Value flash_attention(const Value& q, const Value& k, const Value& v) {
+namespace {
+
+Value last_padded_to(const Value& x, std::uint64_t multiple) {
+  if (x.size(-1) % multiple == 0) return x;
+  Shape shape = x.shape();
+  shape.back() = round_up(shape.back(), multiple);
+  return simple("pad", x, x.tape().allocate("pad", std::move(shape), x.dtype()));
+}
+
+// That of a kernel that works on [b, s, h, d], for a tensor that is [b, h, s, d].
+Layout swapped_layout(const Shape& shape) {
+  return shape[1] > 1 && shape[2] > 1 ? Layout::swapped : Layout::in_order;
+}
+
+// Gradients of q, k and v, which lie as they do, or as the kernel has them.
+Formula attention_gradients(std::string_view operation, std::span<const Value> inputs, std::optional<Layout> layout) {
+  struct Input {
+    Meta meta;
+    Layout layout;
+  };
+  std::vector<Input> metas;
+  for (const Value& input : inputs) metas.push_back({meta_of(input), layout.value_or(input.layout())});
+  return [operation, metas = std::move(metas)](Tape& tape, std::span<const Value>, std::vector<Value>) {
+    std::vector<Value> gradients;
+    for (const Input& input : metas) gradients.push_back(fresh(tape, operation, input.meta, input.layout));
+    return gradients;
+  };
+}
+
+}  // namespace
+
+Value flash_attention(const Value& query, const Value& key, const Value& value) {
+  Tape& tape = query.tape();
+  const std::array inputs{last_padded_to(query, 8), last_padded_to(key, 8), last_padded_to(value, 8)};
+  const auto& [q, k, v] = inputs;
+  Shape shape = q.shape();
+  shape.back() = v.size(-1);
+  Value output = tape.allocate("flash attention", shape, q.dtype(), q.layout());
+  Shape rows = q.shape();
+  rows.pop_back();
+  std::vector<Value> saved{q,
+                           k,
+                           v,
+                           output,
+                           tape.allocate("log-sum-exp", std::move(rows), DType::f32),
+                           tape.allocate("random state", {2}, DType::u64),
+                           tape.allocate("random state", {}, DType::u64)};
+  output = tape.record("flash attention", inputs, std::move(output), std::move(saved),
+                       attention_gradients("flash attention backward", inputs, std::nullopt));
+  if (v.size(-1) == value.size(-1)) return output;
+  shape.back() = value.size(-1);
+  return slice(output, std::move(shape)).laid_out(Layout::with_gaps);
+}
+
+Value efficient_attention(const Value& q, const Value& k, const Value& v, const Value& bias) {
   Tape& tape = q.tape();
   Shape shape = q.shape();
   shape.back() = v.size(-1);
-  Value output = tape.allocate("flash attention", shape, q.dtype());
-  Shape rows = q.shape();
-  rows.pop_back();
-  std::vector<Value> saved{q, k, v, output, tape.allocate("log-sum-exp", std::move(rows), DType::f32)};
+  Value output = tape.allocate("efficient attention", shape, q.dtype(), swapped_layout(shape));
   const std::array inputs{q, k, v};
-  return record("flash attention", inputs, std::move(output), std::move(saved));
+  std::vector<Value> saved{q, k, v, output};
+  const bool kept = tape.grad_enabled() &&
+                    std::any_of(inputs.begin(), inputs.end(), [](const Value& input) { return input.requires_grad(); });
+  const Shape rows{q.size(0), q.size(1), kept ? round_up(q.size(2), std::uint64_t{32}) : 0};
+  saved.push_back(tape.allocate("log-sum-exp", rows, DType::f32));
+  saved.push_back(tape.allocate("random state", {}, DType::i64));
+  saved.push_back(tape.allocate("random state", {}, DType::i64));
+  if (bias.defined()) saved.push_back(bias);
+  return tape.record("efficient attention", inputs, std::move(output), std::move(saved),
+                     attention_gradients("efficient attention backward", inputs, swapped_layout(shape)));
 }
 
-Value cross_entropy(const Value& logits) {
+Value repeat_heads(const Value& x, std::uint64_t times) {
+  if (times == 1) return x;
+  Shape shape = x.shape();
+  shape[1] *= times;
+  // A copy of the expanded tensor; its backward sums over the copies.
+  return simple("repeat", x, x.tape().allocate("clone", std::move(shape), x.dtype()));
+}
+
+Value batched_matmul(const Value& a, const Value& b, Shape shape) {
+  const auto folded = [](const Value& x) { return view(x, {x.size(0) * x.size(1), x.size(2), x.size(3)}); };
+  const Value product = matmul(folded(a), folded(b), {shape[0] * shape[1], shape[2], shape[3]});
+  return view(product, std::move(shape));
+}
+
+namespace {
+
+// A boolean mask as what is added to scores (attention.cpp, convert_boolean_attn_mask).
+Value additive(const Value& mask, DType dtype) {
+  Tape& tape = mask.tape();
+  const Value no = tape.allocate("scalar", {}, dtype);
+  const Value yes = tape.allocate("scalar", {}, dtype);
+  return tape.allocate("where", mask.shape(), dtype);
+}
+
+// Rows of a bias start at multiples of 16 elements (attention.cpp, pad_bias).
+Value aligned(const Value& bias) {
+  return bias.defined() && bias.size(-1) % 16 != 0 ? last_padded_to(bias, 16) : bias;
+}
+
+bool may_use_flash(const Value& q, const Value& v, const Value& mask) {
+  return bits(q.dtype()) == 16 && !mask.defined() && q.size(-1) == v.size(-1) && q.size(-1) <= 256;
+}
+
+bool may_use_efficient(const Value& q, const Value& k, const Value& v) {
+  const std::uint64_t whole = bits(q.dtype()) == 16 ? 8 : 4;
+  return q.size(1) == k.size(1) && q.size(-1) % whole == 0 && v.size(-1) % whole == 0;
+}
+
+}  // namespace
+
+Value plain_attention(const Value& query, const Value& key, const Value& value, const SdpaOptions& options) {
+  Tape& tape = query.tape();
+  const Value q = scale(query);
+  Value bias = options.mask;
+  if (options.causal) {
+    const Shape pairs{q.size(2), key.size(2)};
+    Value lower;
+    {
+      const Value ones = tape.allocate("ones", pairs, DType::boolean);
+      lower = tape.allocate("tril", pairs, DType::boolean);
+    }
+    bias = additive(lower, q.dtype());
+  } else if (bias.defined() && bias.dtype() == DType::boolean) {
+    bias = additive(bias, q.dtype());
+  }
+  const std::uint64_t times = q.size(1) / key.size(1);
+  const Value k = repeat_heads(key, times);
+  const Value v = repeat_heads(value, times);
+  const Value scaled = scale(k);
+  const Shape pairs{q.size(0), q.size(1), q.size(2), k.size(2)};
+  Value scores = batched_matmul(q, scaled, pairs);
+  if (bias.defined()) scores = add(scores, bias);
+  scores = softmax(scores);
+  return batched_matmul(scores, v, {q.size(0), q.size(1), q.size(2), v.size(-1)});
+}
+
+Value scaled_dot_product_attention(const Value& q, const Value& k, const Value& v, const SdpaOptions& options) {
+  if (may_use_flash(q, v, options.mask)) return flash_attention(q, k, v);
+  if (!may_use_efficient(q, k, v)) return plain_attention(q, k, v, options);
+  Value bias = options.mask;
+  if (!bias.defined() || bias.dtype() != DType::boolean) return efficient_attention(q, k, v, aligned(bias));
+  bias = additive(bias, q.dtype());
+  return efficient_attention(q, k, v, aligned(bias));
+}
+
+Value cross_entropy(const Value& logits, const Value& labels) {
   Tape& tape = logits.tape();
   const Value probabilities = unary_of_output("log_softmax", logits);
   const std::array inputs{probabilities};
-  return record("nll_loss", inputs, tape.allocate("nll_loss", {}, logits.dtype()), {probabilities});
+  Value output = tape.allocate("nll_loss", {}, logits.dtype());
+  std::vector<Value> saved{probabilities, tape.allocate("nll_loss weight", {}, logits.dtype())};
+  if (labels.defined()) saved.push_back(labels);
+  return record("nll_loss", inputs, std::move(output), std::move(saved));
 }
 
 }  // namespace shardplan::autograd

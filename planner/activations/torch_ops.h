@@ -13,8 +13,10 @@
 
 namespace shardplan::autograd {
 
-// Views cost nothing, forward or backward.
+// torch's reshape: a view, which costs nothing, unless the tensor's layout asks for a copy; its backward likewise.
 Value view(const Value& x, Shape shape);
+// Swaps dims 1 and 2: [b, s, h, d] to [b, h, s, d] and back.
+Value transpose(const Value& x);
 // One that several parts are taken of: each part is a view; the backward concatenates their gradients (split, chunk).
 std::vector<Value> split(const Value& x, std::span<const std::uint64_t> sizes);  // along the last dim
 // x[..., from:to]: a view whose backward writes into zeros of the whole.
@@ -26,6 +28,7 @@ Value cat(std::span<const Value> parts, Shape shape);
 Value to(const Value& x, DType dtype);  // x itself where it has that dtype
 
 Value add(const Value& a, const Value& b);  // broadcasts
+Value sub(const Value& a, const Value& b);
 Value mul(const Value& a, const Value& b);
 Value scale(const Value& x);  // by a number that needs no gradient: x * 0.5, x / 2
 Value shift(const Value& x);  // x + a number
@@ -34,25 +37,52 @@ Value pow(const Value& x);   // by a constant
 Value mean(const Value& x);  // over the last dim, which stays as 1
 Value rsqrt(const Value& x);
 
+// An activation function by the name that transformers has for it: "silu", "gelu_pytorch_tanh", "relu2".
+Value activation(std::string_view function, const Value& x);
 // Saves its input: silu, gelu, relu's kin.
 Value unary(std::string_view operation, const Value& x);
 // Saves its output: tanh, sigmoid, relu, exp.
 Value unary_of_output(std::string_view operation, const Value& x);
 Value softmax(const Value& x);
-Value dropout(const Value& x, double rate);  // x itself at rate 0
+Value softmax_in(const Value& x, DType dtype);  // of x in this dtype
+Value dropout(const Value& x, double rate);     // x itself at rate 0
 
 // y = x W^T + b. `weight` may be stored transposed; `bias` may be undefined. `output`: features that come out.
 Value linear(const Value& x, const Value& weight, const Value& bias, std::uint64_t output);
 Value matmul(const Value& a, const Value& b, Shape shape);  // bmm: both are activations
 Value embedding(const Value& indices, const Value& weight);
+// x[index]: `rows` rows of x, by an index that is kept.
+Value index_rows(const Value& x, const Value& index, std::uint64_t rows);
+// sum.index_add_(0, index, rows): `sum` itself, with rows added to it.
+Value index_add(const Value& sum, const Value& index, const Value& rows);
+// The `count` largest of each row.
+Value topk(const Value& x, std::uint64_t count);
+// x /= x.sum(dim=-1, keepdim=True): x itself, divided.
+Value divide_by_sum(const Value& x);
 // `weight` and `bias` may be undefined. Statistics are fp32.
 Value layer_norm(const Value& x, const Value& weight, const Value& bias);
 
-// torch.nn.functional.scaled_dot_product_attention through FlashAttention: q [b, h, s, d], k [b, g, t, d], v [b, g, t, e]
-// to [b, h, s, e]. Saves all four and the log-sum-exp of each row in fp32.
-Value flash_attention(const Value& q, const Value& k, const Value& v);
+// [b, g, s, d] to [b, g x times, s, d]: each head's copies follow it (repeat_interleave, repeat_kv); x itself for one.
+Value repeat_heads(const Value& x, std::uint64_t times);
+// torch.matmul of [b, h, m, k] and [b, h, k, n], either of them perhaps stored with its last dims swapped.
+Value batched_matmul(const Value& a, const Value& b, Shape shape);
 
-// Mean cross entropy of [tokens, vocabulary]: log_softmax and nll_loss. A scalar.
-Value cross_entropy(const Value& logits);
+// torch.nn.functional.scaled_dot_product_attention: q [b, h, s, d], k [b, g, t, d], v [b, g, t, e] to [b, h, s, e].
+struct SdpaOptions {
+  Value mask{};         // undefined, boolean [b, 1, s, t], or of q's dtype
+  bool causal = false;  // without a mask: every token sees those before it
+};
+// By the kernel that PyTorch chooses on a GPU of compute capability 8.0 or newer (aten/src/ATen/native/transformers/cuda/
+// sdp_utils.cpp): FlashAttention for 16 bit without a mask, heads of one size up to 256; the memory-efficient one for as
+// many key heads as query heads and head sizes that are whole multiples of 16 bytes; else plain operations, which keep
+// the scores of all pairs.
+Value scaled_dot_product_attention(const Value& q, const Value& k, const Value& v, const SdpaOptions& options);
+// The kernels. Each saves q, k, v, its output, the log-sum-exp of each row in fp32 and two random states.
+Value flash_attention(const Value& q, const Value& k, const Value& v);  // g may be a divisor of h
+Value efficient_attention(const Value& q, const Value& k, const Value& v, const Value& bias);
+Value plain_attention(const Value& q, const Value& k, const Value& v, const SdpaOptions& options);
+
+// Mean cross entropy of [tokens, vocabulary]: log_softmax and nll_loss. A scalar. `labels` may be undefined.
+Value cross_entropy(const Value& logits, const Value& labels = {});
 
 }  // namespace shardplan::autograd

@@ -258,7 +258,6 @@ EngineTerms megatron_terms(const Catalog& catalog, const Setup& setup, const Meg
   if (setup.accumulation > 1) {
     terms.notes.emplace_back("megatron adds micro-batches up in the main gradients: no accumulator beside them");
   }
-  terms.notes.emplace_back("activations, transformer_engine's workspaces and logits are not among these terms");
   return terms;
 }
 

@@ -23,7 +23,8 @@ std::string function_of(const ModelConfig& config) {
 // w2(act(w1(x)) * w3(x)) for each expert.
 Modules block_sparse_moe(ModelConfig& config, const Architecture& a, std::uint64_t experts_by_default) {
   const std::uint64_t experts = config.listed("num_local_experts", experts_by_default);
-  const Routing routing = read_routing(config, "num_experts_per_tok", 2, experts);
+  Routing routing = read_routing(config, "num_experts_per_tok", 2, experts);
+  routing.normalized = true;
   const Modules expert =
       join({linear("w1", a.hidden, a.intermediate, false), linear("w2", a.intermediate, a.hidden, false),
             linear("w3", a.hidden, a.intermediate, false), activation("act_fn", function_of(config), a.intermediate),
@@ -116,7 +117,8 @@ void qwen2_moe(ModelConfig& config, ModelBuilder& model) {
                                                        .max_positions = 32768});
   Modules experts;
   if (const std::uint64_t count = read_qwen_experts(config, 60); count > 0) {
-    const Routing routing = read_routing(config, "num_experts_per_tok", 4, count);
+    Routing routing = read_routing(config, "num_experts_per_tok", 4, count);
+    routing.normalized = config.flag("norm_topk_prob", false);
     const std::uint64_t intermediate = config.size("moe_intermediate_size", 1408);
     experts =
         below("mlp", join({router_and_experts(config, routing, a.hidden, intermediate), shared_expert(config, a)}));
@@ -137,7 +139,8 @@ void qwen3_moe(ModelConfig& config, ModelBuilder& model) {
                                                        .max_positions = 32768});
   Modules experts;
   if (const std::uint64_t count = read_qwen_experts(config, 128); count > 0) {
-    const Routing routing = read_routing(config, "num_experts_per_tok", 8, count);
+    Routing routing = read_routing(config, "num_experts_per_tok", 8, count);
+    routing.normalized = config.flag("norm_topk_prob", false);
     const std::uint64_t intermediate = config.size("moe_intermediate_size", 768);
     experts = below("mlp", router_and_experts(config, routing, a.hidden, intermediate));
   }

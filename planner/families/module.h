@@ -40,6 +40,12 @@ struct AttentionSizes {
   bool rotary = false;  // q and k are rotated by position first
   // Features of one head's value; 0 where they are head_size (they differ in multi-head latent attention).
   std::uint64_t value_size = 0;
+  std::uint64_t rotary_size = 0;  // features of a head that are rotated; 0: all of them
+  // Tokens that a token sees, itself included; 0: all before it. The first `whole_first` layers see all, and so does
+  // every `whole_every`-th; 0: none does.
+  std::uint64_t window = 0;
+  std::uint64_t whole_every = 0;
+  std::uint64_t whole_first = 0;
   bool operator==(const AttentionSizes&) const = default;
 };
 
@@ -47,7 +53,8 @@ struct AttentionSizes {
 struct Routing {
   std::uint64_t experts = 0;
   std::uint64_t chosen = 0;
-  bool fused = false;  // one module holds all experts, and its features are those of all of them
+  bool fused = false;       // one module holds all experts, and its features are those of all of them
+  bool normalized = false;  // the weights of a token's experts are divided by their sum
   bool operator==(const Routing&) const = default;
 };
 

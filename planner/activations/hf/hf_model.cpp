@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "planner/activations/torch_ops.h"
 
@@ -26,12 +27,26 @@ bool holds(const ModuleRun& run, std::string_view module) {
 Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run, const ModuleRun& modules,
                 std::uint64_t index, std::uint64_t times, const Value& hidden) {
   context.tape.enter(unit_name(run, index), times);
-  auto forward = [&context, block, &run, &modules, index](const Value& input) {
+  auto forward = [&context, shared = context.shared, block, &run, &modules, index](const Value& input) {
     const UnitView view(context.tape, modules.modules, run, index, context.parameter_dtype());
-    return block(context, view, input);
+    SharedByBlocks before = std::exchange(context.shared, shared);
+    Value output = block(context, view, input);
+    context.shared = std::move(before);
+    return output;
   };
-  const bool recomputed = context.client.recompute == RecomputeKind::full;
+  const ClientSetup& client = context.client;
+  const bool recomputed =
+      client.recompute == RecomputeKind::full ||
+      (client.recompute == RecomputeKind::every && (run.first_number + index) % client.recompute_every == 0);
   return recomputed ? context.tape.checkpoint(forward, hidden) : forward(hidden);
+}
+
+// Blocks that attend within a window and others that do not differ, where the window decides anything.
+bool alternates(const ForwardContext& context, const ModuleRun& modules) {
+  if (context.shared.window_mask.defined() == context.shared.mask.defined()) return false;
+  return std::any_of(modules.modules.begin(), modules.modules.end(), [](const Module& m) {
+    return m.attention && (m.attention->whole_every != 0 || m.attention->whole_first != 0);
+  });
 }
 
 }  // namespace
@@ -40,7 +55,10 @@ Value run_blocks(ForwardContext& context, BlockForward block, Value hidden) {
   for (const UnitRun& run : context.held.runs) {
     if (!run.numbered) continue;
     const ModuleRun* modules = modules_of(context.model, run);
-    const std::uint64_t middle = run.count > 3 ? run.count - 2 : 1;
+    const std::uint64_t middle = run.count > 3 && !context.unfolded && !alternates(context, *modules) &&
+                                         context.client.recompute != RecomputeKind::every
+                                     ? run.count - 2
+                                     : 1;
     for (std::uint64_t i = 0; i < run.count;) {
       const std::uint64_t times = i == 1 ? middle : 1;
       hidden = run_block(context, block, run, *modules, i, times, hidden);
@@ -48,6 +66,11 @@ Value run_blocks(ForwardContext& context, BlockForward block, Value hidden) {
     }
   }
   return hidden;
+}
+
+bool has_module(const ForwardContext& context, std::string_view module) {
+  return std::any_of(context.model.modules.begin(), context.model.modules.end(),
+                     [&](const ModuleRun& run) { return holds(run, module); });
 }
 
 std::optional<UnitView> unit_with(ForwardContext& context, std::string_view module) {

@@ -13,6 +13,20 @@
 
 namespace shardplan::autograd {
 
+// Cosines and sines of all positions.
+struct RotaryTables {
+  Value cos{};
+  Value sin{};
+};
+
+// What the model makes once for all of its blocks. A block that is recomputed keeps it until its backward.
+struct SharedByBlocks {
+  RotaryTables tables{};
+  RotaryTables window_tables{};  // of layers that see a window, where theirs differ
+  Value mask{};                  // undefined where attention needs none
+  Value window_mask{};
+};
+
 // What the forward of one rank's part of a model can ask for.
 struct ForwardContext {
   Tape& tape;
@@ -20,9 +34,13 @@ struct ForwardContext {
   const Catalog& held;
   const Setup& setup;
   const ClientSetup& client;
-  // Made by the model for all of its blocks.
-  Value cos{};
-  Value sin{};
+  SharedByBlocks shared{};
+  bool unfolded = false;  // runs every one of equal blocks: for comparisons
+
+  bool never_caches = false;  // models that make a cache outside training only
+
+  bool use_cache() const { return client.use_cache && client.recompute == RecomputeKind::none && !never_caches; }
+  AttentionKind attention() const { return resolved_attention(client); }
 
   DType parameter_dtype() const { return setup.policy.parameter; }
   std::uint64_t batch() const { return client.micro_batch; }
@@ -35,8 +53,7 @@ using BlockForward = Value (*)(ForwardContext& context, const UnitView& block, c
 struct HfFamily {
   std::string_view model_type;
   // Runs the whole forward; returns the loss, or on a rank without a head what goes on to the next one.
-  Value (*forward)(ForwardContext& context, BlockForward block);
-  BlockForward block;
+  Value (*forward)(ForwardContext& context);
 };
 
 std::span<const HfFamily> hf_llama_families();
@@ -47,6 +64,8 @@ const HfFamily* find_hf_family(std::string_view model_type);
 // Runs `block` on each of the blocks that the rank holds, from `hidden` on. Of more than three equal ones in a row only
 // the first, one of the middle and the last are run: the middle ones leave behind the same.
 Value run_blocks(ForwardContext& context, BlockForward block, Value hidden);
+
+bool has_module(const ForwardContext& context, std::string_view module);
 
 // The unit of this module outside the blocks, or nothing where the rank does not hold it.
 std::optional<UnitView> unit_with(ForwardContext& context, std::string_view module);
