@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "planner/activations/hf/hf_model.h"
+#include "planner/activations/hf/hf_modules.h"
 
 namespace shardplan {
 
@@ -18,13 +19,16 @@ ActivityResult activity_of(const Model& model, const Catalog& held, const Setup&
   Tape tape(options);
   ActivityResult result;
   result.activity.emplace();
-  {
+  try {
     ForwardContext context{tape, model, held, setup, client};
     Value loss = family->forward(context, family->block);
     result.activity->saved = saved_tensors(tape);
     // The loss's own gradient is a tensor of one; what comes from the next stage is as large as what went there.
     const Value gradient = tape.allocate("gradient", loss.shape(), loss.dtype());
     tape.backward(loss, gradient);
+  } catch (const NotModelled& unknown) {
+    return {{}, fmt::format("profile {} does not know {} of {}", name(client.profile), unknown.what(),
+                            model.catalog.family)};
   }
   result.activity->spans = spans_of(tape);
   return result;

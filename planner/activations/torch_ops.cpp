@@ -207,6 +207,10 @@ Value expand(const Value& x, Shape shape) {
   return simple("expand", x, x.viewed(std::move(shape)));
 }
 
+Value copied(const Value& x, Shape shape) {
+  return simple("clone", x, x.tape().allocate("clone", std::move(shape), x.dtype()));
+}
+
 Value cat(std::span<const Value> parts, Shape shape) {
   std::vector<Shape> shapes;
   for (const Value& part : parts) shapes.push_back(part.shape());
@@ -269,6 +273,24 @@ Value shift(const Value& x) {
   return x.tape().record("add", std::span(&x, 1), like("add", x), {}, same_gradient(x));
 }
 
+Value scaled_in_place(const Value& x) {
+  return simple("div", x, x);
+}
+
+Value add_in_place(const Value& a, const Value& b) {
+  const std::array inputs{a, b};
+  return a.tape().record(
+      "add", inputs, a, {},
+      [operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>, std::vector<Value> incoming) {
+        std::vector<Value> gradients(2);
+        for (std::size_t i = 0; i < 2; ++i) {
+          if (operands[i].wanted) gradients[i] = incoming[0];
+        }
+        fit(tape, gradients, operands);
+        return gradients;
+      });
+}
+
 Value neg(const Value& x) {
   return simple("neg", x, like("neg", x));
 }
@@ -292,6 +314,21 @@ Value rsqrt(const Value& x) {
                          gradient_after("rsqrt backward", x, 2));
 }
 
+Value divided(const Value& x, const Value& divisor) {
+  return simple("div", x, like("div", x), {divisor});
+}
+
+Value where(const Value& mask, const Value& x) {
+  std::vector<Value> saved;
+  if (mask.defined()) saved.push_back(mask);
+  return simple("where", x, like("where", x), std::move(saved));
+}
+
+Value index(const Value& x, Shape shape) {
+  std::vector<Value> saved{x.tape().allocate("index", {1}, DType::i64)};
+  return simple("index", x, x.tape().allocate("index", std::move(shape), x.dtype()), std::move(saved));
+}
+
 Value unary(std::string_view operation, const Value& x) {
   return simple(operation, x, like(operation, x), {x});
 }
@@ -300,6 +337,13 @@ Value unary_of_output(std::string_view operation, const Value& x) {
   Value output = like(operation, x);
   std::vector<Value> saved{output};
   return simple(operation, x, std::move(output), std::move(saved));
+}
+
+Value custom_gelu(const Value& x) {
+  {
+    const std::array terms{like("mul", x), like("mul", x), like("tanh", x)};
+  }
+  return x.tape().record("gelu", std::span(&x, 1), like("mul", x), {x}, gradient_after("gelu backward", x, 4));
 }
 
 Value softmax(const Value& x) {

@@ -23,23 +23,34 @@ std::vector<Value> split(const Value& x, std::span<const std::uint64_t> sizes); 
 Value slice(const Value& x, Shape shape);
 Value contiguous(const Value& x);  // a copy, for values that are not
 Value expand(const Value& x, Shape shape);
+Value copied(const Value& x, Shape shape);  // expanded where the shape is larger, and copied
 Value cat(std::span<const Value> parts, Shape shape);
 
 Value to(const Value& x, DType dtype);  // x itself where it has that dtype
 
 Value add(const Value& a, const Value& b);  // broadcasts
 Value mul(const Value& a, const Value& b);
-Value scale(const Value& x);  // by a number that needs no gradient: x * 0.5, x / 2
-Value shift(const Value& x);  // x + a number
+Value scale(const Value& x);                         // by a number that needs no gradient: x * 0.5, x / 2
+Value shift(const Value& x);                         // x + a number
+Value scaled_in_place(const Value& x);               // x /= a number
+Value add_in_place(const Value& a, const Value& b);  // a += b, which may be broadcast
 Value neg(const Value& x);
 Value pow(const Value& x);   // by a constant
 Value mean(const Value& x);  // over the last dim, which stays as 1
 Value rsqrt(const Value& x);
+Value divided(const Value& x, const Value& divisor);  // by a tensor that needs no gradient, which is kept
+// where(mask, x, a number), masked_fill: keeps the mask. Undefined: a buffer's.
+Value where(const Value& mask, const Value& x);
+// x[..., [i]]: a copy. `shape`: what comes out. Its backward writes into zeros of the whole.
+Value index(const Value& x, Shape shape);
 
 // Saves its input: silu, gelu, relu's kin.
 Value unary(std::string_view operation, const Value& x);
 // Saves its output: tanh, sigmoid, relu, exp.
 Value unary_of_output(std::string_view operation, const Value& x);
+// x * 0.5 * (1 + tanh(0.79788456 * x * (1 + 0.044715 * x * x))), its backward written out by hand (GeLUFunction of
+// transformers' modeling_bloom.py).
+Value custom_gelu(const Value& x);
 Value softmax(const Value& x);
 Value dropout(const Value& x, double rate);  // x itself at rate 0
 

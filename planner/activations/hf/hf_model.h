@@ -24,6 +24,7 @@ struct ForwardContext {
   Value cos{};
   Value sin{};
   Value mask{};           // undefined where attention needs none
+  Value bias{};           // of positions, added to all scores
   bool unfolded = false;  // runs every one of equal blocks: for comparisons
 
   bool use_cache() const { return client.use_cache && client.recompute == RecomputeKind::none; }
@@ -44,6 +45,9 @@ struct HfFamily {
   BlockForward block;
 };
 
+std::span<const HfFamily> hf_bert_families();
+std::span<const HfFamily> hf_gpt2_families();
+std::span<const HfFamily> hf_gpt_neox_families();
 std::span<const HfFamily> hf_llama_families();
 
 // Null if the profile does not know it.

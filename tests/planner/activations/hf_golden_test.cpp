@@ -116,7 +116,7 @@ TEST_P(HfGolden, SavedTensorsAndPeak) {
   EXPECT_GT(compared, 0U);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, HfGolden, testing::Values("llama"));
+INSTANTIATE_TEST_SUITE_P(Families, HfGolden, testing::Values("llama", "gpt2", "gpt_neox"));
 
 }  // namespace
 }  // namespace shardplan
