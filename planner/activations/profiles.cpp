@@ -11,7 +11,7 @@ ActivityResult activity_of(const Model& model, const Catalog& held, const Setup&
                            const autograd::TapeOptions& options) {
   using namespace autograd;
   if (model.modules.empty()) return {{}, "only the model's tensors are known, not what its forward does with them"};
-  if (client.sequence == 0) return {{}, "the sequence length is not known (--seq)"};
+  if (client.sequence == 0 && model.architecture.vocabulary > 0) return {{}, "the sequence length is not known (--seq)"};
   const HfFamily* family = find_hf_family(model.catalog.family);
   if (family == nullptr) {
     return {{}, fmt::format("profile {} does not know {} yet", name(client.profile), model.catalog.family)};

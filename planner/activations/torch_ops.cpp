@@ -306,6 +306,15 @@ Value mean(const Value& x) {
   return simple("mean", x, x.tape().allocate("mean", std::move(shape), x.dtype()));
 }
 
+Value mean(const Value& x, Shape shape) {
+  return simple("mean", x, x.tape().allocate("mean", std::move(shape), x.dtype()));
+}
+
+// Its gradient is one number, seen as often as there are elements.
+Value total(const Value& x) {
+  return x.tape().record("sum", std::span(&x, 1), x.tape().allocate("sum", {}, x.dtype()), {}, same_gradient(x));
+}
+
 Value rsqrt(const Value& x) {
   // -0.5 * grad * result.pow(3)
   Value output = like("rsqrt", x);
@@ -380,6 +389,12 @@ Value matmul(const Value& a, const Value& b, Shape shape) {
   if (a.requires_grad()) saved.push_back(b);
   return a.tape().record("matmul", inputs, a.tape().allocate("matmul", std::move(shape), a.dtype()), std::move(saved),
                          fresh_gradients("matmul backward", inputs, {1, 0}));  // bmm: "mat2", "self"
+}
+
+Value convolution(const Value& x, const Value& weight, const Value& bias, Shape shape) {
+  std::vector<Value> inputs{x, weight};
+  if (bias.defined()) inputs.push_back(bias);
+  return record("convolution", inputs, x.tape().allocate("convolution", std::move(shape), x.dtype()), {x, weight});
 }
 
 Value embedding(const Value& indices, const Value& weight) {

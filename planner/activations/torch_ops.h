@@ -35,8 +35,10 @@ Value shift(const Value& x);                         // x + a number
 Value scaled_in_place(const Value& x);               // x /= a number
 Value add_in_place(const Value& a, const Value& b);  // a += b, which may be broadcast
 Value neg(const Value& x);
-Value pow(const Value& x);   // by a constant
-Value mean(const Value& x);  // over the last dim, which stays as 1
+Value pow(const Value& x);                // by a constant
+Value mean(const Value& x);               // over the last dim, which stays as 1
+Value mean(const Value& x, Shape shape);  // over a dim in the middle
+Value total(const Value& x);              // the sum of everything: a scalar
 Value rsqrt(const Value& x);
 Value divided(const Value& x, const Value& divisor);  // by a tensor that needs no gradient, which is kept
 // where(mask, x, a number), masked_fill: keeps the mask. Undefined: a buffer's.
@@ -57,6 +59,8 @@ Value dropout(const Value& x, double rate);  // x itself at rate 0
 // y = x W^T + b. `weight` may be stored transposed; `bias` may be undefined. `output`: features that come out.
 Value linear(const Value& x, const Value& weight, const Value& bias, std::uint64_t output);
 Value matmul(const Value& a, const Value& b, Shape shape);  // bmm: both are activations
+// Saves its input, as cuDNN's and the plain one do. `shape`: what comes out.
+Value convolution(const Value& x, const Value& weight, const Value& bias, Shape shape);
 Value embedding(const Value& indices, const Value& weight);
 // `weight` and `bias` may be undefined. Statistics are fp32.
 Value layer_norm(const Value& x, const Value& weight, const Value& bias);

@@ -61,7 +61,8 @@ std::optional<UnitView> unit_with(ForwardContext& context, std::string_view modu
 }
 
 const HfFamily* find_hf_family(std::string_view model_type) {
-  static constexpr std::array kTables{hf_bert_families, hf_gpt2_families, hf_gpt_neox_families, hf_llama_families};
+  static constexpr std::array kTables{hf_bert_families, hf_gpt2_families, hf_gpt_neox_families, hf_llama_families,
+                                      hf_vision_families};
   for (const auto table : kTables) {
     for (const HfFamily& family : table()) {
       if (family.model_type == model_type) return &family;

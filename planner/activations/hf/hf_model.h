@@ -49,6 +49,7 @@ std::span<const HfFamily> hf_bert_families();
 std::span<const HfFamily> hf_gpt2_families();
 std::span<const HfFamily> hf_gpt_neox_families();
 std::span<const HfFamily> hf_llama_families();
+std::span<const HfFamily> hf_vision_families();
 
 // Null if the profile does not know it.
 const HfFamily* find_hf_family(std::string_view model_type);
