@@ -18,17 +18,6 @@ Value first_token(const Value& x) {
   return slice(x, {x.size(0), x.size(2)});
 }
 
-// softmax(q k^T / sqrt(d) + mask) v in the model's dtype (BertSelfAttention.forward, AlbertAttention.forward).
-Value eager_attention(const ForwardContext& context, const Value& q, const Value& k, const Value& v, double dropped) {
-  Value scores = batched_matmul(q, k, {q.size(0), q.size(1), q.size(2), k.size(2)});
-  scores = scale(scores);
-  if (context.mask.defined()) scores = add(scores, context.mask);
-  Value weights = softmax(scores);
-  weights = dropout(weights, dropped);
-  const Value mixed = contiguous(transpose(batched_matmul(weights, v, q.shape())));
-  return view(mixed, {q.size(0), q.size(2), q.size(1) * q.size(3)});
-}
-
 Value self_attention(ForwardContext& context, const UnitView& block, const Value& hidden, const std::string& prefix) {
   const std::uint64_t heads = block.module(prefix + "attention").attention->heads;
   const Value q = split_heads(linear(hidden, block[prefix + "query"]), heads);
@@ -36,7 +25,7 @@ Value self_attention(ForwardContext& context, const UnitView& block, const Value
   const Value v = split_heads(linear(hidden, block[prefix + "value"]), heads);
   if (block.has(prefix + "distance_embedding")) throw NotModelled("relative positions");
   if (context.attention() == AttentionKind::eager) {
-    return eager_attention(context, q, k, v, dropout_rate(block, prefix + "dropout"));
+    return eager_attention(q, k, v, {.mask = context.mask, .dropout = dropout_rate(block, prefix + "dropout")});
   }
   return attend(context, q, k, v, {.mask = context.mask, .causal = false});
 }

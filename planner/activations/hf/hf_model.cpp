@@ -36,9 +36,9 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
 
 }  // namespace
 
-Value run_blocks(ForwardContext& context, BlockForward block, Value hidden) {
+Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std::string_view stack) {
   for (const UnitRun& run : context.held.runs) {
-    if (!run.numbered) continue;
+    if (!run.numbered || (!stack.empty() && run.name != stack)) continue;
     const ModuleRun* modules = modules_of(context.model, run);
     const std::uint64_t middle = run.count > 3 && !context.unfolded ? run.count - 2 : 1;
     for (std::uint64_t i = 0; i < run.count;) {
@@ -61,8 +61,8 @@ std::optional<UnitView> unit_with(ForwardContext& context, std::string_view modu
 }
 
 const HfFamily* find_hf_family(std::string_view model_type) {
-  static constexpr std::array kTables{hf_bert_families, hf_gpt2_families, hf_gpt_neox_families, hf_llama_families,
-                                      hf_vision_families};
+  static constexpr std::array kTables{hf_bert_families,  hf_gpt2_families, hf_gpt_neox_families,
+                                      hf_llama_families, hf_t5_families,   hf_vision_families};
   for (const auto table : kTables) {
     for (const HfFamily& family : table()) {
       if (family.model_type == model_type) return &family;

@@ -23,8 +23,12 @@ struct ForwardContext {
   // Made by the model for all of its blocks.
   Value cos{};
   Value sin{};
-  Value mask{};           // undefined where attention needs none
-  Value bias{};           // of positions, added to all scores
+  Value mask{};  // undefined where attention needs none
+  Value bias{};  // of positions, added to all scores
+  // Of a decoder beside an encoder: the encoder's output, and the mask and bias of attention to it.
+  Value encoded{};
+  Value cross_mask{};
+  Value cross_bias{};
   bool unfolded = false;  // runs every one of equal blocks: for comparisons
 
   bool use_cache() const { return client.use_cache && client.recompute == RecomputeKind::none; }
@@ -49,6 +53,7 @@ std::span<const HfFamily> hf_bert_families();
 std::span<const HfFamily> hf_gpt2_families();
 std::span<const HfFamily> hf_gpt_neox_families();
 std::span<const HfFamily> hf_llama_families();
+std::span<const HfFamily> hf_t5_families();
 std::span<const HfFamily> hf_vision_families();
 
 // Null if the profile does not know it.
@@ -56,7 +61,8 @@ const HfFamily* find_hf_family(std::string_view model_type);
 
 // Runs `block` on each of the blocks that the rank holds, from `hidden` on. Of more than three equal ones in a row only
 // the first, one of the middle and the last are run: the middle ones leave behind the same.
-Value run_blocks(ForwardContext& context, BlockForward block, Value hidden);
+// `stack`: only those of this name; all if it is empty.
+Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std::string_view stack = {});
 
 // The unit of this module outside the blocks, or nothing where the rank does not hold it.
 std::optional<UnitView> unit_with(ForwardContext& context, std::string_view module);

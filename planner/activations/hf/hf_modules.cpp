@@ -97,6 +97,16 @@ Value make_older_mask(ForwardContext& context, bool always) {
   return tape.allocate("clone", {context.batch(), 1, s, s}, context.setup.policy.compute);
 }
 
+Value eager_attention(const Value& q, const Value& k, const Value& v, const AttentionCall& call) {
+  Value scores = batched_matmul(q, k, {q.size(0), q.size(1), q.size(2), k.size(2)});
+  scores = scale(scores);
+  if (call.mask.defined()) scores = add(scores, call.mask);
+  Value weights = softmax(scores);
+  weights = dropout(weights, call.dropout);
+  const Value mixed = contiguous(transpose(batched_matmul(weights, v, {q.size(0), q.size(1), q.size(2), v.size(-1)})));
+  return view(mixed, {q.size(0), q.size(2), q.size(1) * v.size(-1)});
+}
+
 Value language_loss(ForwardContext& context, std::string_view head, const Value& hidden, bool wide) {
   Tape& tape = context.tape;
   const auto unit = unit_with(context, head);

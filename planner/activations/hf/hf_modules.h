@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_model.h"
 
 namespace shardplan::autograd {
@@ -35,6 +36,9 @@ Value arange(ForwardContext& context, std::uint64_t count);
 // The mask of models that make one themselves (_update_causal_mask): eager attention adds it to the scores, sdpa takes
 // none where no token is padding. `always`: the model makes an attention_mask of ones where the batch has none.
 Value make_older_mask(ForwardContext& context, bool always);
+
+// softmax(q k^T x scale + mask) v, all in the model's dtype: eager_attention_forward of BERT, BART, Whisper and others.
+Value eager_attention(const Value& q, const Value& k, const Value& v, const AttentionCall& call);
 
 // A head's logits of all tokens and their causal loss; `wide`: logits are cast to fp32 as they are made.
 Value language_loss(ForwardContext& context, std::string_view head, const Value& hidden, bool wide = false);

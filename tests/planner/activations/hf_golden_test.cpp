@@ -41,8 +41,8 @@ struct Run {
 
 // Nothing where the run has something that is not modelled.
 std::optional<Run> read_run(const json::object& setup) {
-  static const std::set<std::string> known{"attention", "dtype",     "batch", "sequence",
-                                           "operators", "use_cache", "mask",  "checkpoint"};
+  static const std::set<std::string> known{"attention", "dtype",  "batch", "sequence",  "operators",
+                                           "use_cache", "target", "mask",  "checkpoint"};
   for (const auto& member : setup) {
     if (!known.contains(std::string(member.key()))) return std::nullopt;
   }
@@ -53,6 +53,7 @@ std::optional<Run> read_run(const json::object& setup) {
   run.client.profile = text(setup, "attention") == "eager" ? Profile::hf_eager : Profile::hf_sdpa;
   run.client.micro_batch = number(setup.at("batch"));
   if (!setup.at("sequence").is_null()) run.client.sequence = number(setup.at("sequence"));
+  if (setup.contains("target")) run.client.target = number(setup.at("target"));
   run.client.use_cache = !setup.contains("use_cache") || setup.at("use_cache").as_bool();
   const std::string mask = text(setup, "mask", "none");
   run.client.mask = mask == "none" ? MaskKind::none : mask == "ones" ? MaskKind::ones : MaskKind::padded;
@@ -121,7 +122,7 @@ TEST_P(HfGolden, SavedTensorsAndPeak) {
   EXPECT_GT(compared, 0U);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, HfGolden, testing::Values("llama", "gpt2", "gpt_neox", "encoders"));
+INSTANTIATE_TEST_SUITE_P(Families, HfGolden, testing::Values("llama", "gpt2", "gpt_neox", "encoders", "t5"));
 
 }  // namespace
 }  // namespace shardplan
