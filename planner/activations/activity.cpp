@@ -35,7 +35,7 @@ std::vector<ActivitySpan> spans_of(const Tape& tape) {
     for (std::size_t e = marks[i].event; e < end; ++e) {
       const Event& event = tape.events()[e];
       const Storage& storage = tape.storages()[event.storage];
-      const auto bytes = static_cast<std::int64_t>(storage.bytes) * (event.allocated ? 1 : -1);
+      const auto bytes = static_cast<std::int64_t>(storage.bytes * event.times) * (event.allocated ? 1 : -1);
       span.net[static_cast<std::size_t>(storage.purpose)] += bytes;
       level += bytes;
       if (level > highest) {

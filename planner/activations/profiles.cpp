@@ -11,7 +11,8 @@ ActivityResult activity_of(const Model& model, const Catalog& held, const Setup&
                            const autograd::TapeOptions& options) {
   using namespace autograd;
   if (model.modules.empty()) return {{}, "only the model's tensors are known, not what its forward does with them"};
-  if (client.sequence == 0 && model.architecture.vocabulary > 0) return {{}, "the sequence length is not known (--seq)"};
+  if (client.sequence == 0 && model.architecture.vocabulary > 0)
+    return {{}, "the sequence length is not known (--seq)"};
   const HfFamily* family = find_hf_family(model.catalog.family);
   if (family == nullptr) {
     return {{}, fmt::format("profile {} does not know {} yet", name(client.profile), model.catalog.family)};
@@ -21,14 +22,16 @@ ActivityResult activity_of(const Model& model, const Catalog& held, const Setup&
   result.activity.emplace();
   try {
     ForwardContext context{tape, model, held, setup, client};
-    Value loss = family->forward(context, family->block);
+    Value loss = family->forward(context);
+    tape.release_kept();  // of all outputs only the loss is kept
     result.activity->saved = saved_tensors(tape);
     // The loss's own gradient is a tensor of one; what comes from the next stage is as large as what went there.
     const Value gradient = tape.allocate("gradient", loss.shape(), loss.dtype());
     tape.backward(loss, gradient);
   } catch (const NotModelled& unknown) {
-    return {{}, fmt::format("profile {} does not know {} of {}", name(client.profile), unknown.what(),
-                            model.catalog.family)};
+    return {
+        {},
+        fmt::format("profile {} does not know {} of {}", name(client.profile), unknown.what(), model.catalog.family)};
   }
   result.activity->spans = spans_of(tape);
   return result;

@@ -113,6 +113,7 @@ Tape::Tape(const TapeOptions& options) : options_(options) {
 
 // Nodes hold Values, whose release needs storages_ and events_.
 Tape::~Tape() {
+  kept_.clear();
   nodes_.clear();
   gradients_.clear();
   parameters_.clear();
@@ -160,14 +161,23 @@ std::uint32_t Tape::add_storage(std::string_view operation, const Shape& shape, 
   storage.dtype = dtype;
   const auto index = static_cast<std::uint32_t>(storages_.size());
   storages_.push_back(std::move(storage));
-  if (purpose != Purpose::outside && storages_.back().bytes > 0) events_.push_back({index, true});
+  if (purpose != Purpose::outside && storages_.back().bytes > 0) events_.push_back({index, true, 1});
   return index;
 }
 
 void Tape::release(std::uint32_t storage) {
   Storage& released = storages_[storage];
   if (--released.references > 0) return;
-  if (released.purpose != Purpose::outside && released.bytes > 0) events_.push_back({storage, false});
+  if (released.purpose != Purpose::outside && released.bytes > 0) events_.push_back({storage, false, freed_times_});
+}
+
+void Tape::release_kept() {
+  for (Value& value : kept_) {
+    freed_times_ = units_[storages_[value.storage_].unit].times;
+    value.reset();
+  }
+  freed_times_ = 1;
+  kept_.clear();
 }
 
 Value Tape::outside(Shape shape, DType dtype) {

@@ -125,6 +125,8 @@ struct Storage {
 struct Event {
   std::uint32_t storage = 0;
   bool allocated = false;
+  // Of how many equal storages, in a row of equal units, it is the last that goes: see Tape::keep.
+  std::uint64_t times = 1;
 };
 
 // From here on, until the next mark, events belong to this pass of this unit.
@@ -180,6 +182,10 @@ class Tape {
   // The same for several outputs.
   std::vector<Value> record(std::string_view operation, std::span<const Value> inputs, std::vector<Value> outputs,
                             std::vector<Value> saved, Formula formula);
+
+  // Holds a value, and those of the equal units that this one stands for, until they all go at once: a cache.
+  void keep(const Value& value) { kept_.push_back(value); }
+  void release_kept();
 
   bool grad_enabled() const { return grad_enabled_; }
   bool set_grad_enabled(bool enabled);  // returns what it was
@@ -238,6 +244,8 @@ class Tape {
   std::vector<Node> nodes_;
   std::map<std::string, Value> parameters_;
   std::vector<Gradient> gradients_;  // by trained parameter; an edge's node is kParameters + its index
+  std::vector<Value> kept_;
+  std::uint64_t freed_times_ = 1;
   std::uint32_t unit_ = 0;
   Pass pass_ = Pass::forward;
   Purpose purpose_ = Purpose::activation;

@@ -195,6 +195,7 @@ std::vector<Value> split(const Value& x, std::span<const std::uint64_t> sizes) {
 }
 
 Value slice(const Value& x, Shape shape) {
+  if (shape == x.shape()) return x;
   return simple("slice", x, x.viewed(std::move(shape)));
 }
 
@@ -240,6 +241,23 @@ Value add(const Value& a, const Value& b) {
         for (std::size_t i = 0; i < 2; ++i) {
           if (operands[i].wanted) gradients[i] = incoming[0];
         }
+        fit(tape, gradients, operands);
+        return gradients;
+      });
+}
+
+Value sub(const Value& a, const Value& b) {
+  const std::array inputs{a, b};
+  Value output = a.tape().allocate("sub", broadcast(a.shape(), b.shape()), promoted(a, b), layout_of(a, b));
+  return a.tape().record(
+      "sub", inputs, std::move(output), {},
+      [operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>, std::vector<Value> incoming) {
+        const Value& gradient = incoming[0];
+        std::vector<Value> gradients(2);
+        if (operands[1].wanted) {
+          gradients[1] = tape.allocate("neg", gradient.shape(), gradient.dtype(), gradient.layout());
+        }
+        if (operands[0].wanted) gradients[0] = gradient;
         fit(tape, gradients, operands);
         return gradients;
       });
@@ -338,6 +356,12 @@ Value index(const Value& x, Shape shape) {
   return simple("index", x, x.tape().allocate("index", std::move(shape), x.dtype()), std::move(saved));
 }
 
+Value activation(std::string_view function, const Value& x) {
+  if (function == "relu" || function == "tanh" || function == "sigmoid") return unary_of_output(function, x);
+  if (function == "relu2") return pow(unary_of_output("relu", x));
+  return unary(function, x);
+}
+
 Value unary(std::string_view operation, const Value& x) {
   return simple(operation, x, like(operation, x), {x});
 }
@@ -357,6 +381,10 @@ Value custom_gelu(const Value& x) {
 
 Value softmax(const Value& x) {
   return unary_of_output("softmax", x);
+}
+
+Value softmax_in(const Value& x, DType dtype) {
+  return softmax(to(x, dtype));
 }
 
 Value dropout(const Value& x, double rate) {
@@ -414,6 +442,7 @@ Value layer_norm(const Value& x, const Value& weight, const Value& bias) {
   Value output = like("layer_norm", x);
   std::vector<Value> saved{x, tape.allocate("layer_norm mean", rows, DType::f32),
                            tape.allocate("layer_norm rstd", rows, DType::f32)};
+  if (weight.defined()) saved.push_back(weight);
   return record("layer_norm", inputs, std::move(output), std::move(saved));
 }
 

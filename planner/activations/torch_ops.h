@@ -29,6 +29,7 @@ Value cat(std::span<const Value> parts, Shape shape);
 Value to(const Value& x, DType dtype);  // x itself where it has that dtype
 
 Value add(const Value& a, const Value& b);  // broadcasts
+Value sub(const Value& a, const Value& b);
 Value mul(const Value& a, const Value& b);
 Value scale(const Value& x);                         // by a number that needs no gradient: x * 0.5, x / 2
 Value shift(const Value& x);                         // x + a number
@@ -46,6 +47,8 @@ Value where(const Value& mask, const Value& x);
 // x[..., [i]]: a copy. `shape`: what comes out. Its backward writes into zeros of the whole.
 Value index(const Value& x, Shape shape);
 
+// An activation function by the name that transformers has for it: "silu", "gelu_pytorch_tanh", "relu2".
+Value activation(std::string_view function, const Value& x);
 // Saves its input: silu, gelu, relu's kin.
 Value unary(std::string_view operation, const Value& x);
 // Saves its output: tanh, sigmoid, relu, exp.
@@ -54,7 +57,8 @@ Value unary_of_output(std::string_view operation, const Value& x);
 // transformers' modeling_bloom.py).
 Value custom_gelu(const Value& x);
 Value softmax(const Value& x);
-Value dropout(const Value& x, double rate);  // x itself at rate 0
+Value softmax_in(const Value& x, DType dtype);  // of x in this dtype
+Value dropout(const Value& x, double rate);     // x itself at rate 0
 
 // y = x W^T + b. `weight` may be stored transposed; `bias` may be undefined. `output`: features that come out.
 Value linear(const Value& x, const Value& weight, const Value& bias, std::uint64_t output);

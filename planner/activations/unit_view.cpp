@@ -22,8 +22,11 @@ const Module& UnitView::module(std::string_view name) const {
   return *found;
 }
 
-const Module* UnitView::first_of(ModuleKind kind) const {
-  const auto found = std::find_if(modules_.begin(), modules_.end(), [&](const Module& m) { return m.kind == kind; });
+const Module* UnitView::first_of(ModuleKind kind, std::string_view name) const {
+  const auto found = std::find_if(modules_.begin(), modules_.end(), [&](const Module& m) {
+    return m.kind == kind &&
+           (name.empty() || (m.name.size() > name.size() && m.name.starts_with(name) && m.name[name.size()] == '.'));
+  });
   return found == modules_.end() ? nullptr : &*found;
 }
 

@@ -24,12 +24,13 @@ class UnitView {
   // `dtype`: of parameters that the model does not fix.
   UnitView(Tape& tape, const Modules& modules, const UnitRun& run, std::uint64_t index, DType dtype);
 
+  std::uint64_t number() const { return run_.first_number + index_; }  // of a block in its stack
   bool has(std::string_view module) const { return find(module) != nullptr; }
   // A CHECK fails where there is no such module: has() asks first.
   Parameters operator[](std::string_view module) const;
   const Module& module(std::string_view name) const;
-  // The one module of a kind. Its name differs between families.
-  const Module* first_of(ModuleKind kind) const;
+  // The first module of a kind, of those below `name`: its own name differs between families. Null where there is none.
+  const Module* first_of(ModuleKind kind, std::string_view name = {}) const;
   Value tensor(std::string_view name) const;  // by its own name below the unit's; undefined where there is none
 
  private:

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace shardplan {
 
 namespace {
@@ -62,6 +64,38 @@ Architecture read_grouped_width(ModelConfig& config, const Architecture& default
 
 AttentionSizes attention_sizes(const Architecture& architecture, bool rotary) {
   return {architecture.heads, architecture.kv_heads, architecture.head_size, rotary};
+}
+
+AttentionWindow read_window(ModelConfig& config, const AttentionWindow& defaults) {
+  AttentionWindow window = defaults;
+  if (config.present("sliding_window")) window.tokens = config.count("sliding_window", 0);
+  if (const auto types = config.texts("layer_types")) {
+    const auto whole = std::find(types->begin(), types->end(), "full_attention");
+    window.whole_first = 0;
+    window.whole_every = whole == types->end() ? 0 : static_cast<std::uint64_t>(whole - types->begin()) + 1;
+  }
+  return window.tokens == 0 || window.whole_every == 1 ? AttentionWindow{} : window;
+}
+
+Modules windowed(Modules modules, const AttentionWindow& window) {
+  for (Module& module : modules) {
+    if (!module.attention) continue;
+    module.attention->window = window.tokens;
+    module.attention->whole_every = window.whole_every;
+    module.attention->whole_first = window.whole_first;
+  }
+  return modules;
+}
+
+Modules partly_rotated(const ModelConfig& config, Modules modules, double class_default) {
+  const double part = config.factor("partial_rotary_factor", class_default);
+  for (Module& module : modules) {
+    if (!module.attention) continue;
+    AttentionSizes& sizes = *module.attention;
+    const auto features = static_cast<std::uint64_t>(static_cast<double>(sizes.head_size) * part);
+    if (features < sizes.head_size) sizes.rotary_size = features;
+  }
+  return modules;
 }
 
 Modules split_attention(std::string_view name, const Architecture& a, const AttentionOptions& options) {

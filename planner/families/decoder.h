@@ -26,6 +26,19 @@ Architecture read_grouped_width(ModelConfig& config, const Architecture& default
 
 AttentionSizes attention_sizes(const Architecture& architecture, bool rotary);
 
+// Reads sliding_window, and layer_types where the file lists them: a window of so many tokens, 0 for none, and which layers
+// see all (AttentionSizes). Absent, they are the class's.
+struct AttentionWindow {
+  std::uint64_t tokens = 0;
+  std::uint64_t whole_every = 0;
+  std::uint64_t whole_first = 0;
+};
+AttentionWindow read_window(ModelConfig& config, const AttentionWindow& defaults);
+// The same modules with every attention in this window.
+Modules windowed(Modules modules, const AttentionWindow& window);
+// With a part of each head rotated: partial_rotary_factor.
+Modules partly_rotated(const ModelConfig& config, Modules modules, double class_default);
+
 struct AttentionOptions {
   bool bias = false;         // of the projections to queries, keys and values
   bool output_bias = false;  // of the projection from the heads

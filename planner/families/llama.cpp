@@ -48,7 +48,16 @@ void mistral(ModelConfig& config, ModelBuilder& model) {
                                                        .heads = 32,
                                                        .kv_heads = 8,
                                                        .max_positions = 131072});
-  decoder(model, a, join({self_attention(a, false), mlp(config, a), norms_before(a)}), rms_norm("norm", a.hidden));
+  decoder(model, a,
+          join({windowed(self_attention(a, false), read_window(config, {.tokens = 4096})), mlp(config, a),
+                norms_before(a)}),
+          rms_norm("norm", a.hidden));
+}
+
+// Layers from max_window_layers on may have a window.
+AttentionWindow read_qwen_window(ModelConfig& config) {
+  if (!config.flag("use_sliding_window", false)) return {};
+  return read_window(config, {.tokens = 4096, .whole_first = config.count("max_window_layers", 28)});
 }
 
 // Llama with biases on queries, keys and values alone (modeling_qwen2.py).
@@ -75,8 +84,9 @@ void qwen3(ModelConfig& config, ModelBuilder& model) {
                                                        .head_size = 128,
                                                        .max_positions = 32768});
   decoder(model, a,
-          join({self_attention(a, config.flag("attention_bias", false), query_and_key_norms(a)), mlp(config, a),
-                norms_before(a)}),
+          join({windowed(self_attention(a, config.flag("attention_bias", false), query_and_key_norms(a)),
+                         read_qwen_window(config)),
+                mlp(config, a), norms_before(a)}),
           rms_norm("norm", a.hidden));
 }
 
@@ -96,19 +106,29 @@ void olmo(ModelConfig& config, ModelBuilder& model) {
           plain_norm("norm", a.hidden));
 }
 
-// Norms after attention and MLP instead of before, and on all queries and all keys at once (modeling_olmo2.py). Olmo 3
-// differs in which layers slide their window (modeling_olmo3.py).
-void olmo2(ModelConfig& config, ModelBuilder& model) {
+// Norms after attention and MLP instead of before, and on all queries and all keys at once.
+void olmo2_in_window(ModelConfig& config, ModelBuilder& model, const AttentionWindow& window) {
   const Architecture a = read_grouped_decoder(
       config,
       {.vocabulary = 50304, .hidden = 4096, .intermediate = 11008, .layers = 32, .heads = 32, .max_positions = 2048});
   decoder(model, a,
-          join({self_attention(
-                    a, config.flag("attention_bias", false),
-                    join({rms_norm("q_norm", a.heads * a.head_size), rms_norm("k_norm", a.kv_heads * a.head_size)})),
+          join({windowed(self_attention(a, config.flag("attention_bias", false),
+                                        join({rms_norm("q_norm", a.heads * a.head_size),
+                                              rms_norm("k_norm", a.kv_heads * a.head_size)})),
+                         window),
                 mlp(config, a), rms_norm("post_attention_layernorm", a.hidden),
                 rms_norm("post_feedforward_layernorm", a.hidden)}),
           rms_norm("norm", a.hidden));
+}
+
+// modeling_olmo2.py
+void olmo2(ModelConfig& config, ModelBuilder& model) {
+  olmo2_in_window(config, model, {});
+}
+
+// modeling_olmo3.py
+void olmo3(ModelConfig& config, ModelBuilder& model) {
+  olmo2_in_window(config, model, read_window(config, {.tokens = 4096, .whole_every = 4}));
 }
 
 // One LayerNorm for each head's queries and keys.
@@ -132,11 +152,14 @@ void stablelm(ModelConfig& config, ModelBuilder& model) {
                                                      .max_positions = 4096});
   const bool parallel = config.flag("use_parallel_residual", false);
   const Modules norms = config.flag("qk_layernorm", false) ? norms_per_head(config, a) : Modules{};
-  decoder(model, a,
-          join({split_attention("self_attn", a, {.bias = config.flag("use_qkv_bias", false), .norms = norms}),
-                mlp(config, a), layer_norm("input_layernorm", a.hidden),
-                parallel ? Modules{} : layer_norm("post_attention_layernorm", a.hidden)}),
-          layer_norm("norm", a.hidden));
+  decoder(
+      model, a,
+      join({partly_rotated(
+                config, split_attention("self_attn", a, {.bias = config.flag("use_qkv_bias", false), .norms = norms}),
+                0.25),
+            mlp(config, a), layer_norm("input_layernorm", a.hidden),
+            parallel ? Modules{} : layer_norm("post_attention_layernorm", a.hidden)}),
+      layer_norm("norm", a.hidden));
 }
 
 Modules norm_of_heads(const std::string& name, std::uint64_t heads, std::uint64_t head_size) {
@@ -180,10 +203,26 @@ void gemma(ModelConfig& config, ModelBuilder& model) {
           rms_norm("norm", a.hidden), true);
 }
 
+// Scores and logits, divided by a number, pass tanh and are multiplied by it again; null, or absent where the class has
+// none, they do not.
+bool has_softcap(const ModelConfig& config, std::string_view attribute, bool class_default) {
+  return config.present(attribute) ? config.has(attribute) : class_default;
+}
+
+void cap_logits(const ModelConfig& config, ModelBuilder& model, const Architecture& a, bool class_default) {
+  if (config.head().output != HeadOutput::vocabulary) return;
+  if (!has_softcap(config, "final_logit_softcapping", class_default)) return;
+  model.add_outside(activation("logits_softcap", "tanh", a.vocabulary));
+}
+
 // Norms before and after each (modeling_gemma2.py).
-Modules gemma2_block(const ModelConfig& config, const Architecture& a, const Modules& norms) {
-  return join({self_attention(a, config.flag("attention_bias", false), norms), gemma_mlp(config, a), norms_before(a),
-               rms_norm("pre_feedforward_layernorm", a.hidden), rms_norm("post_feedforward_layernorm", a.hidden)});
+Modules gemma2_block(const ModelConfig& config, const Architecture& a, const Modules& norms,
+                     const AttentionWindow& window, bool softcap) {
+  return join({windowed(self_attention(a, config.flag("attention_bias", false), norms), window),
+               has_softcap(config, "attn_logit_softcapping", softcap) ? activation("self_attn.softcap", "tanh", a.heads)
+                                                                      : Modules{},
+               gemma_mlp(config, a), norms_before(a), rms_norm("pre_feedforward_layernorm", a.hidden),
+               rms_norm("post_feedforward_layernorm", a.hidden)});
 }
 
 void gemma2(ModelConfig& config, ModelBuilder& model) {
@@ -195,7 +234,9 @@ void gemma2(ModelConfig& config, ModelBuilder& model) {
                                                        .kv_heads = 4,
                                                        .head_size = 256,
                                                        .max_positions = 8192});
-  decoder(model, a, gemma2_block(config, a, {}), rms_norm("norm", a.hidden), true);
+  const AttentionWindow window = read_window(config, {.tokens = 4096, .whole_every = 2});
+  decoder(model, a, gemma2_block(config, a, {}, window, true), rms_norm("norm", a.hidden), true);
+  cap_logits(config, model, a, true);
 }
 
 // And norms on queries and keys (modeling_gemma3.py).
@@ -208,7 +249,10 @@ void gemma3_text(ModelConfig& config, ModelBuilder& model) {
                                                        .kv_heads = 4,
                                                        .head_size = 256,
                                                        .max_positions = 131072});
-  decoder(model, a, gemma2_block(config, a, query_and_key_norms(a)), rms_norm("norm", a.hidden), true);
+  const AttentionWindow window =
+      read_window(config, {.tokens = 4096, .whole_every = config.size("sliding_window_pattern", 6)});
+  decoder(model, a, gemma2_block(config, a, query_and_key_norms(a), window, false), rms_norm("norm", a.hidden), true);
+  cap_logits(config, model, a, false);
 }
 
 // One projection for queries, keys and values, one for gate and up (modeling_phi3.py).
@@ -220,7 +264,7 @@ void phi3(ModelConfig& config, ModelBuilder& model) {
   const std::string function = config.text("hidden_act", "silu");
   decoder(model, a,
           join({linear("self_attn.qkv_proj", a.hidden, heads + 2 * a.kv_heads * a.head_size, false),
-                attention("self_attn.attention", attention_sizes(a, true)),
+                windowed(attention("self_attn.attention", attention_sizes(a, true)), read_window(config, {})),
                 linear("self_attn.o_proj", heads, a.hidden, false),
                 linear("mlp.gate_up_proj", a.hidden, 2 * a.intermediate, false),
                 activation("mlp.activation_fn", function, a.intermediate), multiply("mlp.gate", a.intermediate),
@@ -240,7 +284,8 @@ void starcoder2(ModelConfig& config, ModelBuilder& model) {
   const bool bias = config.flag("use_bias", true);
   const std::string function = config.text("hidden_act", "gelu_pytorch_tanh");
   decoder(model, a,
-          join({self_attention(a, bias), plain_mlp("mlp", "c_fc", "c_proj", a.hidden, a.intermediate, function, bias),
+          join({windowed(self_attention(a, bias), read_window(config, {})),
+                plain_mlp("mlp", "c_fc", "c_proj", a.hidden, a.intermediate, function, bias),
                 layer_norm("input_layernorm", a.hidden), layer_norm("post_attention_layernorm", a.hidden)}),
           layer_norm("norm", a.hidden), true);
 }
@@ -252,7 +297,7 @@ void nemotron(ModelConfig& config, ModelBuilder& model) {
       {.vocabulary = 256000, .hidden = 6144, .intermediate = 24576, .layers = 32, .heads = 48, .max_positions = 4096});
   const std::string function = config.text("hidden_act", "relu2");
   decoder(model, a,
-          join({self_attention(a, config.flag("attention_bias", false)),
+          join({partly_rotated(config, self_attention(a, config.flag("attention_bias", false)), 0.5),
                 plain_mlp("mlp", "up_proj", "down_proj", a.hidden, a.intermediate, function,
                           config.flag("mlp_bias", false)),
                 layer_norm("input_layernorm", a.hidden), layer_norm("post_attention_layernorm", a.hidden)}),
@@ -317,7 +362,7 @@ std::span<const Family> llama_families() {
       {"granite", "Granite", decoder_heads(), {}, granite},
       {"olmo", "Olmo", decoder_heads(), {}, olmo},
       {"olmo2", "Olmo2", decoder_heads(), {}, olmo2},
-      {"olmo3", "Olmo3", decoder_heads(), {}, olmo2},
+      {"olmo3", "Olmo3", decoder_heads(), {}, olmo3},
       {"stablelm", "StableLm", decoder_heads(), {}, stablelm},
       {"cohere", "Cohere", decoder_heads(), {}, cohere},
       {"gemma", "Gemma", decoder_heads(), {}, gemma},

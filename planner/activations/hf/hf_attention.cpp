@@ -28,9 +28,19 @@ Value visible(ForwardContext& context, const Value& padding, const Value& texts,
   const std::array ranges{tape.allocate("arange", {s}, DType::i64),
                           tape.allocate("arange", {context.batch()}, DType::i64),
                           tape.allocate("arange", {1}, DType::i64)};
-  Value mask = tape.allocate("le", {1, 1, s, s}, DType::boolean);
-  if (windowed) mask = tape.allocate("bitwise_and", {1, 1, s, s}, DType::boolean);
-  if (!padding.defined() && !texts.defined()) return mask;
+  Value mask;
+  if (!windowed) mask = tape.allocate("le", {1, 1, s, s}, DType::boolean);
+  if (windowed) {
+    Value near;
+    {
+      const Value distance = tape.allocate("sub", {s}, DType::i64);
+      const Value greater = tape.allocate("gt", {1, 1, s, s}, DType::boolean);
+      near = tape.allocate("bitwise_and", {1, 1, s, s}, DType::boolean);
+    }
+    const Value before = tape.allocate("le", {1, 1, s, s}, DType::boolean);
+    mask = tape.allocate("bitwise_and", {1, 1, s, s}, DType::boolean);
+  }
+  if (!padding.defined() && !texts.defined()) return mask.viewed({context.batch(), 1, s, s});
   mask = tape.allocate("bitwise_and", {1, 1, s, s}, DType::boolean);
   Value more;
   if (padding.defined()) {
@@ -48,10 +58,18 @@ Value eager(const Value& query, const Value& key, const Value& value, const Atte
   const Value k = repeat_heads(key, times);
   const Value v = repeat_heads(value, times);
   const Shape pairs{query.size(0), query.size(1), query.size(2), k.size(2)};
-  Value weights = scale(batched_matmul(query, k, pairs));
-  if (call.softcap) weights = scale(unary_of_output("tanh", scale(weights)));
+  Value weights = batched_matmul(query, k, pairs);
+  weights = scale(weights);
+  if (call.softcap) {
+    weights = scale(weights);
+    weights = unary_of_output("tanh", weights);
+    weights = scale(weights);
+  }
   if (call.mask.defined()) weights = add(weights, call.mask);
-  weights = to(softmax(to(weights, DType::f32)), query.dtype());
+  {
+    const Value probabilities = softmax_in(weights, DType::f32);
+    weights = to(probabilities, query.dtype());
+  }
   weights = dropout(weights, call.dropout);
   const Value output = batched_matmul(weights, v, {query.size(0), query.size(1), query.size(2), v.size(-1)});
   return contiguous(transpose(output));
@@ -78,8 +96,23 @@ Value make_causal_mask(ForwardContext& context, std::uint64_t window) {
   return tape.allocate("where", {context.batch(), 1, context.tokens(), context.tokens()}, dtype);
 }
 
-Value cached(const ForwardContext& context, const Value& x) {
-  return context.use_cache() ? cat(std::array{x}, x.shape()) : x;
+void cache(const ForwardContext& context, Value& k, Value& v) {
+  if (!context.use_cache()) return;
+  const Value keys = cat(std::array{k}, k.shape());
+  const Value values = cat(std::array{v}, v.shape());
+  k = keys;
+  v = values;
+  k.tape().keep(k);  // what the model returns holds the cache
+  v.tape().keep(v);
+}
+
+bool in_window(const UnitView& block, const AttentionSizes& sizes) {
+  if (sizes.window == 0 || block.number() < sizes.whole_first) return false;
+  return sizes.whole_every == 0 || (block.number() + 1) % sizes.whole_every != 0;
+}
+
+const Value& mask_of(const ForwardContext& context, const UnitView& block, const AttentionSizes& sizes) {
+  return in_window(block, sizes) ? context.window_mask : context.mask;
 }
 
 Value attend(const ForwardContext& context, const Value& q, const Value& k, const Value& v, const AttentionCall& call) {

@@ -21,12 +21,16 @@ struct AttentionCall {
   bool causal = true;  // without a mask: every token sees those before it
 };
 
-// DynamicCache.update: the first keys (or values) of a layer are appended to nothing, which copies them.
-Value cached(const ForwardContext& context, const Value& x);
+// DynamicCache.update: the first keys and values of a layer are appended to nothing, which copies them.
+void cache(const ForwardContext& context, Value& k, Value& v);
 
 // q [b, h, s, d], k [b, g, t, d], v [b, g, t, e] to [b, s, h x e], by the context's kind of attention: eager_attention_forward
 // of modeling_llama.py, or sdpa_attention_forward of integrations/sdpa_attention.py.
 Value attend(const ForwardContext& context, const Value& q, const Value& k, const Value& v, const AttentionCall& call);
+
+// Whether the tokens of this block see those in their window alone; and the mask of either.
+bool in_window(const UnitView& block, const AttentionSizes& sizes);
+const Value& mask_of(const ForwardContext& context, const UnitView& block, const AttentionSizes& sizes);
 
 // [b, s, h x d] to [b, h, s, d].
 Value split_heads(const Value& x, std::uint64_t heads);

@@ -34,7 +34,7 @@ Value self_attention(ForwardContext& context, const UnitView& block, const Value
 Value output_part(const UnitView& block, const std::string& prefix, const Value& x, const Value& input) {
   Value hidden = linear(x, block[prefix + "dense"]);
   hidden = dropout(hidden, block, prefix + "dropout");
-  return layer_norm(add(hidden, input), block[prefix + "LayerNorm"]);
+  return layer_norm(block[prefix + "LayerNorm"], add(hidden, input));
 }
 
 Value bert_block(ForwardContext& context, const UnitView& block, const Value& input) {
@@ -105,7 +105,7 @@ Value embeddings(ForwardContext& context, const UnitView& unit, const std::strin
     const Value positions = embedding(places, table("position_embeddings").weight);
     sum = add(words, positions);
   }
-  sum = layer_norm(sum, table("LayerNorm"));
+  sum = layer_norm(table("LayerNorm"), sum);
   return dropout(sum, unit, base + "embeddings.dropout");
 }
 
@@ -132,7 +132,7 @@ constexpr std::array<WordHead, 5> kWordHeads{
 Value word_logits(const UnitView& unit, const WordHead& head, const Value& hidden) {
   Value x = linear(hidden, unit[head.dense]);
   x = activate(x, unit, fmt::format("{}.activation", head.dense));
-  x = layer_norm(x, unit[head.norm]);
+  x = layer_norm(unit[head.norm], x);
   return linear(x, unit[head.decoder]);
 }
 
@@ -219,20 +219,21 @@ Value distilbert_attention(ForwardContext& context, const UnitView& block, const
 
 Value distilbert_block(ForwardContext& context, const UnitView& block, const Value& input) {
   Value attended = distilbert_attention(context, block, input);
-  attended = layer_norm(add(attended, input), block["sa_layer_norm"]);
+  attended = layer_norm(block["sa_layer_norm"], add(attended, input));
   Value inner = activate(linear(attended, block["ffn.lin1"]), block, "ffn.act");
   inner = dropout(linear(inner, block["ffn.lin2"]), block, "ffn.dropout");
-  return layer_norm(add(inner, attended), block["output_layer_norm"]);
+  return layer_norm(block["output_layer_norm"], add(inner, attended));
 }
 
 }  // namespace
 
 std::span<const HfFamily> hf_bert_families() {
-  static constexpr HfFamily families[] = {{"bert", bert, bert_block},
-                                          {"roberta", roberta, bert_block},
-                                          {"xlm-roberta", roberta, bert_block},
-                                          {"electra", bert, bert_block},
-                                          {"distilbert", bert, distilbert_block}};
+  static constexpr HfFamily families[] = {
+      {"bert", [](ForwardContext& context) { return bert(context, bert_block); }},
+      {"roberta", [](ForwardContext& context) { return roberta(context, bert_block); }},
+      {"xlm-roberta", [](ForwardContext& context) { return roberta(context, bert_block); }},
+      {"electra", [](ForwardContext& context) { return bert(context, bert_block); }},
+      {"distilbert", [](ForwardContext& context) { return bert(context, distilbert_block); }}};
   return families;
 }
 

@@ -33,8 +33,9 @@ Value gpt2_attention(ForwardContext& context, const UnitView& block, const Value
   const std::uint64_t width = sizes.heads * sizes.head_size;
   std::vector<Value> parts = split(linear(hidden, block["attn.c_attn"]), std::array{width, width, width});
   for (Value& part : parts) part = split_heads(part, sizes.heads);
-  const Value k = cached(context, parts[1]);
-  const Value v = cached(context, parts[2]);
+  Value k = parts[1];
+  Value v = parts[2];
+  cache(context, k, v);
   const double dropped = dropout_rate(block, "attn.attn_dropout");
   const Value mixed = context.attention() == AttentionKind::eager
                           ? eager_attention(context, parts[0], k, v, dropped)
@@ -53,11 +54,11 @@ using Attention = Value (*)(ForwardContext& context, const UnitView& block, cons
 
 Value block_with(ForwardContext& context, const UnitView& block, const Value& input, Attention attention) {
   Value residual = input;
-  Value hidden = layer_norm(input, block["ln_1"]);
+  Value hidden = layer_norm(block["ln_1"], input);
   Value mixed = attention(context, block, hidden);
   hidden = add(mixed, residual);
   residual = hidden;
-  hidden = layer_norm(hidden, block["ln_2"]);
+  hidden = layer_norm(block["ln_2"], hidden);
   const Value inner = mlp(block, hidden);
   return add(residual, inner);
 }
@@ -81,8 +82,9 @@ Value bigcode_attention(ForwardContext& context, const UnitView& block, const Va
     const std::uint64_t size = sizes.head_size;
     parts = split(split_heads(fused, sizes.heads), std::array{size, size, size});
   }
-  const Value k = cached(context, parts[1]);
-  const Value v = cached(context, parts[2]);
+  Value k = parts[1];
+  Value v = parts[2];
+  cache(context, k, v);
   const double dropped = dropout_rate(block, "attn.attn_dropout");
   const Value mixed = attend(context, parts[0], k, v, {.mask = context.mask, .dropout = dropped});
   return dropout(linear(mixed, block["attn.c_proj"]), block, "attn.resid_dropout");
@@ -118,8 +120,7 @@ Value neo_attention(ForwardContext& context, const UnitView& block, const Value&
   const Value q = split_heads(linear(hidden, block["attn.attention.q_proj"]), sizes.heads);
   Value k = split_heads(linear(hidden, block["attn.attention.k_proj"]), sizes.heads);
   Value v = split_heads(linear(hidden, block["attn.attention.v_proj"]), sizes.heads);
-  k = cached(context, k);
-  v = cached(context, v);
+  cache(context, k, v);
   const double dropped = dropout_rate(block, "attn.attention.attn_dropout");
   const Value mixed = wide_attention(context, q, k, v, true, dropped);
   return dropout(linear(mixed, block["attn.attention.out_proj"]), block, "attn.attention.resid_dropout");
@@ -186,14 +187,14 @@ Value gptj_attention(ForwardContext& context, const UnitView& block, const Value
     q = rotate(q);
   }
   q = transpose(q);
-  k = cached(context, transpose(k));
-  v = cached(context, v);
+  k = transpose(k);
+  cache(context, k, v);
   const Value mixed = wide_attention(context, q, k, v, false, dropout_rate(block, "attn.attn_dropout"));
   return dropout(linear(mixed, block["attn.out_proj"]), block, "attn.resid_dropout");
 }
 
 Value gptj_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  const Value hidden = layer_norm(input, block["ln_1"]);
+  const Value hidden = layer_norm(block["ln_1"], input);
   const Value mixed = gptj_attention(context, block, hidden);
   Value inner = activate(linear(hidden, block["mlp.fc_in"]), block, "mlp.act");
   inner = dropout(linear(inner, block["mlp.fc_out"]), block, "mlp.dropout");
@@ -220,7 +221,7 @@ Value base_model(ForwardContext& context, BlockForward block, bool older) {
   if (!older) context.mask = make_causal_mask(context);
   hidden = dropout(hidden, dropout_rate(context, base + "drop"));
   hidden = run_blocks(context, block, std::move(hidden));
-  if (const auto last = unit_with(context, base + "ln_f")) hidden = layer_norm(hidden, (*last)[base + "ln_f"]);
+  if (const auto last = unit_with(context, base + "ln_f")) hidden = layer_norm((*last)[base + "ln_f"], hidden);
   context.mask.reset();
   return hidden;
 }
@@ -236,10 +237,11 @@ Value wide_lm(ForwardContext& context, BlockForward block) {
 }  // namespace
 
 std::span<const HfFamily> hf_gpt2_families() {
-  static constexpr HfFamily families[] = {{"gpt2", gpt2_lm, gpt2_block},
-                                          {"gpt_bigcode", gpt2_lm, bigcode_block},
-                                          {"gpt_neo", wide_lm, neo_block},
-                                          {"gptj", wide_lm, gptj_block}};
+  static constexpr HfFamily families[] = {
+      {"gpt2", [](ForwardContext& context) { return gpt2_lm(context, gpt2_block); }},
+      {"gpt_bigcode", [](ForwardContext& context) { return gpt2_lm(context, bigcode_block); }},
+      {"gpt_neo", [](ForwardContext& context) { return wide_lm(context, neo_block); }},
+      {"gptj", [](ForwardContext& context) { return wide_lm(context, gptj_block); }}};
   return families;
 }
 

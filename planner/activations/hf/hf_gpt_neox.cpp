@@ -29,8 +29,8 @@ void rotate_partly(Value& q, Value& k, const ForwardContext& context, std::uint6
   const Value rest_q = rest(q);
   const Value first_k = first(k);
   const Value rest_k = rest(k);
-  Value new_q = rotate(first_q, context.cos, context.sin);
-  Value new_k = rotate(first_k, context.cos, context.sin);
+  Value new_q = rotate(first_q, context.tables);
+  Value new_k = rotate(first_k, context.tables);
   new_q = cat(std::array{new_q, rest_q}, q.shape());
   new_k = cat(std::array{new_k, rest_k}, k.shape());
   q = new_q;
@@ -71,19 +71,18 @@ Value neox_attention(ForwardContext& context, const UnitView& block, const Value
   k = std::move(parts[1]);
   v = std::move(parts[2]);
   rotate_partly(q, k, context, rotated_features(sizes));
-  k = cached(context, k);
-  v = cached(context, v);
+  cache(context, k, v);
   const double dropped = dropout_rate(block, "attention.attention_dropout");
   const Value mixed = attend(context, q, k, v, {.mask = context.mask, .dropout = dropped});
   return linear(mixed, block["attention.dense"]);
 }
 
 Value neox_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  Value mixed = neox_attention(context, block, layer_norm(input, block["input_layernorm"]));
+  Value mixed = neox_attention(context, block, layer_norm(block["input_layernorm"], input));
   mixed = dropout(mixed, block, "post_attention_dropout");
   const bool parallel = is_parallel(block);
   if (!parallel) mixed = add(mixed, input);
-  Value inner = megatron_mlp(block, layer_norm(parallel ? input : mixed, block["post_attention_layernorm"]));
+  Value inner = megatron_mlp(block, layer_norm(block["post_attention_layernorm"], parallel ? input : mixed));
   inner = dropout(inner, block, "post_mlp_dropout");
   return parallel ? add(add(inner, mixed), input) : add(inner, mixed);
 }
@@ -106,12 +105,10 @@ Value decoder(ForwardContext& context, BlockForward block, const DecoderNames& n
   const Value positions = arange(context, context.tokens());
   context.mask = make_mask(context);
   Value hidden = dropout(words, dropout_rate(context, whole(names.dropout)));
-  if (rotated > 0) make_rotary(context, rotated);
+  if (rotated > 0) context.tables = make_rotary(context, rotated);
   hidden = run_blocks(context, block, std::move(hidden));
-  if (const auto last = unit_with(context, whole(names.norm))) hidden = layer_norm(hidden, (*last)[whole(names.norm)]);
-  context.mask.reset();
-  context.cos.reset();
-  context.sin.reset();
+  if (const auto last = unit_with(context, whole(names.norm))) hidden = layer_norm((*last)[whole(names.norm)], hidden);
+  context.forget();
   return hidden;
 }
 
@@ -147,18 +144,17 @@ Value phi_attention(ForwardContext& context, const UnitView& block, const Value&
   Value k = split_heads(linear(hidden, block["self_attn.k_proj"]), sizes.kv_heads);
   Value v = split_heads(linear(hidden, block["self_attn.v_proj"]), sizes.kv_heads);
   if (block.has("self_attn.q_layernorm")) {
-    q = layer_norm(q, block["self_attn.q_layernorm"]);
-    k = layer_norm(k, block["self_attn.k_layernorm"]);
+    q = layer_norm(block["self_attn.q_layernorm"], q);
+    k = layer_norm(block["self_attn.k_layernorm"], k);
   }
   rotate_partly(q, k, context, rotated_features(sizes));
-  k = cached(context, k);
-  v = cached(context, v);
+  cache(context, k, v);
   const double dropped = dropout_rate(block, "self_attn.attention_dropout");
   return linear(attend(context, q, k, v, {.mask = context.mask, .dropout = dropped}), block["self_attn.dense"]);
 }
 
 Value phi_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  const Value hidden = layer_norm(input, block["input_layernorm"]);
+  const Value hidden = layer_norm(block["input_layernorm"], input);
   Value mixed = phi_attention(context, block, hidden);
   mixed = dropout(mixed, block, "resid_dropout");
   const Value inner = dropout(plain_mlp(block, hidden, "mlp.fc1", "mlp.act", "mlp.fc2"), block, "resid_dropout");
@@ -220,9 +216,8 @@ Value falcon_attention(ForwardContext& context, const UnitView& block, const Val
   if (!sizes.rotary) throw NotModelled("falcon with alibi");
   const Value fused = linear(hidden, block["self_attention.query_key_value"]);
   Heads heads = falcon_heads(fused, sizes, block.has("ln_attn") || (is_parallel(block) && sizes.kv_heads > 1));
-  rotate(heads.q, heads.k, context);
-  heads.k = cached(context, heads.k);
-  heads.v = cached(context, heads.v);
+  rotate(heads.q, heads.k, context.tables);
+  cache(context, heads.k, heads.v);
   Value mixed;
   if (context.attention() == AttentionKind::eager) {
     mixed = falcon_eager(context, heads);
@@ -237,12 +232,12 @@ Value falcon_attention(ForwardContext& context, const UnitView& block, const Val
 Value falcon_block(ForwardContext& context, const UnitView& block, const Value& input) {
   Value residual = input;
   const bool two_norms = block.has("ln_attn");
-  const Value normed = layer_norm(input, block[two_norms ? "ln_attn" : "input_layernorm"]);
-  Value inner = two_norms ? layer_norm(input, block["ln_mlp"]) : normed;
+  const Value normed = layer_norm(block[two_norms ? "ln_attn" : "input_layernorm"], input);
+  Value inner = two_norms ? layer_norm(block["ln_mlp"], input) : normed;
   const Value mixed = falcon_attention(context, block, normed);
   if (!is_parallel(block)) {
     residual = add(residual, dropout(mixed, block, "self_attention.attention_dropout"));
-    inner = layer_norm(residual, block["post_attention_layernorm"]);
+    inner = layer_norm(block["post_attention_layernorm"], residual);
   }
   Value output = megatron_mlp(block, inner);
   if (is_parallel(block)) output = add_in_place(output, mixed);
@@ -274,8 +269,7 @@ Value bloom_attention(ForwardContext& context, const UnitView& block, const Valu
   Value q = transpose(slice(fused, shape));
   Value k = transpose(slice(fused, shape));
   Value v = transpose(slice(fused, shape));
-  k = cached(context, k);
-  v = cached(context, v);
+  cache(context, k, v);
   const Shape pairs{batch, sizes.heads, tokens, tokens};
   const Shape folded{batch * sizes.heads, tokens, sizes.head_size};
   q = view(q, folded);
@@ -293,10 +287,10 @@ Value bloom_attention(ForwardContext& context, const UnitView& block, const Valu
 }
 
 Value bloom_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  Value normed = layer_norm(input, block["input_layernorm"]);
+  Value normed = layer_norm(block["input_layernorm"], input);
   Value residual = is_normed(block) ? normed : input;
   const Value mixed = bloom_attention(context, block, normed, residual);
-  normed = layer_norm(mixed, block["post_attention_layernorm"]);
+  normed = layer_norm(block["post_attention_layernorm"], mixed);
   residual = is_normed(block) ? normed : mixed;
   return bloom_mlp(block, normed, residual);
 }
@@ -311,13 +305,13 @@ Value bloom_lm(ForwardContext& context, BlockForward block) {
     const Value ids = tape.outside({context.batch(), context.tokens()}, DType::i64);
     const Value words = embedding(ids, (*unit)[base + "word_embeddings"].weight);
     const Value positions = arange(context, context.tokens());
-    hidden = layer_norm(words, (*unit)[base + "word_embeddings_layernorm"]);
+    hidden = layer_norm((*unit)[base + "word_embeddings_layernorm"], words);
     const Value ones = tape.allocate("ones", {context.batch(), context.tokens()}, DType::f32);
     const std::uint64_t heads = context.model.architecture.heads;
     const Value alibi = tape.allocate("alibi", {context.batch() * heads, 1, context.tokens()}, hidden.dtype());
     context.mask = make_older_mask(context, true);
     hidden = run_blocks(context, block, std::move(hidden));
-    if (const auto last = unit_with(context, base + "ln_f")) hidden = layer_norm(hidden, (*last)[base + "ln_f"]);
+    if (const auto last = unit_with(context, base + "ln_f")) hidden = layer_norm((*last)[base + "ln_f"], hidden);
     context.mask.reset();
   }
   return language_loss(context, "lm_head", hidden);
@@ -330,8 +324,9 @@ Value mpt_attention(ForwardContext& context, const UnitView& block, const Value&
   const std::uint64_t width = sizes.heads * sizes.head_size;
   std::vector<Value> parts = split(linear(hidden, block["attn.Wqkv"]), std::array{width, width, width});
   for (Value& part : parts) part = split_heads(part, sizes.heads);
-  const Value k = cached(context, parts[1]);
-  const Value v = cached(context, parts[2]);
+  Value k = parts[1];
+  Value v = parts[2];
+  cache(context, k, v);
   const Shape pairs{hidden.size(0), sizes.heads, hidden.size(1), hidden.size(1)};
   Value scores = scale(batched_matmul(parts[0], k, pairs));
   scores = add(scores, context.bias);
@@ -343,10 +338,10 @@ Value mpt_attention(ForwardContext& context, const UnitView& block, const Value&
 }
 
 Value mpt_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  Value normed = layer_norm(input, block["norm_1"]);
+  Value normed = layer_norm(block["norm_1"], input);
   const Value mixed = mpt_attention(context, block, normed);
   const Value hidden = add(dropout(mixed, block, "resid_attn_dropout"), input);
-  normed = layer_norm(hidden, block["norm_2"]);
+  normed = layer_norm(block["norm_2"], hidden);
   const Value inner = plain_mlp(block, normed, "ffn.up_proj", "ffn.act", "ffn.down_proj");
   return add(dropout(inner, block, "ffn.hidden_dropout"), hidden);
 }
@@ -373,8 +368,9 @@ Value opt_attention(ForwardContext& context, const UnitView& block, const Value&
   const Value q = split_heads(scale(linear(hidden, block["self_attn.q_proj"])), sizes.heads);
   Value k = linear(hidden, block["self_attn.k_proj"]);
   Value v = linear(hidden, block["self_attn.v_proj"]);
-  k = cached(context, split_heads(k, sizes.heads));
-  v = cached(context, split_heads(v, sizes.heads));
+  k = split_heads(k, sizes.heads);
+  v = split_heads(v, sizes.heads);
+  cache(context, k, v);
   const double dropped = dropout_rate(block, "self_attn.dropout");
   const Value mixed = attend(context, q, k, v, {.mask = context.mask, .dropout = dropped});
   return linear(mixed, block["self_attn.out_proj"]);
@@ -383,19 +379,19 @@ Value opt_attention(ForwardContext& context, const UnitView& block, const Value&
 Value opt_block(ForwardContext& context, const UnitView& block, const Value& input) {
   const bool after = is_normed(block);  // as the model of 350 million parameters
   Value residual = input;
-  Value hidden = after ? input : layer_norm(input, block["self_attn_layer_norm"]);
+  Value hidden = after ? input : layer_norm(block["self_attn_layer_norm"], input);
   hidden = opt_attention(context, block, hidden);
   hidden = dropout(hidden, block, "dropout");
   hidden = add(residual, hidden);
-  if (after) hidden = layer_norm(hidden, block["self_attn_layer_norm"]);
+  if (after) hidden = layer_norm(block["self_attn_layer_norm"], hidden);
   residual = hidden;
-  if (!after) hidden = layer_norm(hidden, block["final_layer_norm"]);
+  if (!after) hidden = layer_norm(block["final_layer_norm"], hidden);
   hidden = linear(hidden, block["fc1"]);
   hidden = activate(hidden, block, "act");
   hidden = linear(hidden, block["fc2"]);
   hidden = dropout(hidden, block, "dropout");
   hidden = add(residual, hidden);
-  return after ? layer_norm(hidden, block["final_layer_norm"]) : hidden;
+  return after ? layer_norm(block["final_layer_norm"], hidden) : hidden;
 }
 
 Value opt_lm(ForwardContext& context, BlockForward block) {
@@ -417,7 +413,7 @@ Value opt_lm(ForwardContext& context, BlockForward block) {
     hidden = add(words, positions);
     hidden = run_blocks(context, block, std::move(hidden));
     if (const auto last = unit_with(context, base + "final_layer_norm")) {
-      hidden = layer_norm(hidden, (*last)[base + "final_layer_norm"]);
+      hidden = layer_norm((*last)[base + "final_layer_norm"], hidden);
     }
     if (const auto last = unit_with(context, base + "project_out"))
       hidden = linear(hidden, (*last)[base + "project_out"]);
@@ -430,9 +426,12 @@ Value opt_lm(ForwardContext& context, BlockForward block) {
 
 std::span<const HfFamily> hf_gpt_neox_families() {
   static constexpr HfFamily families[] = {
-      {"gpt_neox", neox_lm, neox_block}, {"phi", phi_lm, phi_block}, {"falcon", falcon_lm, falcon_block},
-      {"bloom", bloom_lm, bloom_block},  {"mpt", mpt_lm, mpt_block}, {"opt", opt_lm, opt_block},
-  };
+      {"gpt_neox", [](ForwardContext& context) { return neox_lm(context, neox_block); }},
+      {"phi", [](ForwardContext& context) { return phi_lm(context, phi_block); }},
+      {"falcon", [](ForwardContext& context) { return falcon_lm(context, falcon_block); }},
+      {"bloom", [](ForwardContext& context) { return bloom_lm(context, bloom_block); }},
+      {"mpt", [](ForwardContext& context) { return mpt_lm(context, mpt_block); }},
+      {"opt", [](ForwardContext& context) { return opt_lm(context, opt_block); }}};
   return families;
 }
 

@@ -1,52 +1,199 @@
 #include "planner/activations/hf/hf_layers.h"
 
+#include <fmt/format.h>
+
 #include <array>
 
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
+namespace {
+
+// The function of the one activation below `name`.
+std::string_view function_of(const UnitView& block, std::string_view name) {
+  const Module* found = block.first_of(ModuleKind::activation, name);
+  return found != nullptr ? std::string_view(found->function) : "silu";
+}
+
+Value activated(const UnitView& block, std::string_view name, std::string_view layer, const Value& x) {
+  const Value gate = linear(x, block[fmt::format("{}.{}", name, layer)]);
+  return activation(function_of(block, name), gate);
+}
+
+Value gated(const UnitView& block, std::string_view name, const Value& x) {
+  const Value gate = activated(block, name, "gate_proj", x);
+  return mul(gate, linear(x, block[fmt::format("{}.up_proj", name)]));
+}
+
+// x * rsqrt(mean(x^2) + eps)
+Value divided_by_rms(const Value& x) {
+  const Value inverse = [&] {
+    Value variance = pow(x);
+    variance = mean(variance);
+    variance = shift(variance);
+    return rsqrt(variance);
+  }();
+  return mul(x, inverse);
+}
+
+}  // namespace
 
 Value linear(const Value& x, const Parameters& layer) {
   return linear(x, layer.weight, layer.bias, layer.module->output);
 }
 
-Value rms_norm(const Value& x, const Value& weight) {
+Value gated_mlp(const UnitView& block, std::string_view name, const Value& x) {
+  const Value product = gated(block, name, x);
+  return linear(product, block[fmt::format("{}.down_proj", name)]);
+}
+
+Value plain_mlp(const UnitView& block, std::string_view name, std::string_view up, std::string_view down,
+                const Value& x) {
+  const Value inner = activated(block, name, up, x);
+  return linear(inner, block[fmt::format("{}.{}", name, down)]);
+}
+
+Value rms_norm(const Parameters& layer, const Value& x) {
   Value wide = to(x, DType::f32);
-  const Value variance = mean(pow(wide));
-  wide = mul(wide, rsqrt(shift(variance)));
-  return mul(weight, to(wide, x.dtype()));
+  Value variance = pow(wide);
+  variance = mean(variance);
+  wide = mul(wide, [&] {
+    const Value shifted = shift(variance);
+    return rsqrt(shifted);
+  }());
+  return mul(layer.weight, to(wide, x.dtype()));
 }
 
-Value rotate(const Value& x, const Value& cos, const Value& sin) {
-  Shape half = x.shape();
-  half.back() /= 2;
-  const auto rotate_half = [&] {
-    const Value first = slice(x, half);
-    const Value second = slice(x, half);
-    return cat(std::array{neg(second), first}, x.shape());
-  };
-  return add(mul(x, cos), mul(rotate_half(), sin));
+Value rms_norm_in_fp32(const Parameters& layer, const Value& x) {
+  Value wide = to(x, DType::f32);
+  Value variance = pow(wide);
+  variance = mean(variance);
+  wide = mul(wide, [&] {
+    const Value shifted = shift(variance);
+    return rsqrt(shifted);
+  }());
+  const Value weighted = mul(layer.weight, wide);
+  return to(weighted, x.dtype());
 }
 
-void rotate(Value& q, Value& k, const ForwardContext& context) {
-  const Value rotated_q = rotate(q, context.cos, context.sin);
-  const Value rotated_k = rotate(k, context.cos, context.sin);
-  q = rotated_q;
-  k = rotated_k;
+Value gemma_norm(const Parameters& layer, const Value& x) {
+  Value output = divided_by_rms(to(x, DType::f32));
+  output = mul(output, [&] {
+    const Value weight = to(layer.weight, DType::f32);
+    return shift(weight);
+  }());
+  return to(output, x.dtype());
 }
 
-void make_rotary(ForwardContext& context, std::uint64_t head_size) {
+Value layer_norm(const Parameters& layer, const Value& x) {
+  return layer_norm(x, layer.weight, layer.bias);
+}
+
+Value olmo_norm(const Parameters&, const Value& x) {
+  const Value output = layer_norm(to(x, DType::f32), Value(), Value());
+  return to(output, x.dtype());
+}
+
+Value cohere_norm(const Parameters& layer, const Value& x) {
+  Value wide = to(x, DType::f32);
+  const Value middle = mean(wide);
+  Value variance = sub(wide, middle);
+  variance = pow(variance);
+  variance = mean(variance);
+  {
+    const Value centred = sub(wide, middle);
+    const Value inverse = [&] {
+      const Value shifted = shift(variance);
+      return rsqrt(shifted);
+    }();
+    wide = mul(centred, inverse);
+  }
+  wide = mul(to(layer.weight, DType::f32), wide);
+  return to(wide, x.dtype());
+}
+
+Value nemotron_norm(const Parameters& layer, const Value& x) {
+  return layer_norm(x, shift(layer.weight), layer.bias);
+}
+
+RotaryTables make_rotary(ForwardContext& context, std::uint64_t features, Rotation rotation) {
   Tape& tape = context.tape;
   const NoGrad no_grad(tape);
   const std::uint64_t s = context.tokens();
   const Value positions = tape.allocate("to", {1, 1, s}, DType::f32);
-  const Value frequencies = tape.allocate("matmul", {1, head_size / 2, s}, DType::f32);
-  const Value both = tape.allocate("cat", {1, 1, s, head_size}, DType::f32);
+  const Value frequencies = tape.allocate("matmul", {1, features / 2, s}, DType::f32);
+  const Value both = tape.allocate("cat", {1, 1, s, features}, DType::f32);
   const Value cos = scale(unary("cos", both));
   const Value sin = scale(unary("sin", both));
-  context.cos = to(cos, context.setup.policy.compute);
-  context.sin = to(sin, context.setup.policy.compute);
+  if (rotation == Rotation::wide_tables) return {cos, sin};
+  const DType dtype = context.setup.policy.compute;
+  return {to(cos, dtype), to(sin, dtype)};
+}
+
+namespace {
+
+Shape halved(const Value& x) {
+  Shape half = x.shape();
+  half.back() /= 2;
+  return half;
+}
+
+// torch.cat((-second half, first half)); of neighbours instead of halves it is a stack of the same size.
+Value rotate_half(const Value& x) {
+  const Value first = slice(x, halved(x));
+  const Value second = slice(x, halved(x));
+  return cat(std::array{neg(second), first}, x.shape());
+}
+
+}  // namespace
+
+Value rotate(const Value& x, const RotaryTables& tables) {
+  const Value straight = mul(x, tables.cos);
+  const Value across = mul(rotate_half(x), tables.sin);
+  return add(straight, across);
+}
+
+void rotate(Value& q, Value& k, const RotaryTables& tables, Rotation rotation) {
+  const DType dtype = q.dtype();
+  const DType inside = rotation == Rotation::interleaved ? DType::f32 : dtype;
+  const auto [narrow_q, narrow_k] = [&] {
+    const Value wide_q = to(q, inside);
+    const Value wide_k = to(k, inside);
+    const Value rotated_q = rotate(wide_q, tables);
+    const Value rotated_k = rotate(wide_k, tables);
+    Value back_q = to(rotated_q, dtype);
+    Value back_k = to(rotated_k, dtype);
+    return std::pair(std::move(back_q), std::move(back_k));
+  }();
+  q = narrow_q;
+  k = narrow_k;
+}
+
+void rotate_part(Value& q, Value& k, const RotaryTables& tables, std::uint64_t features, RotatedParts order) {
+  const auto parts = [&](const Value& x) {
+    Shape first = x.shape();
+    Shape rest = x.shape();
+    first.back() = features;
+    rest.back() -= features;
+    Value rotated = slice(x, first);
+    Value kept = slice(x, rest);
+    return std::pair(std::move(rotated), std::move(kept));
+  };
+  auto [q_part, q_rest] = parts(q);
+  auto [k_part, k_rest] = parts(k);
+  if (order == RotatedParts::one_by_one) {
+    const auto joined = [&](const Value& part, const Value& rest, const Shape& shape) {
+      return cat(std::array{rotate(part, tables), rest}, shape);
+    };
+    const Value rotated_q = joined(q_part, q_rest, q.shape());
+    k = joined(k_part, k_rest, k.shape());
+    q = rotated_q;
+    return;
+  }
+  rotate(q_part, k_part, tables);
+  q = cat(std::array{q_part, q_rest}, q.shape());
+  k = cat(std::array{k_part, k_rest}, k.shape());
 }
 
 Value causal_loss(ForwardContext& context, const Value& logits) {
@@ -61,38 +208,67 @@ Value causal_loss(ForwardContext& context, const Value& logits) {
 
 namespace {
 
+const AttentionSizes* attention_of(const ForwardContext& context) {
+  for (const ModuleRun& run : context.model.modules) {
+    for (const Module& module : run.modules) {
+      if (module.attention) return &*module.attention;
+    }
+  }
+  return nullptr;
+}
+
+void make_masks(ForwardContext& context, const CausalLm& model, const AttentionSizes& sizes) {
+  const bool windowed = sizes.window != 0;
+  if (model.two_masks || !windowed) context.mask = make_causal_mask(context);
+  if (model.two_masks || windowed) context.window_mask = make_causal_mask(context, sizes.window);
+}
+
 // What the base model returns: its locals, the first hidden features among them, are gone by then.
-Value base_model(ForwardContext& context, BlockForward block) {
+Value base_model(ForwardContext& context, const CausalLm& model) {
   Tape& tape = context.tape;
   const Architecture& a = context.model.architecture;
+  const AttentionSizes& sizes = *attention_of(context);
   Value embedded;
-  if (const auto unit = unit_with(context, "model.embed_tokens")) {
+  if (const auto unit = unit_with(context, model.embedding)) {
     const Value tokens = tape.outside({context.batch(), context.tokens()}, DType::i64);
-    embedded = embedding(tokens, (*unit)["model.embed_tokens"].weight);
+    embedded = embedding(tokens, (*unit)[model.embedding].weight);
   } else {
     embedded = tape.allocate("received", {context.batch(), context.tokens(), a.hidden}, context.setup.policy.compute);
   }
+  if (model.embedding_scale == EmbeddingScale::at_once) embedded = scale(embedded);
   const Value positions = tape.allocate("arange", {context.tokens()}, DType::i64);
-  context.mask = make_causal_mask(context);
-  make_rotary(context, a.head_size);
-  Value hidden = run_blocks(context, block, embedded);
-  if (const auto unit = unit_with(context, "model.norm")) hidden = rms_norm(hidden, (*unit)["model.norm"].weight);
-  context.mask.reset();
-  context.cos.reset();
-  context.sin.reset();
+  make_masks(context, model, sizes);
+  const std::uint64_t features = sizes.rotary_size != 0 ? sizes.rotary_size : a.head_size;
+  context.tables = make_rotary(context, features, model.rotation);
+  if (model.two_tables) context.window_tables = make_rotary(context, features, model.rotation);
+  Value hidden = model.embedding_scale == EmbeddingScale::after_masks ? scale(embedded) : embedded;
+  hidden = run_blocks(context, model.block, std::move(hidden));
+  if (const auto unit = unit_with(context, model.last_norm)) hidden = model.norm((*unit)[model.last_norm], hidden);
   return hidden;
 }
 
 }  // namespace
 
-Value causal_lm(ForwardContext& context, BlockForward block) {
+Value causal_lm(ForwardContext& context, const CausalLm& model) {
   Tape& tape = context.tape;
-  Value hidden = base_model(context, block);
-  const auto head = unit_with(context, "lm_head");
-  if (!head) return hidden;
+  context.never_caches = model.never_caches;
+  Value hidden = base_model(context, model);
+  context.forget();
+  const auto head = unit_with(context, model.head);
+  if (!head) {
+    tape.release_kept();
+    return hidden;
+  }
   const Purpose before = tape.set_purpose(Purpose::loss);
-  const Value logits = linear(hidden, (*head)["lm_head"]);
+  Value logits = linear(hidden, (*head)[model.head]);
+  if (model.scaled_logits) logits = scale(logits);
+  if (has_module(context, "logits_softcap")) {
+    logits = scale(logits);
+    logits = unary_of_output("tanh", logits);
+    logits = scale(logits);
+  }
   Value loss = causal_loss(context, logits);
+  tape.release_kept();
   tape.set_purpose(before);
   return loss;
 }

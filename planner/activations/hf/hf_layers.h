@@ -1,28 +1,76 @@
 // Layers that models of transformers share.
 #pragma once
 
+#include <cstdint>
+#include <string_view>
+
 #include "planner/activations/hf/hf_model.h"
 
 namespace shardplan::autograd {
 
 Value linear(const Value& x, const Parameters& layer);
 
-// LlamaRMSNorm and its kin: in fp32, weighted in the input's dtype (modeling_llama.py).
-Value rms_norm(const Value& x, const Value& weight);
+// down(act(gate(x)) * up(x)) and down(act(up(x))), by the names of their modules below `name`.
+Value gated_mlp(const UnitView& block, std::string_view name, const Value& x);
+Value plain_mlp(const UnitView& block, std::string_view name, std::string_view up, std::string_view down,
+                const Value& x);
 
-// apply_rotary_pos_emb: x cos + rotate_half(x) sin; x [b, h, s, d], cos and sin [b, s, d].
-Value rotate(const Value& x, const Value& cos, const Value& sin);
-// Queries, then keys, by the context's cosines and sines; both stay until the second is there.
-void rotate(Value& q, Value& k, const ForwardContext& context);
+// --- Norms ---
 
-// The cosines and sines of all positions, in the dtype of the hidden features: made once, without gradients
-// (LlamaRotaryEmbedding).
-void make_rotary(ForwardContext& context, std::uint64_t head_size);
+using Norm = Value (*)(const Parameters& layer, const Value& x);
 
-// logits in fp32, and their mean cross entropy (loss/loss_utils.py, ForCausalLMLoss).
+Value rms_norm(const Parameters& layer, const Value& x);          // fp32, weighted in the input's dtype (LlamaRMSNorm)
+Value rms_norm_in_fp32(const Parameters& layer, const Value& x);  // weighted in fp32 (Olmo2RMSNorm)
+Value gemma_norm(const Parameters& layer, const Value& x);        // by 1 + weight, in fp32 (GemmaRMSNorm)
+Value layer_norm(const Parameters& layer, const Value& x);        // nn.LayerNorm
+Value olmo_norm(const Parameters& layer, const Value& x);         // without weights, in fp32 (OlmoLayerNorm)
+Value cohere_norm(const Parameters& layer, const Value& x);       // operation by operation in fp32 (CohereLayerNorm)
+Value nemotron_norm(const Parameters& layer, const Value& x);     // by 1 + weight (NemotronLayerNorm1P)
+
+// --- Positions ---
+
+// How queries and keys are rotated by their positions (apply_rotary_pos_emb).
+enum class Rotation : std::uint8_t {
+  plain,        // in their own dtype, cosines and sines too (Llama)
+  wide_tables,  // cosines and sines are fp32, and the result is cast back (OLMo)
+  interleaved,  // neighbours are pairs, all in fp32 (Cohere)
+};
+
+// The cosines and sines of all positions: made once, without gradients (LlamaRotaryEmbedding).
+RotaryTables make_rotary(ForwardContext& context, std::uint64_t features, Rotation rotation = Rotation::plain);
+
+// x cos + rotate_half(x) sin; x [b, h, s, d].
+Value rotate(const Value& x, const RotaryTables& tables);
+// Queries, then keys; both stay until the second is there.
+void rotate(Value& q, Value& k, const RotaryTables& tables, Rotation rotation = Rotation::plain);
+// Their first `features` only: both, and then each joined with its rest, or each at once.
+enum class RotatedParts : std::uint8_t { together, one_by_one };
+void rotate_part(Value& q, Value& k, const RotaryTables& tables, std::uint64_t features,
+                 RotatedParts order = RotatedParts::together);
+
+// --- The model around the blocks ---
+
+// Where the embedding is multiplied by a number; `after_masks` keeps it beside the product until the blocks have run.
+enum class EmbeddingScale : std::uint8_t { none, at_once, after_masks };
+
+struct CausalLm {
+  BlockForward block;
+  Norm norm = rms_norm;
+  std::string_view embedding = "model.embed_tokens";
+  std::string_view last_norm = "model.norm";
+  std::string_view head = "lm_head";
+  Rotation rotation = Rotation::plain;
+  EmbeddingScale embedding_scale = EmbeddingScale::none;
+  bool scaled_logits = false;
+  bool two_masks = false;   // for blocks with a window and those without one
+  bool two_tables = false;  // of cosines and sines, likewise
+  bool never_caches = false;
+};
+
+// embedding, blocks, norm, head, loss.
+Value causal_lm(ForwardContext& context, const CausalLm& model);
+
+// Logits in fp32, and their mean cross entropy (loss/loss_utils.py, ForCausalLMLoss).
 Value causal_loss(ForwardContext& context, const Value& logits);
-
-// The model around the blocks of a decoder: embedding, blocks, norm, head, loss.
-Value causal_lm(ForwardContext& context, BlockForward block);
 
 }  // namespace shardplan::autograd

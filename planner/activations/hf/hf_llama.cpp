@@ -1,4 +1,7 @@
-// Llama and its kin (modeling_llama.py of transformers 4.5x).
+// Llama and its kin, as transformers 4.57 has them: each block as its modeling_*.py reads.
+#include <array>
+#include <vector>
+
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/torch_ops.h"
@@ -6,37 +9,341 @@
 namespace shardplan::autograd {
 namespace {
 
+struct Heads {
+  Value q;
+  Value k;
+  Value v;
+};
+
+const AttentionSizes& sizes_of(const UnitView& block) {
+  return *block.module("self_attn.attention").attention;
+}
+
+std::uint64_t rotary_size(const AttentionSizes& sizes) {
+  return sizes.rotary_size != 0 ? sizes.rotary_size : sizes.head_size;
+}
+
+// [b, s, heads x d] each
+Heads project(const UnitView& block, const Value& hidden) {
+  Heads heads;
+  heads.q = linear(hidden, block["self_attn.q_proj"]);
+  heads.k = linear(hidden, block["self_attn.k_proj"]);
+  heads.v = linear(hidden, block["self_attn.v_proj"]);
+  return heads;
+}
+
+// [b, heads, s, d] each
+void split(Heads& heads, const AttentionSizes& sizes) {
+  heads.q = split_heads(heads.q, sizes.heads);
+  heads.k = split_heads(heads.k, sizes.kv_heads);
+  heads.v = split_heads(heads.v, sizes.kv_heads);
+}
+
+// The same, one after the other: copies that a gradient's layout asks for are made one at a time.
+Heads project_heads(const UnitView& block, const Value& hidden) {
+  const AttentionSizes& sizes = sizes_of(block);
+  Heads heads;
+  heads.q = split_heads(linear(hidden, block["self_attn.q_proj"]), sizes.heads);
+  heads.k = split_heads(linear(hidden, block["self_attn.k_proj"]), sizes.kv_heads);
+  heads.v = split_heads(linear(hidden, block["self_attn.v_proj"]), sizes.kv_heads);
+  return heads;
+}
+
+void norm_heads(Heads& heads, const UnitView& block, Norm norm) {
+  heads.q = norm(block["self_attn.q_norm"], heads.q);
+  heads.k = norm(block["self_attn.k_norm"], heads.k);
+}
+
+// The cache, attention, and the projection from the heads.
+Value attended(ForwardContext& context, const UnitView& block, Heads& heads) {
+  cache(context, heads.k, heads.v);
+  const AttentionCall call{.mask = mask_of(context, block, sizes_of(block)), .softcap = block.has("self_attn.softcap")};
+  const Value mixed = attend(context, heads.q, heads.k, heads.v, call);
+  return linear(mixed, block["self_attn.o_proj"]);
+}
+
+const RotaryTables& tables_of(const ForwardContext& context, const UnitView& block) {
+  return context.window_tables.cos.defined() && in_window(block, sizes_of(block)) ? context.window_tables
+                                                                                  : context.tables;
+}
+
 Value self_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
-  const AttentionSizes& sizes = *block.module("self_attn.attention").attention;
-  Value q = split_heads(linear(hidden, block["self_attn.q_proj"]), sizes.heads);
-  Value k = split_heads(linear(hidden, block["self_attn.k_proj"]), sizes.kv_heads);
-  Value v = split_heads(linear(hidden, block["self_attn.v_proj"]), sizes.kv_heads);
-  rotate(q, k, context);
-  k = cached(context, k);
-  v = cached(context, v);
-  return linear(attend(context, q, k, v, {.mask = context.mask}), block["self_attn.o_proj"]);
+  Heads heads = project_heads(block, hidden);
+  rotate(heads.q, heads.k, context.tables);
+  return attended(context, block, heads);
+}
+
+// x + attention(norm(x)), then x + mlp(norm(x)).
+template <typename Attention, typename Mlp>
+Value block_of(ForwardContext& context, const UnitView& block, const Value& input, Norm norm, Attention attention,
+               Mlp mlp) {
+  Value residual = input;
+  Value hidden = norm(block["input_layernorm"], input);
+  hidden = attention(context, block, hidden);
+  hidden = add(residual, hidden);
+  residual = hidden;
+  hidden = norm(block["post_attention_layernorm"], hidden);
+  hidden = mlp(block, hidden);
+  return add(residual, hidden);
 }
 
 Value mlp(const UnitView& block, const Value& x) {
-  const Value gate = unary("silu", linear(x, block["mlp.gate_proj"]));
-  return linear(mul(gate, linear(x, block["mlp.up_proj"])), block["mlp.down_proj"]);
+  return gated_mlp(block, "mlp", x);
 }
 
+// modeling_llama.py; Mistral and Qwen2 differ in biases and windows, Gemma in its norm.
+template <Norm norm>
 Value llama_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  return block_of(context, block, input, norm, self_attention, mlp);
+}
+
+Value llama(ForwardContext& context) {
+  return causal_lm(context, {.block = llama_block<rms_norm>});
+}
+
+// Norms on queries and keys, head by head.
+Value qwen3_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
+  const AttentionSizes& sizes = sizes_of(block);
+  Heads heads;
+  heads.q = rms_norm(block["self_attn.q_norm"], split_heads(linear(hidden, block["self_attn.q_proj"]), sizes.heads));
+  heads.k = rms_norm(block["self_attn.k_norm"], split_heads(linear(hidden, block["self_attn.k_proj"]), sizes.kv_heads));
+  heads.v = split_heads(linear(hidden, block["self_attn.v_proj"]), sizes.kv_heads);
+  rotate(heads.q, heads.k, context.tables);
+  return attended(context, block, heads);
+}
+
+Value qwen3(ForwardContext& context) {
+  return causal_lm(context, {.block = [](ForwardContext& c, const UnitView& block, const Value& input) {
+                     return block_of(c, block, input, rms_norm, qwen3_attention, mlp);
+                   }});
+}
+
+// Its own norm, a scaled embedding.
+Value gemma(ForwardContext& context) {
+  return causal_lm(
+      context, {.block = llama_block<gemma_norm>, .norm = gemma_norm, .embedding_scale = EmbeddingScale::after_masks});
+}
+
+// Norms behind attention and MLP too; no cache in training; every second layer has a window.
+template <typename Attention>
+Value gemma2_block_of(ForwardContext& context, const UnitView& block, const Value& input, Attention attention) {
   Value residual = input;
-  Value hidden = rms_norm(input, block["input_layernorm"].weight);
-  hidden = self_attention(context, block, hidden);
+  Value hidden = gemma_norm(block["input_layernorm"], input);
+  hidden = attention(context, block, hidden);
+  hidden = gemma_norm(block["post_attention_layernorm"], hidden);
   hidden = add(residual, hidden);
   residual = hidden;
-  hidden = rms_norm(hidden, block["post_attention_layernorm"].weight);
+  hidden = gemma_norm(block["pre_feedforward_layernorm"], hidden);
   hidden = mlp(block, hidden);
+  hidden = gemma_norm(block["post_feedforward_layernorm"], hidden);
   return add(residual, hidden);
+}
+
+Value gemma2(ForwardContext& context) {
+  return causal_lm(context,
+                   {.block = [](ForwardContext& c, const UnitView& block,
+                                const Value& input) { return gemma2_block_of(c, block, input, self_attention); },
+                    .norm = gemma_norm,
+                    .embedding_scale = EmbeddingScale::after_masks,
+                    .two_masks = true,
+                    .never_caches = true});
+}
+
+// Norms on queries and keys; layers with a window rotate by tables of their own.
+Value gemma3_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
+  Heads heads = project_heads(block, hidden);
+  norm_heads(heads, block, gemma_norm);
+  rotate(heads.q, heads.k, tables_of(context, block));
+  return attended(context, block, heads);
+}
+
+Value gemma3(ForwardContext& context) {
+  return causal_lm(context,
+                   {.block = [](ForwardContext& c, const UnitView& block,
+                                const Value& input) { return gemma2_block_of(c, block, input, gemma3_attention); },
+                    .norm = gemma_norm,
+                    .embedding_scale = EmbeddingScale::at_once,
+                    .two_masks = true,
+                    .two_tables = true,
+                    .never_caches = true});
+}
+
+// One projection for queries, keys and values, and one for gate and up; a rotated part of each head that may be all of it.
+Value phi3_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
+  const AttentionSizes& sizes = sizes_of(block);
+  const Value all = linear(hidden, block["self_attn.qkv_proj"]);
+  const auto part = [&](std::uint64_t count) {
+    return slice(all, {all.size(0), all.size(1), count * sizes.head_size});
+  };
+  Heads heads{part(sizes.heads), part(sizes.kv_heads), part(sizes.kv_heads)};
+  split(heads, sizes);
+  const std::uint64_t features = rotary_size(sizes);
+  rotate_part(heads.q, heads.k, context.tables, features, RotatedParts::one_by_one);
+  return attended(context, block, heads);
+}
+
+Value phi3_mlp(const UnitView& block, const Value& x) {
+  const Value both = linear(x, block["mlp.gate_up_proj"]);
+  const std::uint64_t width = both.size(-1) / 2;
+  const std::vector<Value> parts = split(both, std::array{width, width});
+  const Module& function = block.module("mlp.activation_fn");
+  const Value product = mul(parts[1], activation(function.function, parts[0]));
+  return linear(product, block["mlp.down_proj"]);
+}
+
+Value phi3(ForwardContext& context) {
+  return causal_lm(context, {.block = [](ForwardContext& c, const UnitView& block, const Value& input) {
+                     return block_of(c, block, input, rms_norm, phi3_attention, phi3_mlp);
+                   }});
+}
+
+Value olmo_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
+  Heads heads = project(block, hidden);
+  split(heads, sizes_of(block));
+  rotate(heads.q, heads.k, context.tables, Rotation::wide_tables);
+  return attended(context, block, heads);
+}
+
+Value olmo(ForwardContext& context) {
+  return causal_lm(
+      context, {.block = [](ForwardContext& c, const UnitView& block,
+                            const Value& input) { return block_of(c, block, input, olmo_norm, olmo_attention, mlp); },
+                .norm = olmo_norm,
+                .rotation = Rotation::wide_tables});
+}
+
+// Norms behind attention and MLP alone, and on all queries and all keys at once.
+Value olmo2_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
+  Heads heads;
+  heads.q = rms_norm_in_fp32(block["self_attn.q_norm"], linear(hidden, block["self_attn.q_proj"]));
+  heads.k = rms_norm_in_fp32(block["self_attn.k_norm"], linear(hidden, block["self_attn.k_proj"]));
+  heads.v = linear(hidden, block["self_attn.v_proj"]);
+  split(heads, sizes_of(block));
+  rotate(heads.q, heads.k, tables_of(context, block), Rotation::wide_tables);
+  return attended(context, block, heads);
+}
+
+Value olmo2_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  Value residual = input;
+  Value hidden = olmo2_attention(context, block, input);
+  hidden = rms_norm_in_fp32(block["post_attention_layernorm"], hidden);
+  hidden = add(residual, hidden);
+  residual = hidden;
+  hidden = mlp(block, hidden);
+  hidden = rms_norm_in_fp32(block["post_feedforward_layernorm"], hidden);
+  return add(residual, hidden);
+}
+
+Value olmo2(ForwardContext& context) {
+  return causal_lm(context, {.block = olmo2_block, .norm = rms_norm_in_fp32, .rotation = Rotation::wide_tables});
+}
+
+Value olmo3(ForwardContext& context) {
+  return causal_lm(context, {.block = olmo2_block,
+                             .norm = rms_norm_in_fp32,
+                             .rotation = Rotation::wide_tables,
+                             .two_masks = true,
+                             .two_tables = true});
+}
+
+// What is added to the residual is scaled, and so are embedding and logits.
+Value granite_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  Value residual = input;
+  Value hidden = rms_norm(block["input_layernorm"], input);
+  hidden = self_attention(context, block, hidden);
+  hidden = add(residual, scale(hidden));
+  residual = hidden;
+  hidden = rms_norm(block["post_attention_layernorm"], hidden);
+  hidden = mlp(block, hidden);
+  return add(residual, scale(hidden));
+}
+
+Value granite(ForwardContext& context) {
+  return causal_lm(context,
+                   {.block = granite_block, .embedding_scale = EmbeddingScale::at_once, .scaled_logits = true});
+}
+
+// Attention and MLP side by side behind one norm.
+Value cohere_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  const Value residual = input;
+  const Value hidden = cohere_norm(block["input_layernorm"], input);
+  const Value attention = [&] {
+    Heads heads = project_heads(block, hidden);
+    rotate(heads.q, heads.k, context.tables, Rotation::interleaved);
+    return attended(context, block, heads);
+  }();
+  const Value inner = mlp(block, hidden);
+  return add(add(residual, attention), inner);
+}
+
+Value cohere(ForwardContext& context) {
+  return causal_lm(
+      context, {.block = cohere_block, .norm = cohere_norm, .rotation = Rotation::interleaved, .scaled_logits = true});
+}
+
+Value starcoder2_mlp(const UnitView& block, const Value& x) {
+  return plain_mlp(block, "mlp", "c_fc", "c_proj", x);
+}
+
+Value starcoder2(ForwardContext& context) {
+  return causal_lm(context, {.block =
+                                 [](ForwardContext& c, const UnitView& block, const Value& input) {
+                                   return block_of(c, block, input, layer_norm, self_attention, starcoder2_mlp);
+                                 },
+                             .norm = layer_norm});
+}
+
+// Rotates a part of each head, and repeats keys and values before it asks for a kernel.
+Value repeated_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
+  const AttentionSizes& sizes = sizes_of(block);
+  Heads heads = project(block, hidden);
+  split(heads, sizes);
+  rotate_part(heads.q, heads.k, context.tables, rotary_size(sizes));
+  cache(context, heads.k, heads.v);
+  heads.k = repeat_heads(heads.k, sizes.heads / sizes.kv_heads);
+  heads.v = repeat_heads(heads.v, sizes.heads / sizes.kv_heads);
+  const Value mixed = attend(context, heads.q, heads.k, heads.v, {.mask = context.mask});
+  return linear(mixed, block["self_attn.o_proj"]);
+}
+
+Value nemotron_mlp(const UnitView& block, const Value& x) {
+  return plain_mlp(block, "mlp", "up_proj", "down_proj", x);
+}
+
+Value nemotron(ForwardContext& context) {
+  return causal_lm(context, {.block =
+                                 [](ForwardContext& c, const UnitView& block, const Value& input) {
+                                   return block_of(c, block, input, nemotron_norm, repeated_attention, nemotron_mlp);
+                                 },
+                             .norm = nemotron_norm});
+}
+
+Value stablelm_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  Value residual = input;
+  const Value hidden = layer_norm(block["input_layernorm"], input);
+  const Value attention = repeated_attention(context, block, hidden);
+  if (!block.has("post_attention_layernorm")) {
+    const Value inner = mlp(block, hidden);
+    return add(add(residual, attention), inner);
+  }
+  residual = add(residual, attention);
+  const Value inner = mlp(block, layer_norm(block["post_attention_layernorm"], residual));
+  return add(residual, inner);
+}
+
+Value stablelm(ForwardContext& context) {
+  return causal_lm(context, {.block = stablelm_block, .norm = layer_norm});
 }
 
 }  // namespace
 
 std::span<const HfFamily> hf_llama_families() {
-  static constexpr HfFamily families[] = {{"llama", causal_lm, llama_block}};
+  static constexpr HfFamily families[] = {
+      {"llama", llama},   {"mistral", llama},         {"qwen2", llama},        {"qwen3", qwen3},
+      {"gemma", gemma},   {"gemma2", gemma2},         {"gemma3_text", gemma3}, {"phi3", phi3},
+      {"olmo", olmo},     {"olmo2", olmo2},           {"olmo3", olmo3},        {"granite", granite},
+      {"cohere", cohere}, {"starcoder2", starcoder2}, {"nemotron", nemotron},  {"stablelm", stablelm},
+  };
   return families;
 }
 

@@ -34,13 +34,28 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
   return recomputed ? context.tape.checkpoint(forward, hidden) : forward(hidden);
 }
 
+// Blocks that attend within a window and others that do not differ, where the window decides anything.
+bool alternates(const ForwardContext& context, const ModuleRun& modules) {
+  if (context.window_mask.defined() == context.mask.defined()) return false;
+  return std::any_of(modules.modules.begin(), modules.modules.end(), [](const Module& m) {
+    return m.attention && (m.attention->whole_every != 0 || m.attention->whole_first != 0);
+  });
+}
+
 }  // namespace
+
+void ForwardContext::forget() {
+  for (Value* value : {&tables.cos, &tables.sin, &window_tables.cos, &window_tables.sin, &mask, &window_mask}) {
+    value->reset();
+  }
+}
 
 Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std::string_view stack) {
   for (const UnitRun& run : context.held.runs) {
     if (!run.numbered || (!stack.empty() && run.name != stack)) continue;
     const ModuleRun* modules = modules_of(context.model, run);
-    const std::uint64_t middle = run.count > 3 && !context.unfolded ? run.count - 2 : 1;
+    const std::uint64_t middle =
+        run.count > 3 && !context.unfolded && !alternates(context, *modules) ? run.count - 2 : 1;
     for (std::uint64_t i = 0; i < run.count;) {
       const std::uint64_t times = i == 1 ? middle : 1;
       hidden = run_block(context, block, run, *modules, i, times, hidden);
@@ -48,6 +63,11 @@ Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std:
     }
   }
   return hidden;
+}
+
+bool has_module(const ForwardContext& context, std::string_view module) {
+  return std::any_of(context.model.modules.begin(), context.model.modules.end(),
+                     [&](const ModuleRun& run) { return holds(run, module); });
 }
 
 std::optional<UnitView> unit_with(ForwardContext& context, std::string_view module) {

@@ -13,6 +13,12 @@
 
 namespace shardplan::autograd {
 
+// Cosines and sines of all positions.
+struct RotaryTables {
+  Value cos{};
+  Value sin{};
+};
+
 // What the forward of one rank's part of a model can ask for.
 struct ForwardContext {
   Tape& tape;
@@ -21,9 +27,10 @@ struct ForwardContext {
   const Setup& setup;
   const ClientSetup& client;
   // Made by the model for all of its blocks.
-  Value cos{};
-  Value sin{};
-  Value mask{};  // undefined where attention needs none
+  RotaryTables tables{};
+  RotaryTables window_tables{};  // of layers that see a window, where theirs differ
+  Value mask{};                  // undefined where attention needs none
+  Value window_mask{};
   Value bias{};  // of positions, added to all scores
   // Of a decoder beside an encoder: the encoder's output, and the mask and bias of attention to it.
   Value encoded{};
@@ -31,8 +38,13 @@ struct ForwardContext {
   Value cross_bias{};
   bool unfolded = false;  // runs every one of equal blocks: for comparisons
 
-  bool use_cache() const { return client.use_cache && client.recompute == RecomputeKind::none; }
+  bool never_caches = false;  // models that make a cache outside training only
+
+  bool use_cache() const { return client.use_cache && client.recompute == RecomputeKind::none && !never_caches; }
   AttentionKind attention() const { return resolved_attention(client); }
+
+  // Lets go of what the model made for its blocks.
+  void forget();
 
   DType parameter_dtype() const { return setup.policy.parameter; }
   std::uint64_t batch() const { return client.micro_batch; }
@@ -45,8 +57,7 @@ using BlockForward = Value (*)(ForwardContext& context, const UnitView& block, c
 struct HfFamily {
   std::string_view model_type;
   // Runs the whole forward; returns the loss, or on a rank without a head what goes on to the next one.
-  Value (*forward)(ForwardContext& context, BlockForward block);
-  BlockForward block;
+  Value (*forward)(ForwardContext& context);
 };
 
 std::span<const HfFamily> hf_bert_families();
@@ -63,6 +74,8 @@ const HfFamily* find_hf_family(std::string_view model_type);
 // the first, one of the middle and the last are run: the middle ones leave behind the same.
 // `stack`: only those of this name; all if it is empty.
 Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std::string_view stack = {});
+
+bool has_module(const ForwardContext& context, std::string_view module);
 
 // The unit of this module outside the blocks, or nothing where the rank does not hold it.
 std::optional<UnitView> unit_with(ForwardContext& context, std::string_view module);

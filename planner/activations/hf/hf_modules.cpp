@@ -34,10 +34,6 @@ Value quick_gelu(const Value& x) {
 
 }  // namespace
 
-Value layer_norm(const Value& x, const Parameters& norm) {
-  return layer_norm(x, norm.weight, norm.bias);
-}
-
 double dropout_rate(const UnitView& unit, std::string_view module) {
   return unit.has(module) ? unit.module(module).rate : 0;
 }

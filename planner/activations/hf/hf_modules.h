@@ -15,8 +15,6 @@ struct NotModelled : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-Value layer_norm(const Value& x, const Parameters& norm);
-
 // nn.Dropout; the rate is 0 where the unit has no such module.
 double dropout_rate(const UnitView& unit, std::string_view module);
 Value dropout(const Value& x, const UnitView& unit, std::string_view module);

@@ -86,8 +86,7 @@ Value t5_attention(ForwardContext& context, const UnitView& block, const std::st
   k = split_heads(k, heads);
   v = split_heads(v, heads);
   if (caches) {
-    k = cached(context, k);
-    v = cached(context, v);
+    cache(context, k, v);
   }
   Value scores = batched_matmul(q, k, {q.size(0), heads, q.size(2), k.size(2)});
   if (!bias.defined()) {
@@ -171,7 +170,7 @@ Value t5_stack(ForwardContext& context, const Stack& stack) {
   return dropout(hidden, dropped);
 }
 
-Value t5(ForwardContext& context, BlockForward) {
+Value t5(ForwardContext& context) {
   Tape& tape = context.tape;
   const std::string base = prefix_of(context, "encoder.embed_tokens");
   const Value ids = tape.outside({context.batch(), context.tokens()}, DType::i64);
@@ -223,8 +222,7 @@ Value attention_part(ForwardContext& context, const UnitView& block, const std::
                      const Value& states, const AttentionCall& call, bool whisper, bool caches) {
   Attended a = project(block, name, hidden, states, whisper);
   if (caches) {
-    a.k = cached(context, a.k);
-    a.v = cached(context, a.v);
+    cache(context, a.k, a.v);
   }
   return linear(attend_in_dtype(context, a, call), block[name + ".out_proj"]);
 }
@@ -235,11 +233,11 @@ Value sequence_block(ForwardContext& context, const UnitView& block, const Value
   Value residual = input;
   Value hidden = input;
   const auto attended = [&](const std::string& name, const Value& states, const AttentionCall& call) {
-    if (whisper) hidden = layer_norm(hidden, block[name + "_layer_norm"]);
+    if (whisper) hidden = layer_norm(block[name + "_layer_norm"], hidden);
     hidden = attention_part(context, block, name, hidden, states.defined() ? states : hidden, call, whisper, decodes);
     hidden = dropout(hidden, block, "dropout");
     hidden = add(residual, hidden);
-    if (!whisper) hidden = layer_norm(hidden, block[name + "_layer_norm"]);
+    if (!whisper) hidden = layer_norm(block[name + "_layer_norm"], hidden);
     residual = hidden;
   };
   attended("self_attn", {},
@@ -248,13 +246,13 @@ Value sequence_block(ForwardContext& context, const UnitView& block, const Value
     attended("encoder_attn", context.encoded,
              {.dropout = dropout_rate(block, "encoder_attn.dropout"), .causal = false});
   }
-  if (whisper) hidden = layer_norm(hidden, block["final_layer_norm"]);
+  if (whisper) hidden = layer_norm(block["final_layer_norm"], hidden);
   hidden = activate(linear(hidden, block["fc1"]), block, "act");
   hidden = dropout(hidden, block, "activation_dropout");
   hidden = linear(hidden, block["fc2"]);
   hidden = dropout(hidden, block, "dropout");
   hidden = add(residual, hidden);
-  return whisper ? hidden : layer_norm(hidden, block["final_layer_norm"]);
+  return whisper ? hidden : layer_norm(block["final_layer_norm"], hidden);
 }
 
 // ---- BART ----
@@ -279,14 +277,14 @@ Value bart_stack(ForwardContext& context, const Stack& stack) {
   const Value places = tape.allocate("add", {rows, stack.tokens}, DType::i64);
   const Value positions = embedding(places, unit[stack.name + ".embed_positions"].weight);
   Value hidden = add(words, positions);
-  hidden = layer_norm(hidden, unit[stack.name + ".layernorm_embedding"]);
+  hidden = layer_norm(unit[stack.name + ".layernorm_embedding"], hidden);
   hidden = dropout(hidden, unit, stack.name + ".dropout");
   hidden = run_blocks(context, bart_block, std::move(hidden), stack.name + ".layers");
   context.mask.reset();
   return hidden;
 }
 
-Value bart(ForwardContext& context, BlockForward) {
+Value bart(ForwardContext& context) {
   Tape& tape = context.tape;
   const std::string base = prefix_of(context, "encoder.embed_tokens");
   const Value labels = shifted_labels(context);
@@ -326,7 +324,7 @@ Value whisper_encoder(ForwardContext& context, const std::string& name) {
   hidden = add(embedded, embedding(places, table.weight));
   hidden = dropout(hidden, unit, name + ".dropout");
   hidden = run_blocks(context, whisper_block, std::move(hidden), name + ".layers");
-  return layer_norm(hidden, required_unit(context, name + ".layer_norm")[name + ".layer_norm"]);
+  return layer_norm(required_unit(context, name + ".layer_norm")[name + ".layer_norm"], hidden);
 }
 
 Value whisper_decoder(ForwardContext& context, const std::string& name, const Value& ids) {
@@ -341,10 +339,10 @@ Value whisper_decoder(ForwardContext& context, const std::string& name, const Va
   if (context.attention() == AttentionKind::eager) context.mask = causal_mask(context, ids.size(1));
   hidden = run_blocks(context, whisper_block, std::move(hidden), name + ".layers");
   context.mask.reset();
-  return layer_norm(hidden, required_unit(context, name + ".layer_norm")[name + ".layer_norm"]);
+  return layer_norm(required_unit(context, name + ".layer_norm")[name + ".layer_norm"], hidden);
 }
 
-Value whisper(ForwardContext& context, BlockForward) {
+Value whisper(ForwardContext& context) {
   Tape& tape = context.tape;
   const std::string base = prefix_of(context, "encoder.conv1");
   const Value labels = shifted_labels(context);
@@ -361,8 +359,7 @@ Value whisper(ForwardContext& context, BlockForward) {
 }  // namespace
 
 std::span<const HfFamily> hf_t5_families() {
-  static constexpr HfFamily families[] = {
-      {"t5", t5, nullptr}, {"mt5", t5, nullptr}, {"bart", bart, nullptr}, {"whisper", whisper, nullptr}};
+  static constexpr HfFamily families[] = {{"t5", t5}, {"mt5", t5}, {"bart", bart}, {"whisper", whisper}};
   return families;
 }
 

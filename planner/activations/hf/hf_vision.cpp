@@ -49,10 +49,10 @@ Value vit_attention(ForwardContext& context, const UnitView& block, const Value&
 }
 
 Value vit_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  const Value normed = layer_norm(input, block["layernorm_before"]);
+  const Value normed = layer_norm(block["layernorm_before"], input);
   const Value mixed = vit_attention(context, block, normed);
   const Value hidden = add(mixed, input);
-  Value output = layer_norm(hidden, block["layernorm_after"]);
+  Value output = layer_norm(block["layernorm_after"], hidden);
   output = activate(linear(output, block["intermediate.dense"]), block, "act");
   output = dropout(linear(output, block["output.dense"]), block, "output.dropout");
   return add(output, hidden);
@@ -72,11 +72,11 @@ Value dinov2_mlp(const UnitView& block, const Value& x) {
 
 Value dinov2_block(ForwardContext& context, const UnitView& block, const Value& input) {
   if (block.has("drop_path")) throw NotModelled("drop_path_rate");
-  const Value normed = layer_norm(input, block["norm1"]);
+  const Value normed = layer_norm(block["norm1"], input);
   Value mixed = vit_attention(context, block, normed);
   mixed = mul(mixed, block.tensor("layer_scale1.lambda1"));
   const Value hidden = add(mixed, input);
-  Value output = layer_norm(hidden, block["norm2"]);
+  Value output = layer_norm(block["norm2"], hidden);
   output = dinov2_mlp(block, output);
   output = mul(output, block.tensor("layer_scale2.lambda1"));
   return add(output, hidden);
@@ -97,7 +97,7 @@ Value vit_encoder(ForwardContext& context, BlockForward block) {
   Value hidden = run_blocks(context, block, start);
   const auto last = unit_with(context, base + "layernorm");
   if (!last) return hidden;
-  return layer_norm(hidden, (*last)[base + "layernorm"]);
+  return layer_norm((*last)[base + "layernorm"], hidden);
 }
 
 // Mean cross entropy of each image's class, in the logits' dtype.
@@ -142,11 +142,11 @@ Value clip_attention(ForwardContext& context, const UnitView& block, const Value
 
 Value clip_block(ForwardContext& context, const UnitView& block, const Value& input) {
   Value residual = input;
-  Value hidden = layer_norm(input, block["layer_norm1"]);
+  Value hidden = layer_norm(block["layer_norm1"], input);
   hidden = clip_attention(context, block, hidden);
   hidden = add(residual, hidden);
   residual = hidden;
-  hidden = layer_norm(hidden, block["layer_norm2"]);
+  hidden = layer_norm(block["layer_norm2"], hidden);
   hidden = linear(hidden, block["mlp.fc1"]);
   hidden = activate(hidden, block, "mlp.act");
   hidden = linear(hidden, block["mlp.fc2"]);
@@ -171,11 +171,11 @@ Value clip_vision(ForwardContext& context, BlockForward block) {
       return add(x, positions(context, *unit, base, tokens));
     };
     Value hidden = embedded();
-    hidden = layer_norm(hidden, (*unit)[base + "pre_layrnorm"]);
+    hidden = layer_norm((*unit)[base + "pre_layrnorm"], hidden);
     const Value last = run_blocks(context, block, hidden);
     pooled = first_token(last);
     const auto norm = unit_with(context, base + "post_layernorm");
-    pooled = layer_norm(pooled, (*norm)[base + "post_layernorm"]);
+    pooled = layer_norm((*norm)[base + "post_layernorm"], pooled);
   }
   if (const auto head = unit_with(context, "visual_projection")) pooled = linear(pooled, (*head)["visual_projection"]);
   return total(pooled);
@@ -193,16 +193,17 @@ Value siglip_vision(ForwardContext& context, BlockForward block) {
   const Value start = embedded();
   const Value hidden = run_blocks(context, block, start);
   const auto norm = unit_with(context, base + "post_layernorm");
-  return total(layer_norm(hidden, (*norm)[base + "post_layernorm"]));
+  return total(layer_norm((*norm)[base + "post_layernorm"], hidden));
 }
 
 }  // namespace
 
 std::span<const HfFamily> hf_vision_families() {
-  static constexpr HfFamily families[] = {{"vit", vit, vit_block},
-                                          {"dinov2", dinov2, dinov2_block},
-                                          {"clip_vision_model", clip_vision, clip_block},
-                                          {"siglip_vision_model", siglip_vision, clip_block}};
+  static constexpr HfFamily families[] = {
+      {"vit", [](ForwardContext& context) { return vit(context, vit_block); }},
+      {"dinov2", [](ForwardContext& context) { return dinov2(context, dinov2_block); }},
+      {"clip_vision_model", [](ForwardContext& context) { return clip_vision(context, clip_block); }},
+      {"siglip_vision_model", [](ForwardContext& context) { return siglip_vision(context, clip_block); }}};
   return families;
 }
 

@@ -89,9 +89,10 @@ std::string listed(const Activity& activity) {
   return lines;
 }
 
-// Of the peak. The goldens' BERT has a head that is not tied to its embedding, whatever its config says.
-double tolerance(std::string_view family) {
-  return family == "encoders" ? 0.01 : 0.001;
+// Of the peak, where saved bytes always agree to the byte. Models with a tied embedding that several modules use are the
+// ones that differ: their gradients are added up in another order.
+double tolerance(std::string_view file) {
+  return file == "encoders" || file == "gpt_neox" || file == "t5" ? 0.01 : 0.001;
 }
 
 class HfGolden : public testing::TestWithParam<std::string> {};
@@ -122,7 +123,8 @@ TEST_P(HfGolden, SavedTensorsAndPeak) {
   EXPECT_GT(compared, 0U);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, HfGolden, testing::Values("llama", "gpt2", "gpt_neox", "encoders", "t5"));
+INSTANTIATE_TEST_SUITE_P(Families, HfGolden,
+                         testing::Values("decoders", "encoders", "gpt2", "gpt_neox", "llama", "t5"));
 
 }  // namespace
 }  // namespace shardplan
