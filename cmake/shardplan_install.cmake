@@ -5,6 +5,7 @@
 #   c_development    shardplan.h, the link to the library, and what finds them
 #   cxx_development  the C++ libraries, which are static, and their headers
 #   tools            programs
+#   cuda             libshardplan-cuda.so, where it is built (runtime/cuda)
 include(CMakePackageConfigHelpers)
 
 get_property(programs GLOBAL PROPERTY SHARDPLAN_PROGRAMS)

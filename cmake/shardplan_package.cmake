@@ -5,6 +5,9 @@ set(packaged_components library c_development cxx_development)
 if(programs)
   list(APPEND packaged_components tools)
 endif()
+if(SHARDPLAN_WITH_CUDA)
+  list(APPEND packaged_components cuda)
+endif()
 
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME shardplan)
@@ -56,5 +59,11 @@ if(programs)
   debian_package(tools shardplan-tools science
                  "memory planner and sharded optimizer (programs)" ""
                  "${what}These are its programs: memcalc tells what a training run needs.")
+endif()
+if(SHARDPLAN_WITH_CUDA)
+  set(CPACK_DEBIAN_CUDA_PACKAGE_SUGGESTS libnccl2)  # NVIDIA's, loaded when a communicator is made
+  debian_package(cuda shardplan-cuda libs
+                 "memory planner and sharded optimizer (CUDA and NCCL)" ""
+                 "${what}This is the module that its programs and libraries load where training\nis to run on NVIDIA's GPUs.")
 endif()
 include(CPack)

@@ -33,6 +33,17 @@ void add_adam8bit(StateTensors& states, std::uint64_t count) {
   states.push_back({"scales of the second moment", DType::f32, blocks});
 }
 
+void add_torchao_adam8bit(StateTensors& states, std::uint64_t count, DType updated) {
+  constexpr std::uint64_t kCodes = 256;
+  if (count < kLeast8BitElements || count % kScaleBlock != 0) {
+    states.push_back({"first moment", updated, count});
+    states.push_back({"second moment", updated, count});
+    return;
+  }
+  add_adam8bit(states, count);
+  states.push_back({"codes of both moments", DType::f32, 2 * kCodes});
+}
+
 }  // namespace
 
 UpdatedTensor updated_tensor(const UnitRun& run, const Tensor& tensor) {
@@ -48,7 +59,11 @@ StateTensors state_tensors(const UpdatedTensor& tensor, const OptimizerChoice& o
       add_adafactor(states, tensor.shape, optimizer.adafactor_first_moment, policy);
       break;
     case OptimizerKind::adam8bit:
-      add_adam8bit(states, count);
+      if (optimizer.torchao) {
+        add_torchao_adam8bit(states, count, policy.master.value_or(policy.parameter));
+      } else {
+        add_adam8bit(states, count);
+      }
       break;
     case OptimizerKind::muon:
       states.push_back({"first moment", policy.first_moment, count});

@@ -10,6 +10,9 @@
 //               both in fp32 (Dettmers et al., arXiv 2110.02861, sec. 2; bitsandbytes 0.45 optim/optimizer.py
 //               Optimizer2State: min_8bit_size 4096, blocksize 256; 2048 before 0.44). transformers' Trainer keeps
 //               embeddings in 32 bits besides, which is its choice and not counted here.
+//               torchao's (0.18, optim/adam.py _new_buffer and subclass_8bit.py), which runs on FSDP2's shards: 8 bits
+//               where a shard has 4096 elements or more and whole blocks, and 1 KiB of codes beside each moment; else
+//               moments in the parameter's dtype.
 //   muon        of hidden matrices (of a block, two dims or more) one momentum; of the rest AdamW's two moments
 //               (Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al., arXiv 2502.16982, sec. 2).
 #pragma once
@@ -30,7 +33,7 @@ struct StateTensor {
   std::uint64_t elements = 0;
   bool operator==(const StateTensor&) const = default;
 };
-using StateTensors = boost::container::small_vector<StateTensor, 4>;
+using StateTensors = boost::container::small_vector<StateTensor, 5>;
 
 // What of a tensor an optimizer looks at. A flat shard of a buffer is a shape of one dim that is no hidden matrix.
 struct UpdatedTensor {
@@ -42,6 +45,7 @@ UpdatedTensor updated_tensor(const UnitRun& run, const Tensor& tensor);
 struct OptimizerChoice {
   OptimizerKind kind = OptimizerKind::adamw;
   bool adafactor_first_moment = false;
+  bool torchao = false;  // whose adam8bit: bitsandbytes' otherwise
   bool operator==(const OptimizerChoice&) const = default;
 };
 

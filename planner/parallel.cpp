@@ -154,7 +154,8 @@ bool has_experts(const Catalog& catalog) {
 
 void add_pipeline_notes(const Catalog& model, const std::string& stack, std::uint64_t layers, const Parallelism& p,
                         std::vector<std::string>& notes) {
-  const bool even = !p.first_stage_layers && !p.last_stage_layers && !p.embedding_is_a_layer && !p.loss_is_a_layer;
+  const bool even = p.piece_layers.empty() && !p.first_stage_layers && !p.last_stage_layers &&
+                    !p.embedding_is_a_layer && !p.loss_is_a_layer;
   if (even && layers % p.pipeline != 0) {
     notes.push_back(fmt::format("{} layers do not divide into {} stages: the first {} have one more", layers,
                                 p.pipeline, layers % p.pipeline));
@@ -180,6 +181,13 @@ void require_splittable(const Catalog& catalog, const Parallelism& p) {
 }  // namespace
 
 std::vector<std::uint64_t> layers_of_pieces(std::uint64_t layers, const Parallelism& p) {
+  if (!p.piece_layers.empty()) {
+    const std::uint64_t all = std::accumulate(p.piece_layers.begin(), p.piece_layers.end(), std::uint64_t{0});
+    if (all != layers) {
+      fail("--pipeline-model-parallel-layout", fmt::format("has {} layers of the model's {}", all, layers));
+    }
+    return p.piece_layers;
+  }
   const std::uint64_t pieces = checked_multiply(p.pipeline, p.virtual_stages);
   if (layers < pieces) {
     fail(p.virtual_stages > 1 ? "--virtual-stages" : "--pp",

@@ -9,11 +9,20 @@
 //                  runtime/utils.py partition_uniform); a note says so.
 //   uneven         Parallelism's layers of the first and last stage, or an embedding and a loss that stand for a layer
 //                  (Megatron-LM, core/transformer/transformer_block.py get_num_layers_to_build).
+//   laid out       each piece's layers as Parallelism::piece_layers says.
 //   interleaved    with V virtual stages rank r of P holds pieces r, r + P, ... of P x V in a row; each rank's layers
 //                  divide by V (the same, get_transformer_layer_offset).
 //   dualpipe       rank r holds stages r and P - 1 - r.
 // A tensor tied to one that is on another stage has elements of its own there: Megatron-LM keeps the word embedding on
 // the first and on the last stage and sums the two gradients (core/distributed/finalize_model_grads.py).
+//
+// Multi-token prediction (Megatron-LM's --mtp-num-layers; DeepSeek-V3's num_nextn_predict_layers) is a block behind the main
+// stack on the last stage, or where a layout's m stands. No family makes its tensors, so it is in no catalog; a note says so
+// where a model's file names it.
+//
+// Scales of quantised tensors (planner/lora.h) are made of what a rank holds, so they are split with their weights. On the data
+// axis engine shardplan shards them like other frozen tensors; bitsandbytes keeps them beside its parameters, where DeepSpeed
+// and FSDP2 do not see them: whole on every rank (planner/engines/owned.h).
 //
 // Tensors and experts: planner/tensor_split.h.
 #pragma once

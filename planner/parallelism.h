@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <optional>
 #include <string_view>
+#include <vector>
 
 namespace shardplan {
 
@@ -49,6 +50,10 @@ struct Parallelism {
   bool embedding_is_a_layer = false;
   bool loss_is_a_layer = false;
 
+  // Decoder layers of each piece of the pipeline, pipeline x virtual_stages of them in the order of the model; a piece may
+  // have none. Empty: by the rules above, which it excludes (Megatron-LM, pipeline_model_parallel_layout).
+  std::vector<std::uint64_t> piece_layers{};
+
   // The vocabulary is padded to a multiple of this x tensor (Megatron-LM, make_vocab_size_divisible_by, 128 there).
   std::uint64_t vocabulary_multiple = 1;
 
@@ -57,6 +62,15 @@ struct Parallelism {
 
 PipelineSchedule resolved_schedule(const Parallelism& parallelism);
 std::uint64_t resolved_expert_tensor(const Parallelism& parallelism);
+
+// Megatron-LM's --pipeline-model-parallel-layout: "Et*3|(tt|)*29,m|L" (core/transformer/pipeline_parallel_layer_layout.py).
+// Pieces stand between bars: E the embedding, t a decoder layer, m a layer of multi-token prediction, L the loss; x*n and
+// (...)*n repeat. The embedding is the first and the loss the last of all. Throws ConfigError, with the flag as its source.
+struct PipelineLayout {
+  std::vector<std::uint64_t> decoder_layers;      // of each piece
+  std::vector<std::uint64_t> multi_token_layers;  // of each piece
+};
+PipelineLayout parse_pipeline_layout(std::string_view text);
 
 // Whether states of experts are sharded over other ranks than the rest's.
 bool experts_apart(const Parallelism& parallelism);

@@ -129,7 +129,7 @@ Engine engine_named(std::string_view text) {
 
 Bytes least_device_bytes(const RankReport& rank) {
   const Bytes held = rank.arenas ? rank.arenas->device : rank.device.live_peak.value_or(Bytes{});
-  return std::max(held, rank.device.model_states());
+  return std::max({held, rank.device.model_states(), rank.device.peak_allocated.value_or(Bytes{})});
 }
 
 std::string moment_name(const Catalog& catalog, const StepPlan& plan, std::uint64_t moment) {

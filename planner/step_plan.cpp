@@ -120,12 +120,13 @@ void require_own_kernels(const Setup& setup) {
   if (optimizer.by_shape) {
     throw ConfigError("--optimizer", "",
                       fmt::format("{} cannot be run by engine shardplan, whose shards are flat: expected adamw, adam, "
-                                  "sgd, sgd-momentum or lion, or --engine paper, which sizes it",
+                                  "sgd, sgd-momentum or lion, or --engine deepspeed, fsdp2, megatron or paper, which "
+                                  "size what they run",
                                   optimizer.name));
   }
   if (setup.optimizer_in_backward) {
     throw ConfigError("--optimizer-in-backward", "",
-                      "engine shardplan updates once all ranks agree on the step: expected --engine paper");
+                      "engine shardplan updates once all ranks agree on the step: expected --engine fsdp2 or paper");
   }
 }
 

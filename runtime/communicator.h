@@ -101,6 +101,9 @@ class Communicator {
   // Whether ranks read each other's arenas. If not they exchange copies: reduce_scatter needs `staging`, and
   // SymmetricArena::peer() of another rank is a CheckFailure.
   virtual bool reads_peers() const { return true; }
+  // Whether sums follow the reduction tree. If not (`fast`) they are in the order of the vendor's library, and of the wire
+  // dtype's precision: then a tolerance takes the place of 1, and reduce_scatter needs no `staging`.
+  virtual bool keeps_tree() const { return true; }
 
   virtual void barrier() = 0;
 

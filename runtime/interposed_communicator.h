@@ -15,6 +15,7 @@ class InterposedCommunicator : public Communicator {
   int world_rank() const override { return inner_->world_rank(); }
   std::chrono::milliseconds deadline() const override { return inner_->deadline(); }
   bool reads_peers() const override { return inner_->reads_peers(); }
+  bool keeps_tree() const override { return inner_->keeps_tree(); }
   void barrier() override;
   void all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) override;
   void visit_records(std::span<const std::byte> mine, std::span<std::byte> scratch,

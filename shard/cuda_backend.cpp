@@ -16,6 +16,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// As plug-ins are kept: it is no library to link with, so it is not among them.
+constexpr const char* kFolder = "shardplan";
 constexpr const char* kFile = "libshardplan-cuda.so";
 
 // The folders of the library or program that holds this function, as the loader and as the system know it.
@@ -37,8 +39,8 @@ std::vector<fs::path> own_folders() {
 std::string find_module() {
   std::vector<std::string> looked;
   for (const fs::path& folder : own_folders()) {
-    for (const fs::path& place :
-         {folder, folder.parent_path() / SHARDPLAN_LIBRARY_FOLDER, folder.parent_path() / "lib"}) {
+    for (const fs::path& place : {folder / kFolder, folder.parent_path() / SHARDPLAN_LIBRARY_FOLDER / kFolder,
+                                  folder.parent_path() / "lib" / kFolder}) {
       std::error_code ignored;
       const std::string file = (place / kFile).string();
       if (fs::exists(file, ignored)) return file;

@@ -44,9 +44,9 @@ class CudaBackend {
   virtual std::unique_ptr<Communicator> make_communicator(int gpu, const NcclOptions& options) const = 0;
 };
 
-// Loads the module at `path`; by default the one beside the library or program that this function is in, or in its
-// ../lib. It stays loaded. Throws ConfigError: it is not there (with the places looked at), cannot be loaded (why), or is
-// of another version. Needs no driver and no GPU.
+// Loads the module at `path`; by default the one in shardplan/ beside the library or program that this function is in,
+// or in its ../lib. It stays loaded. Throws ConfigError: it is not there (with the places looked at), cannot be loaded
+// (why), or is of another version. Needs no driver and no GPU.
 const CudaBackend& load_cuda_backend(const std::string& path = {});
 
 // What the module exports, under kCudaModuleEntry. A library and a module of different versions refuse each other.

@@ -67,6 +67,23 @@ std::string digest_of(const ZeroOptions& options) {
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
+// What the communicators can do of the plan's way of reducing. One that sums in the tree's order, and cannot read peers'
+// contributions where they lie, needs the staging that plans of `staged` and `canonical` have; one that sums in the
+// vendor's order keeps no promise but that of `fast`.
+void check_reduction(const Communicator& world, const Setup& setup) {
+  if (world.size() == 1) return;
+  if (!world.keeps_tree() && setup.reduction == Reduction::canonical) {
+    throw ConfigError("--reduction", "", "canonical: expected fast, for these ranks' sums are in the vendor's order");
+  }
+  if (world.reads_peers()) return;
+  const Reduction possible = world.keeps_tree() ? Reduction::canonical : Reduction::fast;
+  if (setup.transport == Transport::staged && setup.reduction == possible) return;
+  throw ConfigError("--transport", "",
+                    fmt::format("{} with {} reductions: expected staged and {}, for these ranks do not read each "
+                                "other's memory",
+                                name(setup.transport), name(setup.reduction), name(possible)));
+}
+
 // Ranks of one plan, and the same one: before anything is allocated.
 Communicators checked(const Communicators& communicators, const StepPlan& plan) {
   check_dtypes(plan);
@@ -79,14 +96,7 @@ Communicators checked(const Communicators& communicators, const StepPlan& plan) 
                       fmt::format("the plan is for {} ranks, {} shards and {} replicas", plan.setup.world_size,
                                   plan.layout.shards, plan.layout.replicas));
   }
-  const bool staged = plan.setup.transport == Transport::staged && plan.setup.reduction == Reduction::canonical;
-  if (!communicators.world->reads_peers() && plan.setup.world_size > 1 && !staged) {
-    throw ConfigError(
-        "--transport", "",
-        fmt::format("{} with {} reductions: expected staged and canonical, for these ranks do not read each "
-                    "other's memory",
-                    name(plan.setup.transport), name(plan.setup.reduction)));
-  }
+  check_reduction(*communicators.world, plan.setup);
   compare_between_ranks(*communicators.world, "plan", plan.hash);
   return communicators;
 }
@@ -124,6 +134,11 @@ ZeroOptimizer::ZeroOptimizer(const Catalog& catalog, const StepPlan& plan, Devic
       parameter_views_(index_.most_tensors()),
       gradient_views_(index_.most_tensors()) {
   if (kernels().hold_values()) fill_initial_values();
+}
+
+void ZeroOptimizer::synchronize() {
+  events_.join();
+  events_.compute().synchronize();
 }
 
 void ZeroOptimizer::fill_initial_values() {

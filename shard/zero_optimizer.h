@@ -71,6 +71,8 @@ class ZeroOptimizer {
   // On which the client computes: what it puts there runs after what enter() waited for, and before what follows
   // leave(). On the CPU everything has finished when a call returns.
   Stream& compute_stream() { return events_.compute(); }
+  // The rank waits until all that has been put on its streams is done: for a client with streams of its own.
+  void synchronize();
 
   double loss_scale() const { return scaler_.scale(); }
   std::uint64_t steps_applied() const { return steps_applied_; }

@@ -1,5 +1,7 @@
 #include "planner/activations/activity.h"
 
+#include <fmt/format.h>
+
 #include <numeric>
 #include <set>
 
@@ -16,13 +18,24 @@ void add_times(HeldBytes& sum, const HeldBytes& each, std::uint64_t times) {
   for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += each[i] * static_cast<std::int64_t>(times);
 }
 
-}  // namespace
-
-std::int64_t sum(const HeldBytes& held) {
-  return std::accumulate(held.begin(), held.end(), std::int64_t{0});
+// The name of one of the equal units that a span stands for: "model.layers.1" and 28 after it. The backward comes to the
+// last of them first.
+std::string nth_unit(const ActivitySpan& span, std::uint64_t place) {
+  if (span.times == 1) return span.unit;
+  const std::size_t digits = span.unit.find_last_not_of("0123456789") + 1;
+  const std::uint64_t further = span.pass == Pass::forward ? place : span.times - 1 - place;
+  return fmt::format("{}{}", span.unit.substr(0, digits), std::stoull(span.unit.substr(digits)) + further);
 }
 
-std::vector<ActivitySpan> spans_of(const Tape& tape) {
+}  // namespace
+
+std::int64_t sum(const HeldBytes& held, double gradient_share) {
+  const std::int64_t gradients = held[static_cast<std::size_t>(Purpose::gradient)];
+  const std::int64_t rest = std::accumulate(held.begin(), held.end(), std::int64_t{0}) - gradients;
+  return rest + static_cast<std::int64_t>(gradient_share * static_cast<double>(gradients));
+}
+
+std::vector<ActivitySpan> spans_of(const Tape& tape, double gradient_share) {
   std::vector<ActivitySpan> spans;
   const auto& marks = tape.marks();
   for (std::size_t i = 0; i < marks.size(); ++i) {
@@ -31,13 +44,12 @@ std::vector<ActivitySpan> spans_of(const Tape& tape) {
     const autograd::TapeUnit& unit = tape.units()[marks[i].unit];
     ActivitySpan span{.unit = unit.name, .pass = marks[i].pass, .times = unit.times};
     std::int64_t highest = 0;
-    std::int64_t level = 0;
     for (std::size_t e = marks[i].event; e < end; ++e) {
       const Event& event = tape.events()[e];
       const Storage& storage = tape.storages()[event.storage];
       const auto bytes = static_cast<std::int64_t>(storage.bytes * event.times) * (event.allocated ? 1 : -1);
       span.net[static_cast<std::size_t>(storage.purpose)] += bytes;
-      level += bytes;
+      const std::int64_t level = sum(span.net, gradient_share);
       if (level > highest) {
         highest = level;
         span.peak = span.net;
@@ -70,13 +82,13 @@ ActivityPeak peak_of(const Activity& activity) {
   HeldBytes level{};
   for (const ActivitySpan& span : activity.spans) {
     // Equal steps up or down: the worst of them is the last or the first.
-    const std::uint64_t worst = sum(span.net) > 0 ? span.times - 1 : 0;
+    const std::uint64_t worst = sum(span.net, activity.gradient_share) > 0 ? span.times - 1 : 0;
     HeldBytes held = level;
     add_times(held, span.net, worst);
     add_times(held, span.peak, 1);
-    if (sum(held) > highest) {
-      highest = sum(held);
-      peak = {held, span.unit, worst, span.pass};
+    if (sum(held, activity.gradient_share) > highest) {
+      highest = sum(held, activity.gradient_share);
+      peak = {held, nth_unit(span, worst), span.pass};
     }
     add_times(level, span.net, span.times);
   }

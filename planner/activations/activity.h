@@ -15,7 +15,8 @@ namespace shardplan {
 
 // Bytes of each purpose. A difference may be negative: a backward leaves less than it found.
 using HeldBytes = std::array<std::int64_t, autograd::kPurposes>;
-std::int64_t sum(const HeldBytes& held);
+// `gradient_share`: the part of a gradient that the rank keeps, 1 where nothing is sharded.
+std::int64_t sum(const HeldBytes& held, double gradient_share = 1);
 
 // One pass of a unit, or of `times` equal units one after the other.
 struct ActivitySpan {
@@ -47,19 +48,19 @@ struct SavedByUnit {
 struct ActivityPeak {
   HeldBytes held{};
   std::string unit;
-  std::uint64_t place = 0;  // of the equal units of its span
   autograd::Pass pass = autograd::Pass::forward;
 };
 
 struct Activity {
   std::vector<ActivitySpan> spans;
   std::vector<SavedByUnit> saved;
+  double gradient_share = 1;  // with which the peaks of spans were found
   bool operator==(const Activity&) const = default;
 };
 
 // Of a tape whose saved tensors were listed at the end of its forward.
 std::vector<SavedByUnit> saved_tensors(const autograd::Tape& tape);
-std::vector<ActivitySpan> spans_of(const autograd::Tape& tape);
+std::vector<ActivitySpan> spans_of(const autograd::Tape& tape, double gradient_share = 1);
 
 // The worst moment, and what is held then.
 ActivityPeak peak_of(const Activity& activity);

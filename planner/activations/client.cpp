@@ -55,6 +55,36 @@ std::string_view name(AttentionKind attention) {
   return {};
 }
 
+std::string loss_words(LossKind loss, std::uint64_t chunks) {
+  switch (loss) {
+    case LossKind::eager:
+      return "eager";
+    case LossKind::fused:
+      return "fused";
+    case LossKind::chunked:
+      return fmt::format("chunked={}", chunks);
+  }
+  SHARDPLAN_CHECK(false, "an unknown kind of loss");
+  return {};
+}
+
+std::string recompute_words(RecomputeKind recompute, std::uint64_t every) {
+  switch (recompute) {
+    case RecomputeKind::none:
+      return "none";
+    case RecomputeKind::selective:
+      return "selective";
+    case RecomputeKind::full:
+      return "full";
+    case RecomputeKind::every:
+      return fmt::format("every={}", every);
+    case RecomputeKind::invert:
+      return "invert";
+  }
+  SHARDPLAN_CHECK(false, "an unknown kind of recomputation");
+  return {};
+}
+
 AttentionKind resolved_attention(const ClientSetup& client) {
   if (client.attention) return *client.attention;
   switch (client.profile) {

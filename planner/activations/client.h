@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 
 namespace shardplan {
@@ -19,6 +20,8 @@ std::string_view name(AttentionKind attention);
 
 // eager: logits, their fp32 copy and its log-softmax. fused: none of them is kept. chunked: one chunk of tokens at a time.
 enum class LossKind : std::uint8_t { eager, fused, chunked };
+// "eager", "fused", "chunked=4"
+std::string loss_words(LossKind loss, std::uint64_t chunks);
 
 enum class RecomputeKind : std::uint8_t {
   none,
@@ -27,6 +30,9 @@ enum class RecomputeKind : std::uint8_t {
   every,      // every k-th block does; the others keep what they need
   invert,     // blocks that can be inverted keep nothing
 };
+
+// "none", "selective", "full", "every=2", "invert"
+std::string recompute_words(RecomputeKind recompute, std::uint64_t every);
 
 // Which tokens of the batch are padding, as its attention_mask says.
 enum class MaskKind : std::uint8_t {

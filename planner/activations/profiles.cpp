@@ -13,6 +13,12 @@ ActivityResult activity_of(const Model& model, const Catalog& held, const Setup&
   if (model.modules.empty()) return {{}, "only the model's tensors are known, not what its forward does with them"};
   if (client.sequence == 0 && model.architecture.vocabulary > 0)
     return {{}, "the sequence length is not known (--seq)"};
+  const Parallelism& parallel = setup.parallel;
+  if (parallel.tensor > 1 || parallel.context > 1 || parallel.expert > 1) {
+    return {{},
+            fmt::format("profile {} shares out no layer, no sequence and no experts (--tp, --cp, --ep)",
+                        name(client.profile))};
+  }
   const HfFamily* family = find_hf_family(model.catalog.family);
   if (family == nullptr) {
     return {{}, fmt::format("profile {} does not know {} yet", name(client.profile), model.catalog.family)};
@@ -33,7 +39,8 @@ ActivityResult activity_of(const Model& model, const Catalog& held, const Setup&
         {},
         fmt::format("profile {} does not know {} of {}", name(client.profile), unknown.what(), model.catalog.family)};
   }
-  result.activity->spans = spans_of(tape);
+  result.activity->gradient_share = options.gradient_share;
+  result.activity->spans = spans_of(tape, options.gradient_share);
   return result;
 }
 

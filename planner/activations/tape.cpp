@@ -263,7 +263,6 @@ void Tape::accumulate(Value& sum, Value gradient) {
 }
 
 void Tape::accumulate_parameter(Gradient& sum, Value gradient) {
-  if (!options_.keeps_gradients) return;
   if (sum.value.defined()) {
     // Contributions of one graph are added up before AccumulateGrad runs; what is there already is added to in place.
     if (nested_ == 0 && !adds_in_place(sum.value)) {
@@ -278,9 +277,10 @@ void Tape::accumulate_parameter(Gradient& sum, Value gradient) {
   if (storage.references == 1 && storage.purpose != Purpose::outside) {
     storage.purpose = Purpose::gradient;
     storage.name = sum.name;
-    sum.value = std::move(gradient);
+    if (options_.keeps_gradients) sum.value = std::move(gradient);
     return;
   }
+  if (!options_.keeps_gradients) return;
   const std::uint32_t copy = add_storage(sum.name, gradient.shape(), gradient.dtype(), Purpose::gradient);
   sum.value = Value(*this, copy, gradient.shape(), gradient.dtype());
 }

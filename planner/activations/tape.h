@@ -152,6 +152,8 @@ struct TapeOptions {
   // input_buffer.cpp, can_accumulate_inplace). False: into a new tensor, as for subclasses of torch.Tensor, such as the
   // fake ones that memory is measured with.
   bool adds_in_place = true;
+  // Where gradients are kept: the part of each that the rank keeps.
+  double gradient_share = 1;
 };
 
 class Tape {

@@ -37,6 +37,24 @@ void check(const Setup& setup, const DeepSpeedOptions& options) {
   require(options.sub_group_size > 0, "zero_optimization", "sub_group_size", "expected 1 or more");
 }
 
+void check_optimizer(const Setup& setup, const DeepSpeedOptions& options) {
+  const std::string_view optimizer = states_of(setup.optimizer).name;
+  const bool offloads = options.offload_optimizer.device != OffloadDevice::none;
+  const bool untested = setup.optimizer == OptimizerKind::adafactor || setup.optimizer == OptimizerKind::adam8bit;
+  require(!untested || !offloads, "--offload", "",
+          fmt::format("deepspeed offloads its own CPU optimizers, not {}: expected adamw, adam or lion", optimizer));
+  if (setup.optimizer != OptimizerKind::muon) return;
+  const bool bf16_optimizer = setup.stage == 1 && setup.policy.parameter == DType::bf16 &&
+                              options.grad_accum_dtype.value_or(setup.policy.gradient) == DType::f32 && !offloads;
+  require(setup.stage > 0 && !bf16_optimizer, "--optimizer", "",
+          "deepspeed orthogonalises muon's updates in ZeRO's own optimizers only: expected --zero 1, 2 or 3, and not "
+          "stage 1 with fp32 gradients of bf16 parameters");
+  require(setup.stage == 3 || !offloads, "--offload", "",
+          "deepspeed updates no momentum of muon where stages 1 and 2 offload");
+  require(setup.stage < 3 || !options.reduce_scatter, "zero_optimization", "reduce_scatter",
+          "muon at stage 3 needs \"reduce_scatter\": false (stage3.py)");
+}
+
 // MiCS and replicas both shard over fewer ranks.
 Setup sharding(const Setup& setup, const DeepSpeedOptions& options) {
   Setup result = setup;
@@ -98,6 +116,7 @@ DType master_dtype(const Policy& policy) {
 
 EngineTerms deepspeed_terms(const Catalog& catalog, const Setup& setup, const EngineOptions& options) {
   check(setup, options.deepspeed);
+  check_optimizer(setup, options.deepspeed);
   const Setup sharded = sharding(setup, options.deepspeed);
   const DeepSpeedPlan plan{
       .catalog = catalog, .setup = sharded, .options = options.deepspeed, .runs = owned_tensors(catalog, sharded)};
@@ -115,6 +134,12 @@ EngineTerms deepspeed_terms(const Catalog& catalog, const Setup& setup, const En
         fmt::format("deepspeed adds micro-batches up in the gradient's dtype ({}) unless data_types "
                     "says otherwise",
                     name(setup.policy.gradient)));
+  }
+  if (setup.stage > 0 && (setup.optimizer == OptimizerKind::adafactor || setup.optimizer == OptimizerKind::adam8bit)) {
+    terms.notes.push_back(
+        fmt::format("deepspeed runs {} with \"zero_allow_untested_optimizer\": true, on flat partitions{}",
+                    states_of(setup.optimizer).name,
+                    setup.optimizer == OptimizerKind::adafactor ? ", which leave nothing to factor" : ""));
   }
   if (options.deepspeed.mics_shard_size > 0) {
     terms.notes.emplace_back("deepspeed has MiCS up to version 0.19.6; 0.19.8 is without");

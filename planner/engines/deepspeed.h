@@ -9,6 +9,13 @@
 //             kept whole
 //
 // One parameter group is assumed (two, as Hugging Face's Trainer makes, pad twice: at most 2 x N elements more).
+//
+// Optimizers. Below stage 3 and at it, ZeRO hands an optimizer flat partitions: Adafactor has nothing to factor (a whole
+// second moment), 8-bit Adam quantises the partition. Both need "zero_allow_untested_optimizer" (runtime/zero/utils.py,
+// ZERO_SUPPORTED_OPTIMIZERS) and cannot be offloaded (engine.py, _configure_optimizer). At stage 0 what is not FusedAdam is
+// FP16_UnfusedOptimizer: tensors one by one, each state in its shape. Muon (engine.py, _configure_basic_optimizer): two
+// parameter groups, momentum in the dtype of accumulated gradients at stages 1 and 2 (stage_1_and_2.py,
+// get_flat_partition: whole tensors, also those that a partition holds a part of), of communication at stage 3.
 #pragma once
 
 #include "planner/engines/engine.h"
@@ -36,7 +43,7 @@ std::vector<std::uint64_t> deepspeed_sub_groups(const Catalog& catalog, const Se
                                                 const DeepSpeedOptions& options);
 
 // Throws ConfigError for what DeepSpeed refuses: offload_param and hpZ below stage 3, offload at stage 0, groups that do
-// not divide the ranks.
+// not divide the ranks, optimizers as said above.
 EngineTerms deepspeed_terms(const Catalog& catalog, const Setup& setup, const EngineOptions& options);
 
 // DeepSpeed's own estimators, from counts alone: estimate_zero2_model_states_mem_needs (stage_1_and_2.py) and

@@ -50,23 +50,29 @@ const Policy& policy_of(const DeepSpeedPlan& plan) {
   return plan.setup.policy;
 }
 
+std::uint64_t hidden_shards(const DeepSpeedPlan& plan) {
+  if (plan.setup.optimizer != OptimizerKind::muon) return 0;
+  return sum_elements(plan.runs, [&](const Owned& owned) {
+    return owned.tensor->trainable && owned.updated.hidden_matrix ? shard(owned) : std::uint64_t{0};
+  });
+}
+
+// Muon's momentum is kept in the dtype of communication: the parameter's (stage3.py, _create_momentum_buffer).
+Bytes muon_moments(const DeepSpeedPlan& plan, std::uint64_t count) {
+  const Bytes average = plan.setup.ema ? bytes_for(DType::f32, count) : Bytes{};
+  return bytes_for(policy_of(plan).parameter, count) + average;
+}
+
 // Of so many of the trainable shards, hidden matrices in proportion.
 Bytes moments_of(const DeepSpeedPlan& plan, std::uint64_t count) {
   if (count == 0) return Bytes{};
-  std::uint64_t hidden = 0;
   const std::uint64_t all = sum_elements(plan.runs, [&](const Owned& owned) {
     if (!owned.tensor->trainable) return std::uint64_t{0};
     return shard(owned);
   });
-  if (plan.setup.optimizer == OptimizerKind::muon) {
-    hidden = sum_elements(plan.runs, [&](const Owned& owned) {
-      return owned.tensor->trainable && owned.updated.hidden_matrix ? shard(owned) : std::uint64_t{0};
-    });
-  }
-  const auto of_count = static_cast<std::uint64_t>(static_cast<long double>(count) * static_cast<long double>(hidden) /
-                                                   static_cast<long double>(all));
-  return flat_moment_bytes(plan.setup, policy_of(plan), of_count, true) +
-         flat_moment_bytes(plan.setup, policy_of(plan), count - of_count, false);
+  const auto of_count = static_cast<std::uint64_t>(
+      static_cast<long double>(count) * static_cast<long double>(hidden_shards(plan)) / static_cast<long double>(all));
+  return muon_moments(plan, of_count) + flat_moment_bytes(plan.setup, policy_of(plan), count - of_count, false);
 }
 
 std::uint64_t aligned(std::uint64_t elements, DType dtype, const DeepSpeedOptions& options) {
@@ -94,7 +100,8 @@ void add_parameters_on_host(const DeepSpeedPlan& plan, const Updated& updated, T
             counted(updated.elements, dtype), "stage3.py, _create_param_groups_fp16_flat_cpu_memory"});
   const auto frozen = [&](const Owned& owned, bool persistent) {
     if (owned.tensor->trainable) return Bytes{};
-    if ((owned.elements <= plan.options.stage3_param_persistence_threshold) != persistent) return Bytes{};
+    const bool small = owned.elements <= plan.options.stage3_param_persistence_threshold || owned.tensor->scales;
+    if (small != persistent) return Bytes{};
     const Bytes bytes = bytes_for(owned.policy.parameter, shard(owned));
     return pin && !persistent ? pinned_block(bytes) : bytes;
   };
@@ -147,6 +154,7 @@ void add_parameters(const DeepSpeedPlan& plan, const Updated& updated, TermList&
   const std::uint64_t group = plan.options.zero_hpz_partition_size;
   if (group > 1) {
     const auto secondary = [&](const Owned& owned) {
+      if (owned.tensor->scales) return Bytes{};
       return bytes_for(owned.policy.parameter,
                        checked_multiply(shard(owned), owned.ranks) / std::min(group, owned.ranks));
     };
@@ -168,6 +176,7 @@ void add_gathered(const DeepSpeedPlan& plan, TermList& list) {
             "parameter_offload.py, mark_persistent_parameters"});
   std::uint64_t largest = 0;
   const std::uint64_t whole = sum_elements(plan.runs, [&](const Owned& owned) {
+    if (owned.tensor->scales) return std::uint64_t{0};
     largest = std::max(largest, owned.elements);
     return checked_multiply(shard(owned), owned.ranks);
   });
@@ -207,6 +216,14 @@ void add_buckets(const DeepSpeedPlan& plan, const Updated& updated, TermList& li
   list.add({"reduce-scatter input", Class::communication_buffers, Tier::device, Span::backward,
             bytes_for(dtype, bucket), "min(elements, reduce_bucket_size) x bytes per element", counted(bucket, dtype),
             "deepspeed/runtime/comm/coalesced_collectives.py, reduce_scatter_coalesced"});
+  std::uint64_t matrices = 0;
+  for (const TensorGroup& group : trainable_groups(plan.runs, plan.setup)) {
+    if (group.hidden_matrices) matrices = checked_add(matrices, group.elements);
+  }
+  const std::uint64_t orthogonalised = std::min(matrices, options.reduce_bucket_size);
+  list.add({"muon: gathered momentum of a bucket", Class::communication_buffers, Tier::device, Span::backward,
+            bytes_for(dtype, orthogonalised), "min(elements of matrices, reduce_bucket_size) x bytes per element",
+            counted(orthogonalised, dtype), "stage3.py, _apply_distributed_muon_update"});
   list.add({"the gradient that is being computed", Class::communication_buffers, Tier::device, Span::backward,
             largest_tensor_bytes(plan.runs), "the largest tensor", "copied into the bucket when it is there",
             "stage3.py, __add_grad_to_ipg_bucket"});
@@ -302,6 +319,7 @@ void add_gradients(const DeepSpeedPlan& plan, const Updated& updated, TermList& 
 PersistentTensors persistent_tensors(const std::vector<OwnedRun>& runs, const DeepSpeedOptions& options) {
   PersistentTensors persistent;
   for_each_owned(runs, [&](const Owned& owned) {
+    if (owned.tensor->scales) return;
     if (checked_add(owned.elements, persistent.elements) > options.stage3_model_persistence_threshold) return;
     if (owned.elements > options.stage3_param_persistence_threshold) return;
     ++persistent.tensors;

@@ -15,6 +15,7 @@ constexpr const char* kBuckets = "stage_1_and_2.py, setup_buckets";
 constexpr const char* kStep = "stage_1_and_2.py, step";
 constexpr const char* kMoments = "the optimizer's first step, on the fp32 partition";
 constexpr const char* kFused = "deepspeed/runtime/fp16/fused_optimizer.py, FP16_Optimizer";
+constexpr const char* kUnfused = "deepspeed/runtime/fp16/unfused_optimizer.py, FP16_UnfusedOptimizer";
 constexpr const char* kBf16 = "deepspeed/runtime/bf16_optimizer.py, BF16_Optimizer";
 
 using Class = MemoryClass;
@@ -43,7 +44,9 @@ void add_stage0(const DeepSpeedPlan& plan, const TensorGroup& group, TermList& l
   const Policy& policy = group.policy;
   const std::uint64_t n = group.elements;
   const bool master = master_dtype(policy) != policy.parameter;
-  const char* source = master ? kFused : "deepspeed/runtime/engine.py: the client's optimizer as it is";
+  const bool fused = plan.setup.optimizer == OptimizerKind::adamw || plan.setup.optimizer == OptimizerKind::adam;
+  const char* source =
+      !master ? "deepspeed/runtime/engine.py: the client's optimizer as it is" : (fused ? kFused : kUnfused);
   list.add({"parameters", Class::parameters, Tier::device, Span::always, bytes_for(policy.parameter, n),
             "elements x bytes per element", counted(n, policy.parameter), source});
   list.add({"gradients", Class::gradients, Tier::device, Span::step, bytes_for(policy.gradient, n),
@@ -53,13 +56,36 @@ void add_stage0(const DeepSpeedPlan& plan, const TensorGroup& group, TermList& l
     list.add({"optimizer states: master", Class::optimizer_states, Tier::device, Span::always,
               bytes_for(master_dtype(policy), n), "elements x bytes per element", counted(n, master_dtype(policy)),
               source});
-    list.add({"gradients: flat, in the master's dtype", Class::gradients, Tier::device, Span::update,
+    list.add({"gradients: in the master's dtype", Class::gradients, Tier::device, Span::update,
               bytes_for(master_dtype(policy), n), "elements x bytes per element", counted(n, master_dtype(policy)),
               source});
   }
   list.add({"optimizer states: moments", Class::optimizer_states, Tier::device, Span::always,
-            flat_moment_bytes(plan.setup, policy, n, group.hidden_matrices), "elements x bytes of each state",
-            fmt::format("{} elements", with_commas(n)), kMoments});
+            whole_moment_bytes(plan.setup, plan.runs, group, policy), "bytes of each state, in the shapes of tensors",
+            fmt::format("{} elements", with_commas(n)),
+            "the optimizer's first step: of flat groups with FusedAdam, else of each tensor"});
+}
+
+// Of the rank whose partition meets most: whole tensors, though it updates a part of the first and the last.
+std::uint64_t most_met(const DeepSpeedPlan& plan, const TensorGroup& group, std::uint64_t partition) {
+  std::vector<std::uint64_t> met(group.ranks);
+  std::uint64_t start = 0;
+  for_each_owned(plan.runs, [&](const Owned& owned) {
+    if (!in_group(owned, group, plan.setup) || owned.elements == 0) return;
+    const std::uint64_t last = start + owned.elements - 1;
+    for (std::uint64_t rank = start / partition; rank <= last / partition; ++rank) met[rank] += owned.elements;
+    start = last + 1;
+  });
+  return *std::max_element(met.begin(), met.end());
+}
+
+// Of a partition of stages 1 and 2 on the device.
+Bytes partition_moments(const DeepSpeedPlan& plan, const TensorGroup& group, std::uint64_t partition) {
+  if (!group.hidden_matrices || partition == 0) {
+    return flat_moment_bytes(plan.setup, group.policy, partition, group.hidden_matrices);
+  }
+  const Bytes average = plan.setup.ema ? bytes_for(DType::f32, partition) : Bytes{};
+  return bytes_for(accumulation_dtype(plan, group.policy), most_met(plan, group, partition)) + average;
 }
 
 // bf16 with fp32 gradients, at stages 0 and 1: gradients whole in fp32 all the time, states sharded.
@@ -165,8 +191,11 @@ void add_on_device(const DeepSpeedPlan& plan, const TensorGroup& group, std::uin
   list.add({"optimizer states: master", Class::optimizer_states, Tier::device, Span::always,
             bytes_for(master, partition), "flat / N x bytes per element", counted(partition, master), kInit});
   list.add({"optimizer states: moments", Class::optimizer_states, Tier::device, Span::always,
-            flat_moment_bytes(plan.setup, policy, partition, group.hidden_matrices), "flat / N x bytes of each state",
-            fmt::format("{} elements", with_commas(partition)), kMoments});
+            partition_moments(plan, group, partition),
+            group.hidden_matrices ? "the whole tensors that a partition meets x bytes of a gradient"
+                                  : "flat / N x bytes of each state",
+            fmt::format("{} elements", with_commas(partition)),
+            group.hidden_matrices ? "stage_1_and_2.py, get_flat_partition: momentum_buffer" : kMoments});
 }
 
 void add_zero(const DeepSpeedPlan& plan, const TensorGroup& group, TermList& list) {

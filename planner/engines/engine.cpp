@@ -25,22 +25,6 @@ Bytes most(const EngineTerms& terms, Tier tier) {
   return std::max(held_at(terms, Span::backward, tier), held_at(terms, Span::update, tier));
 }
 
-PeakMemory peak_of(const EngineTerms& terms) {
-  const Span moment = peak_moment(terms);
-  const auto of = [&](MemoryClass memory_class) {
-    return sum(terms, [&](const Term& term) {
-      return term.tier == Tier::device && term.memory_class == memory_class && held(term.span, moment);
-    });
-  };
-  PeakMemory peak;
-  peak.parameters = of(MemoryClass::parameters);
-  peak.gathered_parameters = of(MemoryClass::gathered_parameters);
-  peak.gradients = of(MemoryClass::gradients);
-  peak.optimizer_states = of(MemoryClass::optimizer_states);
-  peak.communication_buffers = of(MemoryClass::communication_buffers);
-  return peak;
-}
-
 }  // namespace
 
 std::string_view name(Tier tier) {
@@ -73,8 +57,11 @@ std::string_view name(Span span) {
 
 EngineTerms terms_of(Engine engine, const Catalog& catalog, const Setup& setup, const EngineOptions& options) {
   validate(setup);
-  if (setup.optimizer_in_backward) {
-    throw ConfigError("--optimizer-in-backward", "", fmt::format("engine {} has no such step", name(engine)));
+  if (setup.optimizer_in_backward && engine != Engine::fsdp2) {
+    throw ConfigError("--optimizer-in-backward", "",
+                      fmt::format("engine {} updates in its step, once all gradients are there: expected --engine "
+                                  "fsdp2 or paper",
+                                  name(engine)));
   }
   switch (engine) {
     case Engine::deepspeed:
@@ -103,6 +90,21 @@ Bytes held_at(const EngineTerms& terms, Span moment, Tier tier) {
   return sum(terms, [&](const Term& term) { return term.tier == tier && held(term.span, moment); });
 }
 
+PeakMemory classes_held_at(const EngineTerms& terms, Span moment) {
+  const auto of = [&](MemoryClass memory_class) {
+    return sum(terms, [&](const Term& term) {
+      return term.tier == Tier::device && term.memory_class == memory_class && held(term.span, moment);
+    });
+  };
+  PeakMemory peak;
+  peak.parameters = of(MemoryClass::parameters);
+  peak.gathered_parameters = of(MemoryClass::gathered_parameters);
+  peak.gradients = of(MemoryClass::gradients);
+  peak.optimizer_states = of(MemoryClass::optimizer_states);
+  peak.communication_buffers = of(MemoryClass::communication_buffers);
+  return peak;
+}
+
 Report report_of(Engine engine, const Catalog& catalog, const Setup& setup, const EngineTerms& terms) {
   Report report{.engine = engine, .ranks = {}, .traffic = terms.traffic, .notes = catalog.notes};
   report.notes.insert(report.notes.end(), terms.notes.begin(), terms.notes.end());
@@ -123,7 +125,7 @@ Report report_of(Engine engine, const Catalog& catalog, const Setup& setup, cons
   if (!catalog.count_only) {
     device.live_peak = most(terms, Tier::device);
     device.peak_at = peak_moment(terms) == Span::update ? "the optimizer's update" : "the end of the backward";
-    device.at_peak = peak_of(terms);
+    device.at_peak = classes_held_at(terms, peak_moment(terms));
   }
   rank.host.pinned = most(terms, Tier::pinned);
   rank.host.pageable = most(terms, Tier::pageable);

@@ -49,11 +49,15 @@ struct EngineTerms {
   std::vector<std::string> notes;
 };
 
-// Throws ConfigError where the engine refuses the setup, and for an engine that has no terms (shardplan, paper).
+// Throws ConfigError where the engine refuses the setup, and for an engine that has no terms (shardplan, paper). Which
+// optimizers an engine runs, and how it holds their states, is said in its header.
 EngineTerms terms_of(Engine engine, const Catalog& catalog, const Setup& setup, const EngineOptions& options);
 
 // What is held at a moment (Span::backward or Span::update) on a tier.
 Bytes held_at(const EngineTerms& terms, Span moment, Tier tier);
+
+// The same on the device, by class; what is no engine's is nothing.
+PeakMemory classes_held_at(const EngineTerms& terms, Span moment);
 
 // The moment at which most is held on the device.
 Span peak_moment(const EngineTerms& terms);

@@ -35,28 +35,32 @@ struct Group {
   Bytes gathered;       // in the compute copy's dtype, padded
   Bytes gradients;      // whole, of what is trained
   Bytes reduce_input;   // padded, in the reduction's dtype
-  Bytes reduce_output;  // this rank's part
+  Bytes reduce_output;  // this rank's part, where the sharded gradient is a copy of it and no view
+  Bytes sharded;        // this rank's part, as it is kept
   Group& operator+=(const Group& other) {
     gathered += other.gathered;
     gradients += other.gradients;
     reduce_input += other.reduce_input;
     reduce_output += other.reduce_output;
+    sharded += other.sharded;
     return *this;
   }
 };
 
-Group group_of(const OwnedRun& run, const Fsdp2Options& options) {
+// A gradient that is added to one from before, or cast, is there twice (_cast_and_view_sharded_grads).
+Group group_of(const OwnedRun& run, const Setup& setup, const Fsdp2Options& options) {
   Group group;
   for (const Owned& owned : run.tensors) {
+    if (owned.tensor->scales) continue;
     const std::uint64_t padded = checked_multiply(shard(owned), owned.ranks);
-    // With one rank and nothing to cast, the sharded parameter is used as it is.
-    if (owned.ranks > 1 || kept_dtype(owned) != owned.policy.parameter) {
-      group.gathered += bytes_for(owned.policy.parameter, padded);
-    }
+    group.gathered += bytes_for(owned.policy.parameter, padded);
     if (!owned.tensor->trainable) continue;
+    const DType reduced = reduce_dtype(owned.policy, options);
+    const DType kept = sharded_dtype(owned.policy);
     group.gradients += bytes_for(owned.policy.parameter, owned.elements);
-    group.reduce_input += bytes_for(reduce_dtype(owned.policy, options), padded);
-    group.reduce_output += bytes_for(reduce_dtype(owned.policy, options), shard(owned));
+    group.reduce_input += bytes_for(reduced, padded);
+    if (reduced != kept || setup.accumulation > 1) group.reduce_output += bytes_for(reduced, shard(owned));
+    group.sharded += bytes_for(kept, shard(owned));
   }
   return group;
 }
@@ -68,10 +72,10 @@ struct Groups {
   std::uint64_t count = 0;
 };
 
-Groups groups_of(const std::vector<OwnedRun>& runs, const Fsdp2Options& options) {
+Groups groups_of(const std::vector<OwnedRun>& runs, const Setup& setup, const Fsdp2Options& options) {
   Groups groups;
   for (const OwnedRun& run : runs) {
-    const Group group = group_of(run, options);
+    const Group group = group_of(run, setup, options);
     if (!run.block) {
       groups.root += group;
       continue;
@@ -82,8 +86,20 @@ Groups groups_of(const std::vector<OwnedRun>& runs, const Fsdp2Options& options)
     groups.block.gradients = std::max(groups.block.gradients, group.gradients);
     groups.block.reduce_input = std::max(groups.block.reduce_input, group.reduce_input);
     groups.block.reduce_output = std::max(groups.block.reduce_output, group.reduce_output);
+    groups.block.sharded = std::max(groups.block.sharded, group.sharded);
   }
   return groups;
+}
+
+// Of one tensor's shard.
+Bytes moments_of(const Owned& owned, const Setup& setup) {
+  if (!owned.tensor->trainable) return Bytes{};
+  UpdatedTensor local = owned.updated;
+  if (!local.shape.empty()) local.shape.front() = divide_up(local.shape.front(), owned.ranks);
+  OptimizerChoice optimizer = optimizer_choice(setup);
+  optimizer.torchao = true;
+  const Bytes average = setup.ema ? bytes_for(DType::f32, elements(local.shape)) : Bytes{};
+  return state_bytes(local, optimizer, owned.policy) + average;
 }
 
 void add_states(TermList& list, const std::vector<OwnedRun>& runs, const Setup& setup, const Fsdp2Options& options) {
@@ -102,22 +118,20 @@ void add_states(TermList& list, const std::vector<OwnedRun>& runs, const Setup& 
     const Bytes bytes = bytes_for(sharded_dtype(owned.policy), shard(owned));
     return options.offload ? pinned(bytes) : bytes;
   };
-  const auto moments = [&](const Owned& owned) {
-    if (!owned.tensor->trainable) return Bytes{};
-    UpdatedTensor local = owned.updated;
-    if (!local.shape.empty()) local.shape.front() = divide_up(local.shape.front(), owned.ranks);
-    return moment_bytes(setup, owned.policy, local);
-  };
   list.add({"parameters: sharded, the master", MemoryClass::parameters, options.offload ? host : Tier::device,
             Span::always, sum_bytes(runs, parameter), rows, inputs, kParam});
-  list.add({"gradients: sharded", MemoryClass::gradients, options.offload ? host : Tier::device, Span::step,
-            sum_bytes(runs, gradient), rows, inputs, kCollectives});
+  if (!setup.optimizer_in_backward) {
+    list.add({"gradients: sharded", MemoryClass::gradients, options.offload ? host : Tier::device, Span::step,
+              sum_bytes(runs, gradient), rows, inputs, kCollectives});
+  }
   list.add({"optimizer states: moments", MemoryClass::optimizer_states, options.offload ? Tier::pageable : Tier::device,
-            Span::always, sum_bytes(runs, moments), rows, inputs,
-            "torch/optim/adam.py, Adam._init_group: zeros_like of the sharded parameter"});
+            Span::always, sum_bytes(runs, [&](const Owned& owned) { return moments_of(owned, setup); }), rows, inputs,
+            setup.optimizer == OptimizerKind::adam8bit
+                ? "torchao/optim/adam.py, _AdamBase._new_buffer: of the local tensor"
+                : "torch/optim/adam.py, Adam._init_group: zeros_like of the sharded parameter"});
 }
 
-void add_buffers(TermList& list, const Groups& groups, bool reshard) {
+void add_buffers(TermList& list, const Groups& groups, const Setup& setup, bool reshard) {
   const std::uint64_t two = std::min<std::uint64_t>(groups.count, 2);
   const std::string blocks =
       fmt::format("{} units that repeat, the largest {} B", groups.count, with_commas(groups.block.gathered.count()));
@@ -126,18 +140,26 @@ void add_buffers(TermList& list, const Groups& groups, bool reshard) {
             "kept from its forward to its backward", kGroup});
   list.add({"gathered parameters: blocks", MemoryClass::gathered_parameters, Tier::device, Span::backward,
             reshard ? two * groups.block.gathered : groups.blocks,
-            reshard ? "the unit that computes + the next one, in flight" : "every unit, kept after its forward", blocks,
-            kGroup});
+            reshard ? "the unit that computes + the flat buffer of the next one" : "every unit, kept after its forward",
+            blocks, kGroup});
   const Bytes gradients = std::max(groups.root.gradients, groups.block.gradients);
   const Bytes input = std::max(groups.root.reduce_input, groups.block.reduce_input);
   list.add({"gradients of the unit that computes", MemoryClass::communication_buffers, Tier::device, Span::backward,
             gradients, "elements of the largest unit x bytes per element", "not sharded yet", kGroup});
   list.add({"reduce-scatter input", MemoryClass::communication_buffers, Tier::device, Span::backward, input,
-            "padded elements of the largest unit x bytes of the reduction's dtype", "one is alive", kCollectives});
+            "padded elements of the largest unit x bytes of the reduction's dtype",
+            "one is alive: reduce_scatter_max_input_buffers", kCollectives});
   list.add({"reduce-scatter output", MemoryClass::communication_buffers, Tier::device, Span::backward,
             std::max(groups.root.reduce_output, groups.block.reduce_output),
-            "this rank's part of the largest unit x bytes of the reduction's dtype", "before it becomes the gradient",
+            "this rank's part of the largest unit x bytes of the reduction's dtype",
+            "where it is cast to the gradient's dtype or added to it; else the gradient is a view of it",
             kCollectives});
+  if (setup.optimizer_in_backward) {
+    list.add({"gradients: sharded, of one unit", MemoryClass::gradients, Tier::device, Span::backward,
+              std::max(groups.root.sharded, groups.block.sharded),
+              "this rank's part of the largest unit x bytes per element", "updated and dropped when it is reduced",
+              "_fsdp_collectives.py, foreach_reduce: post-accumulate-grad hooks"});
+  }
 }
 
 }  // namespace
@@ -166,7 +188,7 @@ EngineTerms fsdp2_terms(const Catalog& catalog, const Setup& setup, const Fsdp2O
   EngineTerms terms;
   TermList list(terms.terms);
   add_states(list, runs, setup, options);
-  if (!catalog.count_only) add_buffers(list, groups_of(runs, options), reshard);
+  if (!catalog.count_only) add_buffers(list, groups_of(runs, setup, options), setup, reshard);
   terms.traffic = textbook_traffic(catalog, setup);
   // Gathered once where it is kept.
   if (!reshard) {
@@ -180,6 +202,12 @@ EngineTerms fsdp2_terms(const Catalog& catalog, const Setup& setup, const Fsdp2O
     terms.notes.push_back(
         fmt::format("fsdp2 keeps sharded parameters in {}, which are the master, and gathers them in {}",
                     name(*setup.policy.master), name(setup.policy.parameter)));
+  }
+  if (setup.optimizer == OptimizerKind::adafactor) {
+    terms.notes.emplace_back(
+        "adafactor of torch 2.15 and of transformers 4.57 fails on fsdp2's parameters: sized as one that factors the "
+        "rows "
+        "of each rank");
   }
   if (setup.accumulation > 1) {
     terms.notes.emplace_back("fsdp2 reduces every micro-batch and adds into the sharded gradient");

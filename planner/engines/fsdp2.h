@@ -5,6 +5,11 @@
 // empty hold padding. The sharded parameter, in the master's dtype, is the master.
 //   stage 3: units are released after their forward and gathered again; stage 2: kept (reshard_after_forward=False).
 //   stages 0 and 1 do not exist there.
+//
+// Optimizers hold states of each rank's shard, in its shape: torch.optim.AdamW, Muon and torchao's AdamW8bit make them like
+// the local tensor. Adafactor, torch's (2.15) and transformers' (4.57), fails on sharded parameters: what is said is what
+// one holds that factors the rows of a rank. With the optimizer in the backward (hooks that run as soon as a unit is
+// reduced: _fsdp_collectives.py, foreach_reduce) no more than one unit's sharded gradients are there.
 #pragma once
 
 #include "planner/engines/engine.h"

@@ -7,6 +7,9 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "planner/engines/layer_wise.h"
+#include "planner/engines/megatron_fsdp.h"
+#include "planner/engines/megatron_states.h"
 #include "planner/engines/owned.h"
 #include "planner/engines/pinned.h"
 
@@ -16,7 +19,7 @@ namespace {
 constexpr const char* kBuffer = "megatron/core/distributed/param_and_grad_buffer.py, _ParamAndGradBuffer";
 constexpr const char* kOptimizer = "megatron/core/optimizer/distrib_optimizer.py, _build_model_and_main_param_groups";
 constexpr const char* kWhole = "megatron/core/optimizer/optimizer.py, Float16OptimizerWithFloat16Params";
-constexpr const char* kFsdp = "megatron/core/distributed/fsdp/src/megatron_fsdp/param_and_grad_buffer.py";
+constexpr const char* kLayerWise = "megatron/core/optimizer/layer_wise_optimizer.py, LayerWiseDistributedOptimizer";
 
 using Class = MemoryClass;
 
@@ -38,15 +41,6 @@ MegatronSharding sharding_of(const Setup& setup, const MegatronOptions& options)
   }
 }
 
-Bytes master_bytes(const Policy& policy, const MegatronOptions& options, std::uint64_t count) {
-  // In fp32 the parameter is its own master.
-  if (policy.parameter == DType::f32 || policy.parameter == DType::f64) return Bytes{};
-  if (!options.use_precision_aware_optimizer) return bytes_for(policy.master.value_or(DType::f32), count);
-  const bool remainders =
-      options.store_param_remainders && policy.parameter == DType::bf16 && options.main_params_dtype == DType::f32;
-  return bytes_for(remainders ? DType::i16 : options.main_params_dtype, count);
-}
-
 // The dtypes of moments.
 Policy moment_policy(const Policy& policy, const MegatronOptions& options) {
   Policy result = policy;
@@ -57,41 +51,6 @@ Policy moment_policy(const Policy& policy, const MegatronOptions& options) {
   return result;
 }
 
-// Of a shard of so many elements.
-Bytes shard_moments(const Setup& setup, const TensorGroup& group, const MegatronOptions& options, std::uint64_t count) {
-  return flat_moment_bytes(setup, moment_policy(group.policy, options), count, group.hidden_matrices);
-}
-// Of whole tensors, each in its shape.
-Bytes whole_moments(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group,
-                    const MegatronOptions& options) {
-  return sum_bytes(runs, [&](const Owned& owned) {
-    if (!in_group(owned, group, setup)) return Bytes{};
-    return moment_bytes(setup, moment_policy(owned.policy, options), owned.updated);
-  });
-}
-
-struct StateTerms {
-  Bytes master;
-  Bytes moments;
-  std::string formula;
-  std::string inputs;
-  const char* source;
-};
-
-void add_states(const StateTerms& states, const MegatronOptions& options, TermList& list) {
-  const auto add = [&](const char* what, Bytes bytes) {
-    const double fraction = options.optimizer_cpu_offload ? options.optimizer_offload_fraction : 0;
-    const Bytes host{static_cast<std::uint64_t>(fraction * static_cast<double>(bytes.count()))};
-    list.add({what, Class::optimizer_states, Tier::device, Span::always, bytes - host, states.formula, states.inputs,
-              states.source});
-    list.add({what, Class::optimizer_states, Tier::pinned, Span::always, host,
-              fmt::format("{}, the offloaded fraction", states.formula), states.inputs,
-              "megatron/core/optimizer/cpu_offloading/hybrid_optimizer.py, HybridDeviceOptimizer"});
-  };
-  add("optimizer states: master", states.master);
-  add("optimizer states: moments", states.moments);
-}
-
 std::vector<std::uint64_t> parameters_of(const Setup& setup, const std::vector<OwnedRun>& runs,
                                          const TensorGroup& group) {
   std::vector<std::uint64_t> parameters;
@@ -99,6 +58,46 @@ std::vector<std::uint64_t> parameters_of(const Setup& setup, const std::vector<O
     if (in_group(owned, group, setup)) parameters.push_back(owned.elements);
   });
   return parameters;
+}
+
+std::optional<std::uint64_t> bucket_elements(std::uint64_t ranks, const MegatronOptions& options) {
+  if (!options.overlap_grad_reduce) return std::nullopt;
+  return options.ddp_bucket_size.value_or(std::max<std::uint64_t>(40'000'000, checked_multiply(1'000'000, ranks)));
+}
+
+// Tensors of more than two dims are as many matrices: experts that one tensor holds.
+std::vector<WholeMatrix> matrices_of(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group) {
+  std::vector<WholeMatrix> matrices;
+  for_each_owned(runs, [&](const Owned& owned) {
+    if (!in_group(owned, group, setup) || owned.elements == 0) return;
+    const Shape& shape = owned.tensor->shape;
+    const WholeMatrix matrix{.rows = shape[shape.size() - 2], .columns = shape.back()};
+    matrices.insert(matrices.end(), owned.elements / (matrix.rows * matrix.columns), matrix);
+  });
+  return matrices;
+}
+
+// Muon's matrices, whole on the rank that updates them.
+void add_layer_wise(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group,
+                    const MegatronOptions& options, TermList& list) {
+  const LayerWiseLayout layout =
+      layer_wise_layout(matrices_of(setup, runs, group), group.ranks, bucket_elements(group.ranks, options),
+                        options.pad_buckets_for_high_nccl_busbw);
+  const std::string inputs =
+      fmt::format("{} elements of matrices in {} bucket{}, {} with padding", with_commas(layout.elements),
+                  layout.buckets, layout.buckets == 1 ? "" : "s", with_commas(layout.padded_elements));
+  const char* formula = "N x the fullest rank's part of each bucket, x bytes per element";
+  list.add({"parameters: buffer of whole matrices", Class::parameters, Tier::device, Span::always,
+            bytes_for(group.policy.parameter, layout.padded_elements), formula, inputs, kLayerWise});
+  list.add({"gradients: main, of whole matrices", Class::gradients, Tier::device, Span::always,
+            bytes_for(options.main_grads_dtype, layout.padded_elements), formula, inputs, kLayerWise});
+  add_megatron_states({.master = megatron_master_bytes(group.policy, options, layout.most_elements),
+                       .moments = flat_moment_bytes(setup, group.policy, layout.most_elements, true),
+                       .formula = "whole matrices of the fullest rank x bytes per element",
+                       .inputs = fmt::format("{} of {} elements, N = {}", with_commas(layout.most_elements),
+                                             with_commas(layout.elements), group.ranks),
+                       .source = kLayerWise},
+                      options, list);
 }
 
 void add_group(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group, bool distributed,
@@ -117,13 +116,19 @@ void add_group(const Setup& setup, const std::vector<OwnedRun>& runs, const Tens
   list.add({"gradients: main" + experts, Class::gradients, Tier::device, Span::always,
             bytes_for(options.main_grads_dtype, buffer.padded_elements), formula, inputs, kBuffer});
   const std::uint64_t updated = distributed ? buffer.padded_elements / group.ranks : buffer.padded_elements;
-  add_states({.master = master_bytes(group.policy, options, updated),
-              .moments = distributed ? shard_moments(setup, group, options, updated)
-                                     : whole_moments(setup, runs, group, options),
-              .formula = distributed ? "padded elements / N x bytes per element" : formula,
-              .inputs = fmt::format("{} elements, N = {}", with_commas(updated), group.ranks),
-              .source = distributed ? kOptimizer : kWhole},
-             options, list);
+  if (options.main_grads_dtype != DType::f32 && !options.use_precision_aware_optimizer) {
+    list.add({"gradients: fp32 copies" + experts, Class::gradients, Tier::device, Span::update,
+              bytes_for(DType::f32, updated), "what is updated x 4 B, until the next step begins",
+              fmt::format("{} elements", with_commas(updated)),
+              "distrib_optimizer.py and optimizer.py, _copy_model_grads_to_main_grads"});
+  }
+  add_megatron_states({.master = megatron_master_bytes(group.policy, options, updated),
+                       .moments = distributed ? megatron_shard_moments(setup, group, options, updated)
+                                              : megatron_whole_moments(setup, runs, group, options),
+                       .formula = distributed ? "padded elements / N x bytes per element" : formula,
+                       .inputs = fmt::format("{} elements, N = {}", with_commas(updated), group.ranks),
+                       .source = distributed ? kOptimizer : kWhole},
+                      options, list);
 }
 
 void shard_over_instances(std::vector<OwnedRun>& runs, const MegatronOptions& options) {
@@ -139,63 +144,54 @@ void shard_over_instances(std::vector<OwnedRun>& runs, const MegatronOptions& op
   }
 }
 
-struct FsdpPlacements {
-  bool parameters = false;
-  bool gradients = false;
-  bool states = false;
-};
-FsdpPlacements placements_of(MegatronSharding sharding) {
-  return {.parameters = sharding == MegatronSharding::optim_grads_params,
-          .gradients = sharding >= MegatronSharding::optim_grads,
-          .states = sharding >= MegatronSharding::optim};
-}
-
-// Its FSDP makes one buffer of each unit, padded to N.
-void add_fsdp(const Setup& setup, const std::vector<OwnedRun>& runs, const MegatronOptions& options, TermList& list) {
-  const FsdpPlacements placed = placements_of(sharding_of(setup, options));
-  Bytes largest_parameters;
-  Bytes largest_gradients;
-  for (const TensorGroup& group : trainable_groups(runs, setup)) {
-    std::uint64_t padded = 0;
-    for (const OwnedRun& run : runs) {
-      std::uint64_t unit = 0;
-      for (const Owned& owned : run.tensors) {
-        if (in_group(owned, group, setup)) unit += owned.elements;
-      }
-      unit = round_up(unit, group.ranks);
-      padded = checked_add(padded, checked_multiply(run.count, unit));
-      largest_parameters = std::max(largest_parameters, bytes_for(group.policy.parameter, unit));
-      largest_gradients = std::max(largest_gradients, bytes_for(options.main_grads_dtype, unit));
-    }
-    const auto held = [&](bool sharded) { return sharded ? padded / group.ranks : padded; };
-    const std::string inputs =
-        fmt::format("{} elements of {}, N = {}", with_commas(group.elements), with_commas(padded), group.ranks);
-    const char* formula = "units padded to N, whole or 1/N by strategy, x bytes per element";
-    list.add({"parameters", Class::parameters, Tier::device, Span::always,
-              bytes_for(group.policy.parameter, held(placed.parameters)), formula, inputs, kFsdp});
-    list.add({"gradients: main", Class::gradients, Tier::device, Span::always,
-              bytes_for(options.main_grads_dtype, held(placed.gradients)), formula, inputs, kFsdp});
-    const std::uint64_t updated = held(placed.states);
-    add_states({.master = master_bytes(group.policy, options, updated),
-                .moments = placed.states ? shard_moments(setup, group, options, updated)
-                                         : whole_moments(setup, runs, group, options),
-                .formula = formula,
-                .inputs = inputs,
-                .source = kFsdp},
-               options, list);
-  }
-  if (placed.parameters) {
-    list.add({"gathered parameters", Class::gathered_parameters, Tier::device, Span::backward, 2 * largest_parameters,
-              "two of the largest unit: the one that computes and the next", "double buffering", kFsdp});
-  }
-  if (placed.gradients) {
-    list.add({"gradients of units on their way", Class::communication_buffers, Tier::device, Span::backward,
-              2 * largest_gradients, "two of the largest unit: the one that computes and the one that is reduced",
-              "double buffering", kFsdp});
-  }
+void require_runnable(const Setup& setup, const MegatronOptions& options, bool fsdp, bool distributed) {
+  const auto require = [](bool condition, const char* flag, const char* problem) {
+    if (!condition) throw ConfigError(flag, "", problem);
+  };
+  require(setup.optimizer != OptimizerKind::adafactor && setup.optimizer != OptimizerKind::adam8bit, "--optimizer",
+          "megatron has no Adafactor and no 8-bit Adam: expected adamw, adam, sgd, sgd-momentum, lion or muon");
+  if (setup.optimizer != OptimizerKind::muon) return;
+  require(!fsdp, "--optimizer", "megatron runs muon without its FSDP: expected --zero 0 or 1");
+  require(setup.policy.parameter != DType::f16, "--optimizer", "megatron runs muon in bf16 or fp32, not in fp16");
+  require(!options.use_precision_aware_optimizer, "--use-precision-aware-optimizer", "is of adam, not of muon");
+  require(!distributed || options.num_distributed_optimizer_instances == 1, "--num-distributed-optimizer-instances",
+          "muon shares its matrices out among all data ranks: expected 1");
 }
 
 }  // namespace
+
+Bytes megatron_master_bytes(const Policy& policy, const MegatronOptions& options, std::uint64_t count) {
+  // In fp32 the parameter is its own master.
+  if (policy.parameter == DType::f32 || policy.parameter == DType::f64) return Bytes{};
+  if (!options.use_precision_aware_optimizer) return bytes_for(policy.master.value_or(DType::f32), count);
+  const bool remainders =
+      options.store_param_remainders && policy.parameter == DType::bf16 && options.main_params_dtype == DType::f32;
+  return bytes_for(remainders ? DType::i16 : options.main_params_dtype, count);
+}
+
+Bytes megatron_shard_moments(const Setup& setup, const TensorGroup& group, const MegatronOptions& options,
+                             std::uint64_t count) {
+  return flat_moment_bytes(setup, moment_policy(group.policy, options), count, group.hidden_matrices);
+}
+
+Bytes megatron_whole_moments(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group,
+                             const MegatronOptions& options) {
+  return whole_moment_bytes(setup, runs, group, moment_policy(group.policy, options));
+}
+
+void add_megatron_states(const MegatronStates& states, const MegatronOptions& options, TermList& list) {
+  const auto add = [&](const char* what, Bytes bytes) {
+    const double fraction = options.optimizer_cpu_offload ? options.optimizer_offload_fraction : 0;
+    const Bytes host{static_cast<std::uint64_t>(fraction * static_cast<double>(bytes.count()))};
+    list.add({what, Class::optimizer_states, Tier::device, Span::always, bytes - host, states.formula, states.inputs,
+              states.source});
+    list.add({what, Class::optimizer_states, Tier::pinned, Span::always, host,
+              fmt::format("{}, the offloaded fraction", states.formula), states.inputs,
+              "megatron/core/optimizer/cpu_offloading/hybrid_optimizer.py, HybridDeviceOptimizer"});
+  };
+  add("optimizer states: master", states.master);
+  add("optimizer states: moments", states.moments);
+}
 
 MegatronBuffer megatron_buffer(const std::vector<std::uint64_t>& parameters, std::uint64_t ranks, bool distributed,
                                const MegatronOptions& options) {
@@ -204,10 +200,7 @@ MegatronBuffer megatron_buffer(const std::vector<std::uint64_t>& parameters, std
   constexpr std::uint64_t kBusAlignment = 65536;
   std::uint64_t multiple = std::lcm(ranks, kBucketAlignment);
   if (options.pad_buckets_for_high_nccl_busbw) multiple = std::lcm(multiple, kBusAlignment);
-  const std::optional<std::uint64_t> bucket_size =
-      options.overlap_grad_reduce
-          ? options.ddp_bucket_size.value_or(std::max<std::uint64_t>(40'000'000, checked_multiply(1'000'000, ranks)))
-          : std::optional<std::uint64_t>();
+  const std::optional<std::uint64_t> bucket_size = bucket_elements(ranks, options);
   const auto bucket_end = [&](std::uint64_t end) { return distributed ? round_up(end, multiple) : end; };
   MegatronBuffer buffer;
   std::uint64_t bucket_start = 0;
@@ -234,23 +227,29 @@ EngineTerms megatron_terms(const Catalog& catalog, const Setup& setup, const Meg
   if (options.optimizer_offload_fraction < 0 || options.optimizer_offload_fraction > 1) {
     throw ConfigError("--optimizer-offload-fraction", "", "expected 0 to 1");
   }
+  const bool distributed = options.use_distributed_optimizer.value_or(setup.stage == 1);
+  require_runnable(setup, options, uses_fsdp(setup, options), distributed);
   std::vector<OwnedRun> runs = owned_tensors(catalog, setup);
   shard_over_instances(runs, options);
   EngineTerms terms;
   TermList list(terms.terms);
-  list.add({"parameters: frozen", Class::parameters, Tier::device, Span::always,
-            sum_bytes(runs,
-                      [](const Owned& owned) {
-                        return owned.tensor->trainable ? Bytes{} : bytes_for(owned.policy.parameter, owned.elements);
-                      }),
-            "elements x bytes per element", "in no buffer", kBuffer});
   const bool fsdp = uses_fsdp(setup, options) && !catalog.count_only;
-  const bool distributed = options.use_distributed_optimizer.value_or(setup.stage == 1);
   if (fsdp) {
-    add_fsdp(setup, runs, options, list);
+    add_megatron_fsdp(setup, runs, options, sharding_of(setup, options), list);
   } else {
-    for (const TensorGroup& group : trainable_groups(runs, setup))
+    list.add({"parameters: frozen", Class::parameters, Tier::device, Span::always,
+              sum_bytes(runs,
+                        [](const Owned& owned) {
+                          return owned.tensor->trainable ? Bytes{} : bytes_for(owned.policy.parameter, owned.elements);
+                        }),
+              "elements x bytes per element", "in no buffer", kBuffer});
+  }
+  for (const TensorGroup& group : fsdp ? std::vector<TensorGroup>() : trainable_groups(runs, setup)) {
+    if (distributed && group.hidden_matrices) {
+      add_layer_wise(setup, runs, group, options, list);
+    } else {
       add_group(setup, runs, group, distributed, options, list);
+    }
   }
   Setup sent = setup;
   sent.policy.gradient = sent.policy.wire = options.main_grads_dtype;

@@ -88,6 +88,11 @@ struct MegatronOptions {
   bool use_megatron_fsdp = false;
   std::optional<MegatronSharding> data_parallel_sharding_strategy;  // empty: by stage; given: its FSDP
 
+  // Of its FSDP. Two units' buffers are kept all the time, instead of what is under way.
+  bool fsdp_double_buffer = false;
+  // Elements: half is gathered ahead, as many wait for their reduction. Empty: the larger of 1e9 and twice the mean unit.
+  std::optional<std::uint64_t> suggested_communication_unit_size;
+
   bool overlap_grad_reduce = false;              // off: one bucket, whatever ddp_bucket_size
   std::optional<std::uint64_t> ddp_bucket_size;  // elements; empty: max(40e6, 1e6 x dp)
   bool pad_buckets_for_high_nccl_busbw = false;

@@ -23,7 +23,7 @@ std::vector<OwnedRun> owned_tensors(const Catalog& catalog, const Setup& setup) 
       }
       owned.tensors.push_back({.tensor = &tensor,
                                .elements = elements(tensor.shape),
-                               .ranks = ranks / setup.replicate,
+                               .ranks = tensor.scales ? 1 : ranks / setup.replicate,
                                .policy = policy_for(setup.policy, tensor.dtype),
                                .updated = updated_tensor(run, tensor)});
     }
@@ -63,6 +63,13 @@ Bytes moment_bytes(const Setup& setup, const Policy& policy, const UpdatedTensor
 
 Bytes flat_moment_bytes(const Setup& setup, const Policy& policy, std::uint64_t count, bool hidden_matrices) {
   return moment_bytes(setup, policy, {.shape = {count}, .hidden_matrix = hidden_matrices});
+}
+
+Bytes whole_moment_bytes(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group,
+                         const Policy& policy) {
+  return sum_bytes(runs, [&](const Owned& owned) {
+    return in_group(owned, group, setup) ? moment_bytes(setup, policy, owned.updated) : Bytes{};
+  });
 }
 
 Bytes largest_tensor_bytes(const std::vector<OwnedRun>& runs) {

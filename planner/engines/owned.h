@@ -16,9 +16,11 @@ namespace shardplan {
 struct Owned {
   const Tensor* tensor = nullptr;  // of the catalog
   std::uint64_t elements = 0;
-  std::uint64_t ranks = 1;  // that share its states
-  Policy policy;            // after what the model fixes
-  UpdatedTensor updated;    // as its optimizer sees it
+  // That share its states. 1 of scales: bitsandbytes keeps them in attributes of its parameters, not as parameters
+  // (nn/modules.py, Params4bit.quant_state and Int8Params.SCB), so no engine shards or gathers them.
+  std::uint64_t ranks = 1;
+  Policy policy;          // after what the model fixes
+  UpdatedTensor updated;  // as its optimizer sees it
 };
 
 // Equal units, as in the catalog.
@@ -74,6 +76,10 @@ bool in_group(const Owned& owned, const TensorGroup& group, const Setup& setup);
 // buffer, in which no tensor has a shape any more.
 Bytes moment_bytes(const Setup& setup, const Policy& policy, const UpdatedTensor& tensor);
 Bytes flat_moment_bytes(const Setup& setup, const Policy& policy, std::uint64_t elements, bool hidden_matrices);
+
+// Of a group's tensors, each whole and in its shape.
+Bytes whole_moment_bytes(const Setup& setup, const std::vector<OwnedRun>& runs, const TensorGroup& group,
+                         const Policy& policy);
 
 Bytes largest_tensor_bytes(const std::vector<OwnedRun>& runs);  // trainable, in its parameter dtype
 

@@ -144,6 +144,15 @@ void deepseek_v3(ModelConfig& config, ModelBuilder& model) {
                           .intermediate = 2048,
                           .dense_layers = 3};
   deepseek(config, model, defaults, true, false);
+  // The class makes none of them, and drops their weights when it reads a checkpoint (modeling_deepseek_v3.py,
+  // _keys_to_ignore_on_load_unexpected); files of weights hold them behind the last layer.
+  const std::uint64_t predicted = config.count_or_none("num_nextn_predict_layers");
+  if (predicted > 0) {
+    config.note(
+        fmt::format("num_nextn_predict_layers {}: multi-token prediction is in files of weights, not in the model's "
+                    "class: not sized",
+                    predicted));
+  }
 }
 
 }  // namespace

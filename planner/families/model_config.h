@@ -81,6 +81,8 @@ class ModelConfig {
   std::uint64_t labels() const;
   bool ties_embeddings(bool class_default);
 
+  // Something the user should know, besides what is noted of itself.
+  void note(const std::string& text) { findings_->notes.push_back(path_ + text); }
   // What the user should know: assumptions and defaults, those of nested models too.
   std::vector<std::string> notes() const;
 

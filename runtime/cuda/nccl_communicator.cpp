@@ -64,6 +64,7 @@ class NcclCommunicator final : public Communicator {
   int world_rank() const override { return family_->world_rank(); }
   std::chrono::milliseconds deadline() const override { return family_->deadline(); }
   bool reads_peers() const override { return false; }
+  bool keeps_tree() const override { return !fast_; }
 
   void barrier() override { records_.all_gather("barrier", {}, {}); }
   void all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) override;
@@ -98,12 +99,7 @@ class NcclCommunicator final : public Communicator {
 };
 
 void NcclCommunicator::all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) {
-  SHARDPLAN_CHECK(all.size() == mine.size() * world_ranks_.size(), "all_gather_bytes needs one record per rank");
-  const std::byte* place = all.data() + static_cast<std::size_t>(rank_) * mine.size();
-  const std::less<> before;  // a total order, of pointers into different arrays too
-  const bool apart = !before(mine.data(), all.data() + all.size()) || !before(all.data(), mine.data() + mine.size());
-  SHARDPLAN_CHECK(mine.empty() || apart || mine.data() == place,
-                  "the record overlaps the records elsewhere than at this rank's place");
+  check_records(mine, all, rank(), size());
   records_.all_gather("all_gather_bytes", mine, all);
 }
 

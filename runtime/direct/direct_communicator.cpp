@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <functional>
 #include <utility>
 
 #include "base/error.h"
@@ -31,13 +30,7 @@ void DirectCommunicator::barrier() {
 }
 
 void DirectCommunicator::all_gather_bytes(std::span<const std::byte> mine, std::span<std::byte> all) {
-  SHARDPLAN_CHECK(all.size() == mine.size() * static_cast<std::size_t>(size()),
-                  "all_gather_bytes needs one record per rank");
-  const std::byte* place = all.data() + static_cast<std::size_t>(rank()) * mine.size();
-  const std::less<> before;  // a total order, of pointers into different arrays too
-  const bool apart = !before(mine.data(), all.data() + all.size()) || !before(all.data(), mine.data() + mine.size());
-  SHARDPLAN_CHECK(mine.empty() || apart || mine.data() == place,
-                  "the record overlaps the records elsewhere than at this rank's place");
+  check_records(mine, all, rank(), size());
   const CollectiveCall call{.operation = "all_gather_bytes", .same = {{{"bytes", mine.size()}}}};
   std::size_t done = 0;
   do {

@@ -57,6 +57,25 @@ shardplan_communicator* make_shared_memory(int rank, int size, std::uint64_t dea
   return handle_of(std::make_shared<CpuDevice>(HostPages::shareable), std::move(communicator));
 }
 
+shardplan_communicator* make_nccl(int rank, int size, int gpu, std::uint64_t deadline_milliseconds,
+                                  shardplan_exchange_records exchange, void* user) {
+  require_place(rank, size);
+  if (gpu < 0) throw ConfigError("gpu", "", fmt::format("{}: expected 0 or more", gpu));
+  SHARDPLAN_CHECK(exchange != nullptr || size == 1, "exchange is NULL");
+  const CudaBackend& cuda = load_cuda_backend();
+  std::shared_ptr<Device> device = cuda.make_device(gpu);
+  NcclOptions options;
+  options.rank = rank;
+  options.size = size;
+  options.deadline = deadline_of(deadline_milliseconds);
+  options.all_gather = [=](std::span<const std::byte> mine, std::span<std::byte> all) {
+    require_success("exchange", exchange(user, mine.data(), mine.size(), all.data()));
+  };
+  shardplan_communicator* handle = handle_of(std::move(device), cuda.make_communicator(gpu, options));
+  handle->state->cuda = &cuda;
+  return handle;
+}
+
 shardplan_communicator* make_over(const shardplan_transport& transport) {
   require_place(transport.rank, transport.size);
   SHARDPLAN_CHECK(transport.exchange != nullptr && transport.give_up != nullptr,
@@ -95,6 +114,16 @@ shardplan_status shardplan_communicator_create_over(const shardplan_transport* t
   return guarded(error, [&] {
     required(communicator, "communicator") = nullptr;
     *communicator = make_over(taken(transport, "transport"));
+  });
+}
+
+shardplan_status shardplan_communicator_create_nccl(int32_t rank, int32_t size, int32_t gpu,
+                                                    uint64_t deadline_milliseconds, shardplan_exchange_records exchange,
+                                                    void* user, shardplan_communicator** communicator,
+                                                    shardplan_error* error) {
+  return guarded(error, [&] {
+    required(communicator, "communicator") = nullptr;
+    *communicator = make_nccl(rank, size, gpu, deadline_milliseconds, exchange, user);
   });
 }
 

@@ -11,6 +11,7 @@
 #include "runtime/communicator.h"
 #include "runtime/device.h"
 #include "shard/c_api/call.h"
+#include "shard/cuda_backend.h"
 #include "shard/zero_optimizer.h"
 
 namespace shardplan::c_api {
@@ -26,6 +27,7 @@ struct PlanState {
 struct CommunicatorState {
   std::shared_ptr<Device> device;  // one for the ranks of a process, so that they count free memory once
   std::unique_ptr<Communicator> communicator;
+  const CudaBackend* cuda = nullptr;  // where the device is a GPU
 };
 
 // Our dtypes follow shardplan.h's, from 1 on.

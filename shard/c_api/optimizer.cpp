@@ -31,10 +31,21 @@ void require_world(const Setup& setup, const Communicator& world) {
                     fmt::format("{}, but the communicator has {} ranks", setup.world_size, world.size()));
 }
 
+// The device is the communicator's; naming it says that the caller knows where the arena will be.
+void require_device(std::string_view device, const CommunicatorState& world) {
+  if (device == "cuda") {
+    load_cuda_backend().gpus();  // why there is none, where that is so
+    if (world.cuda != nullptr) return;
+    throw ConfigError("device", "", "'cuda': expected a communicator of shardplan_communicator_create_nccl");
+  }
+  if (device != "cpu") throw ConfigError("device", "", fmt::format("'{}' is not known: expected cpu or cuda", device));
+  if (world.cuda != nullptr) throw ConfigError("device", "", "'cpu': expected 'cuda', for the communicator is of GPUs");
+}
+
 std::unique_ptr<shardplan_optimizer> make_optimizer(std::shared_ptr<const PlanState> plan, std::string_view device,
                                                     std::shared_ptr<CommunicatorState> world,
                                                     shardplan_initial_values initial_values, void* user) {
-  if (device != "cpu") throw ConfigError("device", "", fmt::format("'{}' is not known: expected cpu", device));
+  require_device(device, *world);
   SHARDPLAN_CHECK(initial_values != nullptr, "initial_values is NULL");
   require_world(plan->plan.setup, *world->communicator);
   auto handle = std::make_unique<shardplan_optimizer>();
@@ -47,6 +58,7 @@ std::unique_ptr<shardplan_optimizer> make_optimizer(std::shared_ptr<const PlanSt
     require_success("initial_values",
                     initial_values(user, whole_name.c_str(), range.tensor, range.first, values.data(), values.size()));
   };
+  if (handle->world->cuda != nullptr) options.kernels = &handle->world->cuda->kernels();
   Communicator* const communicator = handle->world->communicator.get();
   const Communicators groups{.world = communicator,
                              .shard_group = handle->shard_group ? handle->shard_group.get() : communicator,
@@ -161,7 +173,9 @@ shardplan_status shardplan_optimizer_begin(shardplan_optimizer* optimizer, shard
 shardplan_status shardplan_optimizer_enter(shardplan_optimizer* optimizer, uint64_t unit, shardplan_pass pass,
                                            shardplan_unit_views* views, shardplan_error* error) {
   return guarded(error, [&] {
-    required(views, "views") = give_views(*optimizer, optimizer_of(optimizer).enter(unit, pass_of(pass)));
+    const shardplan::UnitViews entered = optimizer_of(optimizer).enter(unit, pass_of(pass));
+    optimizer->optimizer->synchronize();
+    required(views, "views") = give_views(*optimizer, entered);
   });
 }
 
@@ -181,6 +195,7 @@ shardplan_status shardplan_optimizer_reduce(shardplan_optimizer* optimizer, shar
   return guarded(error, [&] {
     SHARDPLAN_CHECK(count == 0 || gradients != nullptr, "gradients is NULL");
     reduce(required(optimizer, "optimizer"), program_of(program), {gradients, count});
+    optimizer->optimizer->synchronize();
   });
 }
 
@@ -188,6 +203,7 @@ shardplan_status shardplan_optimizer_step(shardplan_optimizer* optimizer, shardp
                                           shardplan_error* error) {
   return guarded(error, [&] {
     const shardplan::StepReport result = optimizer_of(optimizer).step();
+    optimizer->optimizer->synchronize();
     if (report != nullptr) give(report, report_of(result, optimizer->plan->options.groups.size()), "report");
   });
 }

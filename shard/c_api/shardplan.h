@@ -225,6 +225,16 @@ SHARDPLAN_API shardplan_status shardplan_communicator_create_shared(int32_t rank
                                                                     shardplan_communicator** communicator,
                                                                     shardplan_error* error);
 
+/* Ranks have a GPU each (`gpu`, from 0, of those that this process sees) and reach each other by NCCL, summing in the
+ * plan's order. For plans of transport "staged"; one rank, any. `exchange` as above, called once; NULL for one rank. The
+ * module libshardplan-cuda.so is loaded; where it, a driver, that GPU or NCCL is missing, SHARDPLAN_CONFIG_ERROR says
+ * which. */
+SHARDPLAN_API shardplan_status shardplan_communicator_create_nccl(int32_t rank, int32_t size, int32_t gpu,
+                                                                  uint64_t deadline_milliseconds,
+                                                                  shardplan_exchange_records exchange, void* user,
+                                                                  shardplan_communicator** communicator,
+                                                                  shardplan_error* error);
+
 /* A message to a peer (`data` is to be read only) or room for one from it. */
 typedef struct shardplan_message {
   void* data;
@@ -281,7 +291,10 @@ typedef int (*shardplan_initial_values)(void* user, const char* name, uint64_t t
                                         size_t count);
 
 /* Collective: every rank calls it, with the same plan. Allocates the arena; there is no other allocation of its kind.
- * `device` is "cpu". */
+ *
+ * `device` is where the arena lies: "cpu", or "cuda" with a communicator of shardplan_communicator_create_nccl. On
+ * "cuda" the data of views and gradients is in the GPU's memory. What a call has queued there is done when it returns;
+ * what the client has put on streams of its own must be done before its next call. */
 SHARDPLAN_API shardplan_status shardplan_optimizer_create(const shardplan_plan* plan, const char* device,
                                                           shardplan_communicator* world,
                                                           shardplan_initial_values initial_values, void* user,

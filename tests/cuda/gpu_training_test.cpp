@@ -175,7 +175,7 @@ TEST_F(NcclTest, WholeStepsEqualTheReference) {
         ZeroOptions options;
         options.clip_norm = 0.5;
         options.initial_values = synthetic_values;
-        const Outcome expected = run_reference(catalog, setup, options, script);
+        const Trained expected = run_reference(catalog, setup, options, script);
         options.kernels = &cuda_->kernels();
         const StepPlan plan = make_step_plan(catalog, setup);
         on_gpus(ranks, false, [&](Communicator& world, Device& device) {

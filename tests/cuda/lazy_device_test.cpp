@@ -39,7 +39,7 @@ class OnLazyDevice : public ::testing::TestWithParam<Case> {};
 
 // The optimizer of one plan on four ranks, each with a lazy device of its own.
 void expect_outcome(const Catalog& catalog, const StepPlan& plan, const ZeroOptions& options, const Script& script,
-                    const Outcome& expected) {
+                    const Trained& expected) {
   const bool staged = plan.setup.transport == Transport::staged;
   const auto outcomes =
       outcomes_of_ranks(staged ? make_staged_communicators(4, std::chrono::seconds(60)) : make_local_communicators(4),
@@ -69,7 +69,7 @@ TEST_P(OnLazyDevice, EveryStageEqualsTheReference) {
     options.groups = {{.match = "*bias"}, {.match = "*", .values = {.learning_rate = 1e-2}}};
     options.clip_norm = 0.5;
     options.initial_values = synthetic_values;
-    const Outcome expected = run_reference(catalog, setup, options, script);
+    const Trained expected = run_reference(catalog, setup, options, script);
     options.kernels = &lazy_kernels();
     for (setup.prefetch = 0; setup.prefetch < 3; ++setup.prefetch) {
       SCOPED_TRACE(fmt::format("{}, prefetch {}", precision, setup.prefetch));

@@ -1,4 +1,4 @@
-# Run by CTest with the arguments of install_test.cmake, VERSION, TOOLS and LINTIAN (which may be empty). Makes the
+# Run by CTest with the arguments of install_test.cmake, VERSION, TOOLS, CUDA and LINTIAN (which may be empty). Makes the
 # Debian packages, looks at what is in them, unpacks them into one folder and builds the consumers against that.
 file(REMOVE_RECURSE ${WORK})
 include(${SOURCE}/consumers.cmake)
@@ -38,6 +38,16 @@ expect(libshardplan-cxx-dev "Depends: [^\n]*libshardplan-dev \\(= ;Depends: [^\n
 if(TOOLS)
   expect(shardplan-tools "Depends: [^\n]*libc6" "/usr/bin/memcalc\n")
   run(${WORK}/root/usr/bin/memcalc --version)
+endif()
+if(CUDA)
+  expect(shardplan-cuda "Depends: [^\n]*libc6;Suggests: libnccl2" "/shardplan/libshardplan-cuda.so\n")
+  # It is where the programs look for it: what they say then is of the driver.
+  if(TOOLS)
+    execute_process(COMMAND ${WORK}/root/usr/bin/memcalc gpus --detect OUTPUT_QUIET ERROR_VARIABLE said)
+    if(said MATCHES "installation has no")
+      message(FATAL_ERROR "memcalc does not find the CUDA module of its package: ${said}")
+    endif()
+  endif()
 endif()
 build_c_consumer(${WORK}/root/usr ${WORK}/c)
 build_cxx_consumer(${WORK}/root/usr ${WORK}/cxx)

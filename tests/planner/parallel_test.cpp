@@ -203,6 +203,38 @@ std::vector<std::string> units_of(const Catalog& catalog) {
   return units;
 }
 
+TEST(Parallel, LayoutsAsMegatronWritesThem) {
+  using Counts = std::vector<std::uint64_t>;
+  EXPECT_EQ(parse_pipeline_layout("Ettt|tt|L").decoder_layers, (Counts{3, 2, 0}));
+  EXPECT_EQ(parse_pipeline_layout("Et*3|(tt|)*3,m|L").decoder_layers, (Counts{3, 2, 2, 2, 0, 0}));
+  EXPECT_EQ(parse_pipeline_layout("Et*3|(tt|)*3,m|L").multi_token_layers, (Counts{0, 0, 0, 0, 1, 0}));
+  EXPECT_EQ(parse_pipeline_layout("Et*12|t*4mL").decoder_layers, (Counts{12, 4}));
+  EXPECT_EQ(parse_pipeline_layout("EL").decoder_layers, Counts{0});
+  for (const char* bad :
+       {"", "t|L", "Et|t", "Ett|EtL", "EtL|t", "E(t|L", "Et*|L", "Ex|L", "E((t)*2)L", "Et*99999999L"}) {
+    expect_config_error([&] { parse_pipeline_layout(bad); }, "--pipeline-model-parallel-layout", "", "");
+  }
+  Parallelism p{.pipeline = 2, .virtual_stages = 2, .piece_layers = {3, 2, 1, 0}};
+  EXPECT_EQ(layers_of_pieces(6, p), (Counts{3, 2, 1, 0}));
+  expect_config_error([&] { layers_of_pieces(7, p); }, "--pipeline-model-parallel-layout", "",
+                      "6 layers of the model's 7");
+  p.piece_layers = {3, 3};
+  expect_config_error([&] { validate(p); }, "--pipeline-model-parallel-layout", "", "expected 2 x 2");
+  p = {.pipeline = 2, .loss_is_a_layer = true, .piece_layers = {3, 3}};
+  expect_config_error([&] { validate(p); }, "--pipeline-model-parallel-layout", "", "excludes");
+}
+
+// The rank that has the loss alone holds the norm and the head.
+TEST(Parallel, APieceMayHaveNoLayers) {
+  const Model model = find_model("llama-2-7b");
+  shardplan::Setup setup;
+  setup.parallel = {.pipeline = 3, .piece_layers = {20, 12, 0}};
+  const std::vector<RankKind> kinds = kinds_of_ranks(model, setup);
+  ASSERT_EQ(kinds.size(), 3U);
+  EXPECT_EQ(parameter_elements(kinds[2].catalog), 32000U * 4096 + 4096);
+  EXPECT_EQ(parameter_elements(kinds[0].catalog) - 32000U * 4096, 20U * 202'383'360);
+}
+
 TEST(Parallel, StagesHoldTheirLayers) {
   const Model model = model_from_hf_config(R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"],
       "num_hidden_layers": 8, "hidden_size": 64, "num_attention_heads": 4, "tie_word_embeddings": true})",

@@ -58,6 +58,11 @@ def test_planning_needs_no_torch() -> None:
         (dict(wire_dtype="q"), "--wire-dtype"),
         (dict(gpu="h1000"), "h1000"),
         (dict(seq=0), "--seq"),
+        (dict(ema="perhaps"), "--ema"),
+        (dict(tp=3, gpus=8), "--gpus"),
+        (dict(quantize="int3"), "--quantize"),
+        (dict(lora_targets=["c_attn"]), "--lora-targets"),
+        (dict(engine="megatron", hpz=2), "--hpz"),
         (dict(params="7e9"), "model"),
     ],
 )
@@ -106,31 +111,75 @@ def test_a_simulated_step_is_as_planned(tmp_path: Any) -> None:
 
 
 def test_a_rank_that_fails_is_in_errors() -> None:
-    simulation = shardplan.simulate("gpt2", gpus=4, faults=["kill,rank=2,operation=20"])
+    simulation = shardplan.simulate("gpt2", gpus=4, fault=["kill,rank=2,operation=20"])
     assert 2 in [failure.rank for failure in simulation.errors]
 
 
+def flags(command: str) -> List[str]:
+    """Those that memcalc itself completes."""
+    script = subprocess.run([MEMCALC, "completion"], check=True, capture_output=True, text=True).stdout
+    words = next(line for line in script.splitlines() if line.strip().startswith(f"{command})"))
+    return [word[2:].replace("-", "_") for word in words.split('"')[1].split()]
+
+
+@needs_memcalc
+def test_keywords_are_memcalcs_flags() -> None:
+    of_output = {"help", "json", "verbose"}
+    plan = set(shardplan.plan.__kwdefaults__)
+    assert plan == set(flags("plan")) - of_output
+    assert plan == set(flags("explain")) - of_output
+    assert plan | set(shardplan.simulate.__kwdefaults__) == set(flags("simulate")) - of_output
+
+
 CASES: List[Any] = [
-    ("llama-2-7b", dict(gpus=8, zero=3, gpu="h100"), ["--gpus", "8", "--zero", "3", "--gpu", "h100"]),
+    ("llama-2-7b", dict(gpus=8, zero=3, gpu="h100"), "--gpus 8 --zero 3 --gpu h100"),
     (
         "mixtral-8x7b",
         dict(gpus=64, zero=2, replicate=2, grad_accum=4, precision="fp16-mixed", optimizer="lion", ema=True),
-        "--gpus 64 --zero 2 --replicate 2 --grad-accum 4 --precision fp16-mixed --optimizer lion --ema".split(),
+        "--gpus 64 --zero 2 --replicate 2 --grad-accum 4 --precision fp16-mixed --optimizer lion --ema",
     ),
     (
         "gpt2",
-        dict(grad_dtype="fp32", moment_dtype="bf16", freeze=["transformer.wte*"], recompute="full"),
-        "--grad-dtype fp32 --moment-dtype bf16 --freeze transformer.wte* --recompute full".split(),
+        dict(grad_dtype="fp32", moment_dtype="bf16", freeze=["transformer.wte*", "transformer.wpe*"], recompute="full"),
+        "--grad-dtype fp32 --moment-dtype bf16 --freeze transformer.wte* --freeze transformer.wpe* --recompute full",
+    ),
+    (
+        "llama-2-7b",
+        dict(seq=4096, micro_batch=2, profile="hf-sdpa", attention="flash", loss="chunked=8", recompute="full"),
+        "--seq 4096 --micro-batch 2 --profile hf-sdpa --attention flash --loss chunked=8 --recompute full",
+    ),
+    ("gpt2", dict(ema=False, sequence_parallel=False, freeze=[]), ""),
+    (
+        "llama-2-7b",
+        dict(
+            engine="megatron", gpus=32, tp=4, pp=2, virtual_stages=2, sequence_parallel=True, offload="optimizer=cpu"
+        ),
+        "--engine megatron --gpus 32 --tp 4 --pp 2 --virtual-stages 2 --sequence-parallel --offload optimizer=cpu",
+    ),
+    (
+        "mixtral-8x7b",
+        dict(engine="megatron", gpus=16, tp=2, cp=2, ep=2, etp=1, vocabulary_multiple=64),
+        "--engine megatron --gpus 16 --tp 2 --cp 2 --ep 2 --etp 1 --vocabulary-multiple 64",
+    ),
+    (
+        "llama-2-7b",
+        dict(engine="deepspeed", gpus=16, zero=3, hpz=8, offload="optimizer=nvme,parameters=cpu"),
+        "--engine deepspeed --gpus 16 --zero 3 --hpz 8 --offload optimizer=nvme,parameters=cpu",
+    ),
+    (
+        "llama-2-7b",
+        dict(lora_rank=16, lora_targets=["q_proj", "v_proj"], modules_to_save="lm_head", quantize="nf4"),
+        "--lora-rank 16 --lora-targets q_proj,v_proj --modules-to-save lm_head --quantize nf4",
     ),
 ]
 
 
 @needs_memcalc
 @pytest.mark.parametrize("model, keywords, flags", CASES)
-def test_numbers_and_members_are_memcalcs(model: str, keywords: Dict[str, Any], flags: List[str]) -> None:
-    expected = memcalc("plan", model, *flags)
+def test_numbers_and_members_are_memcalcs(model: str, keywords: Dict[str, Any], flags: str) -> None:
+    expected = memcalc("plan", model, *flags.split())
     assert as_json(shardplan.plan(model, **keywords)) == without(expected, "schema")
-    explained = memcalc("explain", model, *flags)
+    explained = memcalc("explain", model, *flags.split())
     assert as_json(shardplan.explain(model, **keywords)) == without(explained, "schema")
 
 
@@ -139,7 +188,7 @@ def test_a_simulation_is_memcalcs() -> None:
     expected = memcalc(
         "simulate", "gpt2", "--gpus", "8", "--zero", "3", "--fault", "stall,rank=1,operation=9,seconds=1"
     )
-    simulation = shardplan.simulate("gpt2", gpus=8, zero=3, faults=["stall,rank=1,operation=9,seconds=1"])
+    simulation = shardplan.simulate("gpt2", gpus=8, zero=3, fault=["stall,rank=1,operation=9,seconds=1"])
     assert without(as_json(simulation), "wall_seconds", "stages") == without(
         expected, "schema", "wall_seconds", "stages"
     )

@@ -88,14 +88,17 @@ def train_until_inf(stage: int) -> Dict[str, Any]:
         optimizer.zero_grad()
         skipped.append(optimizer.last_step.skipped)
         digests.append(models.digest(optimizer.full_parameters()))
-    return dict(scales=scales, skipped=skipped, digests=digests, steps=optimizer.last_step.step)
+    state = scaler.state_dict()
+    assert (state["scale"], state["_growth_tracker"]) == (scaler.get_scale(), 0)  # it has just grown
+    return dict(scales=scales + [scaler.get_scale()], skipped=skipped, digests=digests, steps=optimizer.last_step.step)
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_inf_on_one_rank_skips_the_step_on_all(stage: int) -> None:
-    for result in run_processes(2, train_until_inf, stage):
+def test_inf_on_one_rank_skips_the_step_on_all(stage: int, ranks: int) -> None:
+    for result in run_processes(ranks, train_until_inf, stage):
         assert result["skipped"] == [False, False, True, False, False, False]
-        assert result["scales"] == [1024, 1024, 1024, 512, 512, 512]
+        assert result["scales"] == [1024, 1024, 1024, 512, 512, 512, 1024]
         assert result["steps"] == STEPS - 1
         digests = result["digests"]
         assert digests[1] == digests[2]

@@ -81,7 +81,7 @@ void expect_stages(Setup setup, Cadence cadence, Cadence reference_cadence) {
   const std::uint64_t salt = salt_of(setup);
   const ZeroOptions options = options_for(setup.policy.name, salt);
   const Script script = script_for(setup, 1 + salt);
-  std::array<Outcome, 2> expected;  // without and with recomputation, which shows parameters once more
+  std::array<Trained, 2> expected;  // without and with recomputation, which shows parameters once more
   setup.cadence = reference_cadence;
   for (const Recompute recompute : {Recompute::none, Recompute::full}) {
     setup.recompute = recompute;
@@ -128,7 +128,7 @@ void expect_all_stages(Setup setup, const Catalog& catalog, const ZeroOptions& o
   setup.accumulation = 2;
   setup.cadence = Cadence::micro_batch;
   const Script script = script_for(setup, 5);
-  const Outcome expected = run_reference(catalog, setup, options, script);
+  const Trained expected = run_reference(catalog, setup, options, script);
   for (setup.stage = 0; setup.stage < 4; ++setup.stage) {
     SCOPED_TRACE(fmt::format("stage {}", setup.stage));
     expect_run(catalog, setup, options, script, expected);

@@ -141,7 +141,7 @@ TEST(State, TrainingGoesOnWithTheSameBitsAtAnyStage) {
   script.poisons = {{{.step = 1, .micro_batch = 0, .rank = 1, .unit = 8, .tensor = 0}, INFINITY}};
   for (const char* precision : {"fp32", "fp16-mixed"}) {
     const auto first = setup_of(precision, 2, 1, 1);
-    const Outcome expected = run_reference(catalog, first, test_options(), script);
+    const Trained expected = run_reference(catalog, first, test_options(), script);
     SavedState saved(catalog);
     with_world(first, catalog, test_options(), script, [&](const Rank& rank) {
       for (std::uint64_t step = 0; step < 3; ++step) rank.client.run_step(rank.optimizer, step);

@@ -34,15 +34,15 @@ bool same(double a, double b) {
   return std::bit_cast<std::uint64_t>(a) == std::bit_cast<std::uint64_t>(b) || (!std::isfinite(a) && !std::isfinite(b));
 }
 
-struct RankOutcome {
-  Outcome outcome;
+struct RankTrained {
+  Trained outcome;
   RecordingDevice::Report memory;
   std::uint64_t allocations = 0;
 };
 
-RankOutcome run_rank(const Catalog& catalog, const StepPlan& plan, const ZeroOptions& options, const Script& script,
+RankTrained run_rank(const Catalog& catalog, const StepPlan& plan, const ZeroOptions& options, const Script& script,
                      Device& device, Communicator& world) {
-  RankOutcome result;
+  RankTrained result;
   RecordingDevice recording(device);
   const RankGroups groups(world, plan.setup);
   ZeroOptimizer optimizer(catalog, plan, recording, groups.communicators(), options);
@@ -116,7 +116,7 @@ std::string difference(const StepReport& actual, const StepReport& expected) {
   return "";
 }
 
-std::string difference(const Outcome& actual, const Outcome& expected) {
+std::string difference(const Trained& actual, const Trained& expected) {
   if (actual.reports.size() != expected.reports.size()) return "another number of steps";
   for (std::size_t i = 0; i < actual.reports.size(); ++i) {
     const std::string found = difference(actual.reports[i], expected.reports[i]);
@@ -147,8 +147,8 @@ std::vector<std::vector<float>> parameters_of(ZeroOptimizer& optimizer) {
   return parameters;
 }
 
-Outcome run_reference(const Catalog& catalog, const Setup& setup, const ZeroOptions& options, const Script& script) {
-  Outcome outcome;
+Trained run_reference(const Catalog& catalog, const Setup& setup, const ZeroOptions& options, const Script& script) {
+  Trained outcome;
   ReferenceOptimizer reference(catalog, setup, options);
   for (std::uint64_t step = 0; step < script.micro_batches.size(); ++step) {
     outcome.digests.insert(outcome.digests.end(), script.micro_batches[step],
@@ -161,10 +161,10 @@ Outcome run_reference(const Catalog& catalog, const Setup& setup, const ZeroOpti
 }
 
 void expect_run(const Catalog& catalog, const Setup& setup, const ZeroOptions& options, const Script& script,
-                const Outcome& expected, const Adaptors& adaptors) {
+                const Trained& expected, const Adaptors& adaptors) {
   const StepPlan plan = make_step_plan(catalog, setup);
   CpuDevice cpu;
-  std::vector<RankOutcome> ranks(setup.world_size);
+  std::vector<RankTrained> ranks(setup.world_size);
   const int size = static_cast<int>(setup.world_size);
   auto worlds = setup.transport == Transport::staged ? make_staged_communicators(size, std::chrono::minutes{1})
                                                      : make_local_communicators(size);

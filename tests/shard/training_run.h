@@ -28,7 +28,8 @@ class RankGroups {
   Communicators communicators_;
 };
 
-struct Outcome {
+// What a run came to.
+struct Trained {
   std::vector<StepReport> reports;
   std::vector<std::vector<float>> parameters;
   std::vector<std::uint64_t> digests;  // of the parameters seen, program by program
@@ -36,11 +37,11 @@ struct Outcome {
 
 // Bit for bit; the bytes sent and the times apart.
 std::string difference(const StepReport& actual, const StepReport& expected);
-std::string difference(const Outcome& actual, const Outcome& expected);
+std::string difference(const Trained& actual, const Trained& expected);
 std::vector<std::vector<float>> parameters_of(ZeroOptimizer& optimizer);
 
 // Every step of the script, then an evaluation.
-Outcome run_reference(const Catalog& catalog, const Setup& setup, const ZeroOptions& options, const Script& script);
+Trained run_reference(const Catalog& catalog, const Setup& setup, const ZeroOptions& options, const Script& script);
 
 // What a run may put between the optimizer and the runtime, for each rank.
 struct Adaptors {
@@ -51,6 +52,6 @@ struct Adaptors {
 // The same by all ranks, over the transport that the setup names, with these expectations: every rank's outcome is `expected`, its memory is the plan's, and no
 // call of the optimizer allocated.
 void expect_run(const Catalog& catalog, const Setup& setup, const ZeroOptions& options, const Script& script,
-                const Outcome& expected, const Adaptors& adaptors = {});
+                const Trained& expected, const Adaptors& adaptors = {});
 
 }  // namespace shardplan::test

@@ -88,7 +88,7 @@ struct Disturbed {
   std::uint64_t last = 0;
   bool failed = false;
   bool after_commit = false;
-  Outcome outcome;
+  Trained outcome;
 };
 
 Disturbed disturbed_rank(const Catalog& catalog, const StepPlan& plan, const Script& script, Device& cpu,
@@ -130,7 +130,7 @@ Failures fail_each_kernel(const Setup& setup) {
   const StepPlan plan = make_step_plan(catalog, setup);
   Script script;
   script.micro_batches.assign(3, setup.accumulation);
-  Outcome expected = run_reference(catalog, setup, options_of(), script);
+  Trained expected = run_reference(catalog, setup, options_of(), script);
   expected.digests.clear();
   CpuDevice cpu;
   const auto run = [&](const std::function<std::uint64_t(std::size_t rank)>& fail_at) {
@@ -187,7 +187,7 @@ TEST(TransactionTest, BeginFinishesAnInterruptedStep) {
   const StepPlan plan = make_step_plan(catalog, setup);
   Script script;
   script.micro_batches = {1, 1};
-  const Outcome expected = run_reference(catalog, setup, options_of(), script);
+  const Trained expected = run_reference(catalog, setup, options_of(), script);
   CpuDevice cpu;
   std::uint64_t interrupted = 0;
   std::uint64_t operations = 1;  // up to the end of the first step

@@ -82,7 +82,7 @@ TEST(WithoutUnits, TheSameBitsAsWithThem) {
       auto setup = setup_of("fp32", 3, stage);
       setup.recompute = recompute;
       SCOPED_TRACE(fmt::format("stage {}, recompute {}", stage, name(recompute)));
-      const Outcome expected = run_reference(catalog, setup, test_options(), script);
+      const Trained expected = run_reference(catalog, setup, test_options(), script);
       with_ranks(setup, [&](ZeroOptimizer& optimizer, int rank) {
         for (std::uint64_t step = 0; step < script.micro_batches.size(); ++step) {
           for (std::uint64_t i = 0; i < script.micro_batches[step]; ++i) {

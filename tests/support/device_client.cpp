@@ -46,8 +46,8 @@ std::uint64_t run_program(ZeroOptimizer& optimizer, ProgramKind kind, const Scri
 
 }  // namespace
 
-Outcome run_on_device(ZeroOptimizer& optimizer, const Script& script, const StepPlan& plan, int rank) {
-  Outcome outcome;
+Trained run_on_device(ZeroOptimizer& optimizer, const Script& script, const StepPlan& plan, int rank) {
+  Trained outcome;
   const auto run = [&](ProgramKind kind, std::uint64_t step, std::uint64_t micro_batch) {
     outcome.digests.push_back(run_program(optimizer, kind, script, plan.layout.units,
                                           {.step = step, .micro_batch = micro_batch, .rank = rank}));

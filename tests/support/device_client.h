@@ -8,6 +8,6 @@
 namespace shardplan::test {
 
 // Every step of the script, then an evaluation: what run_reference says of the same.
-Outcome run_on_device(ZeroOptimizer& optimizer, const Script& script, const StepPlan& plan, int rank);
+Trained run_on_device(ZeroOptimizer& optimizer, const Script& script, const StepPlan& plan, int rank);
 
 }  // namespace shardplan::test

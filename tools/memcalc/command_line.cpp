@@ -4,13 +4,16 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <functional>
 #include <iostream>
 #include <map>
 #include <optional>
+#include <set>
 
 #include "base/error.h"
 #include "tools/memcalc/engine_flags.h"
+#include "tools/memcalc/fitting.h"
 #include "tools/memcalc/options.h"
 #include "tools/version.h"
 
@@ -30,6 +33,15 @@ constexpr const char* kFooter = R"(Examples:
 
 Exit status: 0 done, 1 it does not fit (--gpu), 2 the command line is wrong, 3 an input file or a model is bad.)";
 
+constexpr const char* kFitFooter = R"(Examples:
+  memcalc fit llama-2-7b --gpus 8 --gpu h100-80gb --seq 4096 --global-batch 64
+  memcalc fit llama-2-7b --gpus 8 --gpu 24GiB --seq 2048 --zero 3 --ask cheapest
+  memcalc fit llama-3.1-8b --gpus 8 --zero 3 --gpu a100-80gb --seq 8192 --ask micro-batch
+
+Axes whose flag is given (--zero, --tp, --pp, --ep, --micro-batch, --recompute) are not varied.
+
+Exit status: 0 something fits, 1 nothing does, 2 the command line is wrong, 3 an input file or a model is bad.)";
+
 constexpr const char* kSimulateFooter = R"(Examples:
   memcalc simulate llama-2-7b --gpus 64 --zero 3 --plot memory.svg
   memcalc simulate llama-2-7b --gpus 64 --cluster h100-ethernet --compare-stages --plot stages.svg
@@ -41,21 +53,27 @@ constexpr const char* kSimulateFooter = R"(Examples:
 Exit status: 0 done, 1 it does not fit (--gpu, or the cluster's), 2 the command line is wrong, 3 an input file or a
 model is bad.)";
 
-// Every flag that is a word from a table. The message of a wrong word comes from the table.
-template <typename Value>
-void add_word(CLI::App* app, const std::string& flag, Value& value, const std::string& help,
-              std::function<Value(const std::string&)> read) {
+// A flag whose word is read by `read`, which throws ConfigError.
+void add_read(CLI::App* app, const std::string& flag, const std::string& help,
+              std::function<void(const std::string&)> read) {
   app->add_option_function<std::string>(
          flag,
-         [&value, read = std::move(read)](const std::string& text) {
+         [read = std::move(read)](const std::string& text) {
            try {
-             value = read(text);
+             read(text);
            } catch (const ConfigError& error) {
              throw CLI::ValidationError(error.source(), error.problem());
            }
          },
          help)
       ->type_name("NAME");
+}
+
+// Every flag that is a word from a table. The message of a wrong word comes from the table.
+template <typename Value>
+void add_word(CLI::App* app, const std::string& flag, Value& value, const std::string& help,
+              std::function<Value(const std::string&)> read) {
+  add_read(app, flag, help, [&value, read = std::move(read)](const std::string& text) { value = read(text); });
 }
 
 template <typename Enum>
@@ -78,9 +96,9 @@ DType dtype_of(const char* flag, const std::string& text) {
 // Whole numbers only: "8", not "8.5", "-1" or "8x".
 template <typename Count>
 void add_count(CLI::App* app, const std::string& flag, Count& value, const std::string& help) {
-  app->add_option(flag, value, help)->type_name("N")->check([flag](const std::string& text) -> std::string {
+  app->add_option(flag, value, help)->type_name("N")->check([](const std::string& text) -> std::string {
     if (!text.empty() && text.size() < 19 && text.find_first_not_of("0123456789") == std::string::npos) return {};
-    return fmt::format("{}: '{}' is not a whole number", flag, text);
+    return fmt::format("'{}' is not a whole number", text);
   });
 }
 
@@ -200,6 +218,76 @@ void add_adapters(CLI::App* app, PlanOptions& options, LoraFlags& flags) {
   app->get_option("--quantize")->group(kGroup);
 }
 
+// A word, or "word=N" with N from 1.
+struct CountedWord {
+  std::string word;
+  std::optional<std::uint64_t> count;
+};
+
+CountedWord counted_word(const std::string& flag, const std::string& text) {
+  const std::size_t equals = text.find('=');
+  if (equals == std::string::npos) return {text, std::nullopt};
+  const std::string digits = text.substr(equals + 1);
+  std::uint64_t count = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), count);
+  if (error != std::errc{} || end != digits.data() + digits.size() || count == 0) {
+    throw ConfigError(flag, "", fmt::format("expected a number of 1 or more behind '=', found '{}'", text));
+  }
+  return {text.substr(0, equals), count};
+}
+
+void set_recompute(PlanOptions& options, const std::string& text) {
+  static const std::map<std::string, RecomputeKind> kinds{{"none", RecomputeKind::none},
+                                                          {"selective", RecomputeKind::selective},
+                                                          {"full", RecomputeKind::full},
+                                                          {"every", RecomputeKind::every},
+                                                          {"invert", RecomputeKind::invert}};
+  const auto [word, count] = counted_word("--recompute", text);
+  const auto kind = kinds.find(word);
+  if (kind == kinds.end() || count.has_value() != (kind->second == RecomputeKind::every)) {
+    throw ConfigError("--recompute", "",
+                      fmt::format("expected none, selective, full, every=N or invert, found '{}'", text));
+  }
+  options.client.recompute = kind->second;
+  options.client.recompute_every = count.value_or(1);
+  options.setup.recompute = kind->second == RecomputeKind::full ? Recompute::full : Recompute::none;
+}
+
+void set_loss(PlanOptions& options, const std::string& text) {
+  static const std::map<std::string, LossKind> kinds{
+      {"eager", LossKind::eager}, {"fused", LossKind::fused}, {"chunked", LossKind::chunked}};
+  const auto [word, count] = counted_word("--loss", text);
+  const auto kind = kinds.find(word);
+  if (kind == kinds.end() || count.has_value() != (kind->second == LossKind::chunked)) {
+    throw ConfigError("--loss", "", fmt::format("expected eager, fused or chunked=N, found '{}'", text));
+  }
+  options.client.loss = kind->second;
+  options.client.loss_chunks = count.value_or(1);
+}
+
+void add_client(CLI::App* app, PlanOptions& options) {
+  constexpr const char* kGroup = "The client's code";
+  add_count(app, "--seq", options.sequence, "tokens per sequence; without it activations are not counted");
+  add_count(app, "--micro-batch", options.micro_batch, "sequences per micro-batch (1)");
+  add_word<std::optional<Profile>>(app, "--profile", options.profile,
+                                   "whose model code: hf-eager, hf-sdpa, hf-liger, megatron, torchtitan or litgpt "
+                                   "(hf-sdpa; engine megatron: megatron)",
+                                   [](const std::string& text) { return std::optional(profile_named(text)); });
+  add_word<std::optional<AttentionKind>>(
+      app, "--attention", options.client.attention, "eager, sdpa or flash (the profile's)",
+      word_of<std::optional<AttentionKind>>(
+          "--attention",
+          {{"eager", AttentionKind::eager}, {"sdpa", AttentionKind::sdpa}, {"flash", AttentionKind::flash}}));
+  add_read(app, "--recompute",
+           "what is computed again in the backward: none, selective, full, every=N or invert (none)",
+           [&options](const std::string& text) { set_recompute(options, text); });
+  add_read(app, "--loss", "eager, fused or chunked=N (eager)",
+           [&options](const std::string& text) { set_loss(options, text); });
+  for (const char* flag : {"--seq", "--micro-batch", "--profile", "--attention", "--recompute", "--loss"}) {
+    app->get_option(flag)->group(kGroup);
+  }
+}
+
 // --gpus counts all ranks: what is left for the data axis.
 void divide_world(Setup& setup) {
   const Parallelism& p = setup.parallel;
@@ -260,10 +348,7 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy, Lo
   add_word<Transport>(
       app, "--transport", setup.transport, "direct (ranks read each other's memory) or staged (direct)",
       word_of<Transport>("--transport", {{"direct", Transport::direct}, {"staged", Transport::staged}}));
-  add_word<Recompute>(app, "--recompute", setup.recompute, "none or full (none)",
-                      word_of<Recompute>("--recompute", {{"none", Recompute::none}, {"full", Recompute::full}}));
-  add_count(app, "--seq", options.sequence, "tokens per sequence");
-  add_count(app, "--micro-batch", options.micro_batch, "sequences per micro-batch (1)");
+  add_client(app, options);
   add_parallelism(app, options);
   add_adapters(app, options, lora);
   add_precision(app, policy);
@@ -277,6 +362,29 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy, Lo
   app->add_flag("--ema", setup.ema, "keep an fp32 moving average of the parameters");
   app->add_flag("--json", options.json, "one JSON object on stdout and nothing else");
   app->add_flag("--verbose", options.verbose, "also the units, their layout and the programs");
+}
+
+void add_fit_flags(CLI::App* app, FitOptions& options) {
+  constexpr const char* kGroup = "The question";
+  std::map<std::string, FitQuestion> questions;
+  for (const FitQuestion question : {FitQuestion::best, FitQuestion::micro_batch, FitQuestion::sequence,
+                                     FitQuestion::model, FitQuestion::gpus, FitQuestion::cheapest}) {
+    questions.emplace(name(question), question);
+  }
+  add_word<FitQuestion>(app, "--ask", options.question,
+                        "best (set-up of these GPUs), micro-batch, seq or model (the largest), gpus (the fewest), or "
+                        "cheapest (change that makes it fit) (best)",
+                        word_of<FitQuestion>("--ask", std::move(questions)));
+  app->add_option("--cluster", options.cluster,
+                  "a cluster's name or a .json file: links, and the GPU if --gpu is not given")
+      ->type_name("NAME|FILE");
+  add_count(app, "--global-batch", options.global_batch,
+            "sequences per step, for best (micro-batch x grad-accum x data ranks as given)");
+  add_count(app, "--plans", options.most_plans, "how many set-ups are listed (10)");
+  add_count(app, "--rejected", options.most_rejected, "how many of those that do not fit are listed (20)");
+  for (const char* flag : {"--ask", "--cluster", "--global-batch", "--plans", "--rejected"}) {
+    app->get_option(flag)->group(kGroup);
+  }
 }
 
 void add_simulate_flags(CLI::App* app, SimulateOptions& options) {
@@ -330,6 +438,14 @@ complete -o filenames -F _memcalc memcalc
                      cases, commands);
 }
 
+std::set<std::string> given_flags(const CLI::App& command) {
+  std::set<std::string> given;
+  for (const CLI::Option* option : command.get_options()) {
+    if (option->count() > 0) given.insert(option->get_name());
+  }
+  return given;
+}
+
 void finish(PlanOptions& options, const PolicyFlags& policy, const LoraFlags& lora) {
   if (options.model.empty() == !options.parameters) {
     throw ConfigError("MODEL", "",
@@ -351,29 +467,35 @@ void finish(PlanOptions& options, const PolicyFlags& policy, const LoraFlags& lo
   apply_engine_flags(options);
 }
 
-}  // namespace
-
-ParseResult parse_command_line(int argc, char** argv) {
-  ParseResult result;
-  CommandLine& line = result.command_line;
+// The commands with their flags, and what they fill.
+struct Parser {
+  CommandLine line;
   PolicyFlags policy;
   LoraFlags lora;
   CLI::App app{"memcalc sizes a training run: what each GPU holds, where, and why.", "memcalc"};
-  app.set_version_flag("--version", std::string("memcalc ") + kVersion);
-  app.require_subcommand(1);
-  app.footer(kFooter);
-  app.get_formatter()->column_width(34);
-
   CLI::App* plan = app.add_subcommand("plan", "What one GPU of each kind holds: a table, or --json");
   CLI::App* explain = app.add_subcommand("explain", "The same numbers, each with its formula, inputs and source");
+  CLI::App* fit = app.add_subcommand("fit", "The inverse questions: what fits, and which set-up is fastest");
   CLI::App* simulate = app.add_subcommand("simulate", "One step on virtual ranks: time, traffic and memory of each");
   CLI::App* models = app.add_subcommand("models", "The presets");
   CLI::App* gpus = app.add_subcommand("gpus", "The GPUs that are known by name");
   CLI::App* completion = app.add_subcommand("completion", "Bash completion: eval \"$(memcalc completion)\"");
-  for (CLI::App* command : {plan, explain, simulate}) {
+
+  Parser();
+  // Throws CLI::ParseError (CLI::Success after --help or --version) and ConfigError.
+  void read(std::vector<std::string> words);
+};
+
+Parser::Parser() {
+  app.set_version_flag("--version", std::string("memcalc ") + kVersion);
+  app.require_subcommand(1);
+  app.footer(kFooter);
+  app.get_formatter()->column_width(34);
+  for (CLI::App* command : {plan, explain, fit, simulate}) {
     add_plan_flags(command, line.plan, policy, lora);
-    command->footer(command == simulate ? kSimulateFooter : kFooter);
+    command->footer(command == simulate ? kSimulateFooter : command == fit ? kFitFooter : kFooter);
   }
+  add_fit_flags(fit, line.fit);
   add_simulate_flags(simulate, line.simulate);
   for (CLI::App* command : {models, gpus}) {
     command->add_flag("--json", line.list.json, "one JSON object on stdout and nothing else");
@@ -384,32 +506,70 @@ ParseResult parse_command_line(int argc, char** argv) {
   gpus->add_option("--gpu-file", line.list.gpu_files, "a table of more GPUs; may be repeated")
       ->type_name("FILE")
       ->allow_extra_args(false);
+}
 
+void Parser::read(std::vector<std::string> words) {
+  constexpr const char* kCommands = "plan, explain, fit, simulate, models, gpus or completion";
+  if (words.empty()) {
+    throw ConfigError("", "", fmt::format("expected a command: {} (memcalc --help)", kCommands));
+  }
+  const std::vector<CLI::App*> commands = app.get_subcommands({});
+  if (!words[0].starts_with('-') &&
+      std::none_of(commands.begin(), commands.end(), [&](const CLI::App* c) { return c->check_name(words[0]); })) {
+    throw ConfigError("", "", fmt::format("'{}' is no command: expected {}", words[0], kCommands));
+  }
+  std::reverse(words.begin(), words.end());  // as CLI11 takes them
+  app.parse(std::move(words));
+  line.command = *explain    ? Command::explain
+                 : *fit      ? Command::fit
+                 : *simulate ? Command::simulate
+                 : *models   ? Command::models
+                 : *gpus     ? Command::gpus
+                             : Command::plan;
+  if (*fit) line.fit.given = given_flags(*fit);
+  if (*plan || *explain || *fit || *simulate) finish(line.plan, policy, lora);
+}
+
+// CLI11 writes "--flag: problem".
+ConfigError config_error(const CLI::ParseError& error) {
+  const std::string text = error.what();
+  const std::size_t colon = text.starts_with("--") ? text.find(": ") : std::string::npos;
+  if (colon == std::string::npos) return {"", "", text};
+  return {text.substr(0, colon), "", text.substr(colon + 2)};
+}
+
+}  // namespace
+
+ClientSetup PlanOptions::whole_client() const {
+  ClientSetup whole = client;
+  whole.profile = profile.value_or(engine == Engine::megatron ? Profile::megatron : Profile::hf_sdpa);
+  whole.sequence = sequence.value_or(0);
+  whole.micro_batch = micro_batch;
+  return whole;
+}
+
+CommandLine read_command_line(std::vector<std::string> words) {
+  Parser parser;
   try {
-    const std::vector<CLI::App*> commands = app.get_subcommands({});
-    if (argc > 1 && argv[1][0] != '-' &&
-        std::none_of(commands.begin(), commands.end(), [&](const CLI::App* c) { return c->check_name(argv[1]); })) {
-      throw ConfigError(
-          "", "",
-          fmt::format("'{}' is no command: expected plan, explain, simulate, models, gpus or completion", argv[1]));
-    }
-    if (argc == 1)
-      throw ConfigError("", "",
-                        "expected a command: plan, explain, simulate, models, gpus or completion (memcalc --help)");
-    app.parse(argc, argv);
-    if (*completion) {
-      fmt::print("{}", completion_script(app));
+    parser.read(std::move(words));
+  } catch (const CLI::ParseError& error) {
+    throw config_error(error);
+  }
+  return std::move(parser.line);
+}
+
+ParseResult parse_command_line(int argc, char** argv) {
+  ParseResult result;
+  Parser parser;
+  try {
+    parser.read({argv + 1, argv + argc});
+    if (*parser.completion) {
+      fmt::print("{}", completion_script(parser.app));
       result.exit_status = 0;
-      return result;
     }
-    line.command = *explain    ? Command::explain
-                   : *simulate ? Command::simulate
-                   : *models   ? Command::models
-                   : *gpus     ? Command::gpus
-                               : Command::plan;
-    if (*plan || *explain || *simulate) finish(line.plan, policy, lora);
+    result.command_line = std::move(parser.line);
   } catch (const CLI::Success& success) {
-    app.exit(success);
+    parser.app.exit(success);
     result.exit_status = 0;
   } catch (const CLI::ParseError& error) {
     std::cerr << "memcalc: " << error.what() << "\n";

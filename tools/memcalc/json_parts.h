@@ -10,6 +10,7 @@ namespace shardplan::memcalc {
 
 boost::json::object model_json(const Catalog& catalog);
 boost::json::object traffic_json(const Traffic& traffic);
+boost::json::object rank_json(const RankReport& rank);
 boost::json::object setup_json(const PlanOptions& options, const Planned& planned);
 
 }  // namespace shardplan::memcalc

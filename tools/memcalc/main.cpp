@@ -41,6 +41,11 @@ int run(const CommandLine& line) {
     case Command::gpus:
       print(line.list.detect ? detected_gpus_text(line.list) : gpus_text(line.list));
       return kDone;
+    case Command::fit: {
+      const Fit fit = make_fit(line.plan, line.fit);
+      print(line.plan.json ? fit_json(fit, line.fit) : fit_text(fit, line.fit, isatty(STDOUT_FILENO) != 0));
+      return fit.answer ? kDone : kDoesNotFit;
+    }
     case Command::simulate: {
       const Simulated simulated = make_simulated(line.plan, line.simulate, say_progress);
       print(line.plan.json ? simulate_json(line.plan, simulated) : simulate_text(line.plan, simulated));

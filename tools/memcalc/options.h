@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "planner/activations/client.h"
 #include "planner/engines/options.h"
 #include "planner/lora.h"
 #include "planner/report.h"
@@ -28,12 +30,16 @@ struct PlanOptions {
   std::optional<std::uint64_t> gpus_per_node;  // 8; to simulate, the cluster's
   std::optional<std::string> gpu;              // a name or a size
   std::vector<std::string> gpu_files;          // tables of the user's own
-  // Recorded in the set-up; they decide activations, which are not counted yet.
+  // Whose code computes the model, and how. Activations are counted where `sequence` is given.
+  std::optional<Profile> profile;  // empty: hf-sdpa; engine megatron: megatron
+  ClientSetup client;              // but for the three beside it
   std::optional<std::uint64_t> sequence;
   std::uint64_t micro_batch = 1;
   bool json = false;
   bool verbose = false;
 
+  // The client with its profile, sequence and micro-batch.
+  ClientSetup whole_client() const;
   std::uint64_t node_gpus() const { return gpus_per_node.value_or(8); }
 };
 
@@ -47,6 +53,27 @@ struct SimulateOptions {
   std::optional<std::string> plot;
 };
 
+enum class FitQuestion {
+  best,         // the fastest set-up that fits, over stage x tp x pp x cp x ep x micro-batch x recompute
+  micro_batch,  // the largest that fits the set-up as it is given
+  sequence,     // the longest
+  model,        // the most blocks of this kind
+  gpus,         // the fewest
+  cheapest,     // the change to the set-up that makes it fit and costs least time
+};
+
+// What fit is told besides the flags of plan.
+struct FitOptions {
+  FitQuestion question = FitQuestion::best;
+  std::optional<std::string> cluster;
+  // Sequences per step, which every set-up that is compared has. Empty: those of the set-up as it is given.
+  std::optional<std::uint64_t> global_batch;
+  // Flags that were given: what they say is not varied.
+  std::set<std::string> given;
+  std::uint64_t most_plans = 10;     // that are listed
+  std::uint64_t most_rejected = 20;  // likewise
+};
+
 struct ListOptions {
   bool json = false;
   bool names = false;   // one a line, and nothing else
@@ -54,11 +81,12 @@ struct ListOptions {
   std::vector<std::string> gpu_files;
 };
 
-enum class Command { plan, explain, simulate, models, gpus };
+enum class Command { plan, explain, fit, simulate, models, gpus };
 
 struct CommandLine {
   Command command = Command::plan;
-  PlanOptions plan;  // plan, explain and simulate
+  PlanOptions plan;  // plan, explain, fit and simulate
+  FitOptions fit;
   SimulateOptions simulate;
   ListOptions list;  // models and gpus
 };
@@ -70,5 +98,9 @@ struct ParseResult {
   std::optional<int> exit_status;
 };
 ParseResult parse_command_line(int argc, char** argv);
+
+// The same for a program: what the words after "memcalc" say. Throws ConfigError, with the flag as its source where one
+// flag is to blame.
+CommandLine read_command_line(std::vector<std::string> words);
 
 }  // namespace shardplan::memcalc

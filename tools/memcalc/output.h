@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "tools/memcalc/fitting.h"
 #include "tools/memcalc/options.h"
 #include "tools/memcalc/planning.h"
 #include "tools/memcalc/simulating.h"
@@ -18,6 +19,9 @@ std::string explain_json(const PlanOptions& options, const Planned& planned);
 
 std::string simulate_text(const PlanOptions& options, const Simulated& simulated);
 std::string simulate_json(const PlanOptions& options, const Simulated& simulated);
+
+std::string fit_text(const Fit& fit, const FitOptions& options, bool colour);
+std::string fit_json(const Fit& fit, const FitOptions& options);
 
 std::string models_text(const ListOptions& options);
 std::string gpus_text(const ListOptions& options);

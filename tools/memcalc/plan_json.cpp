@@ -45,6 +45,7 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
   const Setup& setup = options.setup;
   const Policy& policy = setup.policy;
   const Parallelism& parallel = setup.parallel;
+  const ClientSetup client = options.whole_client();
   const auto dtype = [](DType type) { return word(name(type)); };
   return {{"world_size", total_ranks(setup)},
           {"gpus_per_node", options.node_gpus()},
@@ -79,7 +80,7 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
           {"reduction_group", resolved_reduction_group(setup)},
           {"transport", word(name(setup.transport))},
           {"prefetch", setup.prefetch},
-          {"recompute", word(name(setup.recompute))},
+          {"recompute", recompute_words(options.client.recompute, options.client.recompute_every)},
           {"gpu", planned.gpu ? json::value(planned.gpu->name) : json::value()},
           {"hpz", options.engine == Engine::deepspeed
                       ? json::value(options.engine_options.deepspeed.zero_hpz_partition_size)
@@ -91,9 +92,9 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
           {"sequence_parallel", parallel.sequence_parallel},
           {"schedule", parallel.pipeline > 1 ? json::value(word(name(resolved_schedule(parallel)))) : json::value()},
           {"vocabulary_multiple", parallel.vocabulary_multiple},
-          {"attention", nullptr},
-          {"profile", nullptr},
-          {"loss", nullptr},
+          {"attention", word(name(resolved_attention(client)))},
+          {"profile", word(name(client.profile))},
+          {"loss", loss_words(client.loss, client.loss_chunks)},
           {"offload", value_of(options.offload)},
           {"lora_rank", options.lora ? json::value(options.lora->rank) : json::value()},
           {"lora_targets", options.lora ? json::value(words(options.lora->targets)) : json::value()},
@@ -113,8 +114,6 @@ json::object traffic_json(const Traffic& traffic) {
           {"control_bytes_sent_per_step", traffic.control.count()},
           {"textbook_bytes_sent_per_step", traffic.textbook.count()}};
 }
-
-namespace {
 
 json::object rank_json(const RankReport& rank) {
   const DeviceMemory& device = rank.device;
@@ -155,6 +154,8 @@ json::object rank_json(const RankReport& rank) {
                                                {"file", rank.arenas->file.count()}}
                                  : json::value()}};
 }
+
+namespace {
 
 json::array explanation_json(const std::vector<Explanation>& lines) {
   json::array array;

@@ -209,6 +209,30 @@ std::string kinds_table(const Planned& planned, const Style& style) {
   return text;
 }
 
+// What the client holds beside the engine, at the worst moment of the two together.
+std::string client_lines(const PlanOptions& options, const RankReport& rank, const Style& style) {
+  const DeviceMemory& device = rank.device;
+  if (!device.peak_allocated) {
+    const char* why = options.sequence ? "not counted for this model" : "not counted: say --seq";
+    return fmt::format("  {:<22}{:>24}\n", "activations, loss", why);
+  }
+  const ClientSetup client = options.whole_client();
+  const PeakMemory& peak = device.at_peak;
+  std::string text;
+  const auto add = [&](const char* what, std::optional<Bytes> bytes, const std::string& words) {
+    text += fmt::format("  {:<22}{:>24}   {}{}{}\n", what, in_gb(bytes.value_or(Bytes{})), style.dim, words, style.off);
+  };
+  add("activations", peak.activations,
+      fmt::format("{}, {} x {} tokens, recompute {}", name(client.profile), client.micro_batch,
+                  with_commas(client.sequence), recompute_words(client.recompute, client.recompute_every)));
+  add("loss", peak.loss,
+      fmt::format("logits and what is made of them, {}", loss_words(client.loss, client.loss_chunks)));
+  add("workspace", peak.workspace, "of libraries and kernels");
+  text += fmt::format("  {}{:<22}{:>24}{}   {}the peak is at: {}{}\n", style.bold, "peak allocated",
+                      in_gb(*device.peak_allocated), style.off, style.dim, device.peak_at, style.off);
+  return text;
+}
+
 std::string table(const PlanOptions& options, const Planned& planned, const Style& style) {
   const RankReport& rank = planned.worst();
   const DeviceMemory& device = rank.device;
@@ -223,7 +247,9 @@ std::string table(const PlanOptions& options, const Planned& planned, const Styl
   text += fmt::format("  {}{:<22}{:>12}{}{}", style.bold, walked ? "model states, peak" : "model states",
                       in_gb(device.model_states()), walked ? fmt::format("{:>12}", in_gb(*device.live_peak)) : "",
                       style.off);
-  text += walked ? fmt::format("   {}the peak is at: {}{}\n", style.dim, device.peak_at, style.off) : "\n";
+  text += walked && !device.peak_allocated
+              ? fmt::format("   {}the peak is at: {}{}\n", style.dim, device.peak_at, style.off)
+              : "\n";
   if (rank.arenas) {
     text += fmt::format("  {:<22}{:>24}   {}{}, one allocation at the start{}\n", "device arena",
                         in_gb(rank.arenas->device), style.dim, in_gib(rank.arenas->device), style.off);
@@ -232,8 +258,7 @@ std::string table(const PlanOptions& options, const Planned& planned, const Styl
                         style.dim, style.off);
   }
   if (planned.terms) text += host_lines(rank, style);
-  text += fmt::format("  {:<22}{:>{}}\n", "activations, loss", "not yet counted", walked ? 24 : 12);
-  return text;
+  return text + client_lines(options, rank, style);
 }
 
 std::string bar(const Planned& planned, const Style& style) {
@@ -249,18 +274,24 @@ std::string bar(const Planned& planned, const Style& style) {
 std::string verdict(const Planned& planned, const Style& style) {
   const RankReport& rank = planned.worst();
   const Bytes needed = least_device_bytes(rank);
-  const char* what = rank.arenas ? "arena" : rank.device.live_peak ? "engine's peak" : "model states";
   const DeviceMemory& device = rank.device;
+  const bool counted = device.peak_allocated.has_value();
+  const char* what = counted ? "peak" : rank.arenas ? "arena" : device.live_peak ? "engine's peak" : "model states";
   std::pair<const char*, Bytes> largest{"parameters", device.parameters};
   for (const auto& [part, bytes] : {std::pair{"gradients", device.gradients},
                                     {"optimizer states", device.optimizer_states},
-                                    {"gathered parameters", device.at_peak.gathered_parameters.value_or(Bytes{})}}) {
+                                    {"gathered parameters", device.at_peak.gathered_parameters.value_or(Bytes{})},
+                                    {"activations", device.at_peak.activations.value_or(Bytes{})},
+                                    {"loss", device.at_peak.loss.value_or(Bytes{})}}) {
     if (bytes > largest.second) largest = {part, bytes};
   }
   std::string text;
   if (planned.gpu && planned.fits == false) {
     text = fmt::format("{}It does not fit:{} the {} alone is {} more than the GPU has", style.bad, style.off, what,
                        in_gb(needed - planned.gpu->bytes));
+  } else if (planned.gpu && counted) {
+    text = fmt::format("{}The peak fits{} and leaves {} for what the allocator and the driver take", style.good,
+                       style.off, in_gb(planned.gpu->bytes - needed));
   } else if (planned.gpu) {
     text = fmt::format("{}The {}{} and leaves {} for activations, which are not yet counted", style.good,
                        rank.device.live_peak && !rank.arenas ? "engine's peak fits"
@@ -268,7 +299,7 @@ std::string verdict(const Planned& planned, const Style& style) {
                                                              : "model states fit",
                        style.off, in_gb(planned.gpu->bytes - needed));
   } else {
-    text = fmt::format("Each GPU needs {} and its activations", both(needed));
+    text = fmt::format("Each GPU needs {}{}", both(needed), counted ? "" : " and its activations");
   }
   if (largest.second > Bytes{})
     text += fmt::format("; the largest part is the {} ({})", largest.first, in_gb(largest.second));

@@ -6,34 +6,13 @@
 #include <utility>
 
 #include "base/error.h"
+#include "planner/engines/workspaces.h"
 #include "planner/formats/parameter_count.h"
 #include "planner/formats/read_model.h"
 #include "planner/world_report.h"
 
 namespace shardplan::memcalc {
 namespace {
-
-Model read(const PlanOptions& options) {
-  Model model;
-  if (options.parameters) {
-    model.catalog = catalog_from_parameters(parse_parameter_count(*options.parameters));
-  } else {
-    model = find_model(options.model);
-  }
-  for (const std::string& glob : options.freeze) {
-    if (freeze(model.catalog, glob) == 0) {
-      throw ConfigError("--freeze", "", fmt::format("'{}' matches no tensor of {}", glob, model.catalog.name));
-    }
-  }
-  if (options.lora) add_lora(model.catalog, *options.lora);
-  if (options.quantize && !has_quantizable(model.catalog)) {
-    throw ConfigError("--quantize", "",
-                      fmt::format("{} has no frozen weights of linear modules, and quantised ones cannot be trained: "
-                                  "expected --lora-rank or --freeze",
-                                  model.catalog.name));
-  }
-  return model;
-}
 
 void add_notes(const PlanOptions& options, const Catalog& catalog, Report& report) {
   const Setup& setup = options.setup;
@@ -63,28 +42,6 @@ bool holds_experts(const Catalog& catalog) {
   });
 }
 
-// What other engines do not lay out, or lay out by their own shapes.
-void require_sizable(const PlanOptions& options) {
-  const OptimizerStates& optimizer = states_of(options.setup.optimizer);
-  if (optimizer.by_shape) {
-    throw ConfigError("--optimizer", "",
-                      fmt::format("{} is sized by the shapes of whole tensors: expected --engine paper, found {}",
-                                  optimizer.name, name(options.engine)));
-  }
-  if (options.setup.optimizer_in_backward) {
-    throw ConfigError("--optimizer-in-backward", "",
-                      fmt::format("expected --engine paper, found {}", name(options.engine)));
-  }
-}
-
-// One kind of rank through an engine.
-struct Sized {
-  Report report;
-  Catalog held;
-  std::optional<StepPlan> plan;
-  std::optional<PlannedOptimizer> experts;
-  std::optional<EngineTerms> terms;
-};
 
 Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   const auto [others, experts] = split_by_data_axis(catalog);
@@ -100,39 +57,42 @@ Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   return sized;
 }
 
-Sized size(const PlanOptions& options, const Catalog& catalog) {
-  const bool ours = options.engine == Engine::shardplan || options.engine == Engine::paper;
-  if (ours && experts_apart(options.setup.parallel) && holds_experts(catalog)) {
-    return size_on_two_axes(options, catalog);
-  }
-  Sized sized{.report = {}, .held = catalog, .plan = {}, .experts = {}, .terms = {}};
-  if (!ours) {
-    require_sizable(options);
-    EngineOptions engine = options.engine_options;
-    engine.gpus_per_node = options.node_gpus();
-    sized.terms = terms_of(options.engine, catalog, options.setup, engine);
-    sized.report = report_of(options.engine, catalog, options.setup, *sized.terms);
-  } else if (options.engine == Engine::paper) {
-    sized.report = report_paper(catalog, options.setup);
-  } else {
-    sized.plan = make_step_plan(catalog, options.setup);
-    sized.report = report_shardplan(catalog, *sized.plan);
-  }
-  return sized;
+// Of libraries inside torch's allocator.
+Bytes library_workspaces(const PlanOptions& options) {
+  const auto generation = options.gpu ? generation_of_gpu(*options.gpu) : std::nullopt;
+  LibraryUse use;
+  use.transformer_engine = options.whole_client().profile == Profile::megatron;
+  return workspaces_of(generation.value_or(GpuGeneration::hopper), use).allocated();
 }
 
-Planned plan_and_report(const PlanOptions& options) {
-  Planned planned;
-  Model model = read(options);
-  if (options.gpu) planned.gpu = find_capacity(*options.gpu, options.gpu_files);
-  planned.kinds = kinds_of_ranks(model, options.setup);
-  for (RankKind& kind : planned.kinds) {
-    if (options.quantize) quantize(kind.catalog, *options.quantize);
+// Micro-batches that wait for their backward on stage `stage` while another one computes (1F1B: planner/parallelism.h).
+std::uint64_t waiting_micro_batches(const Setup& setup, std::uint64_t stage) {
+  return std::min(setup.parallel.pipeline - stage, setup.accumulation) - 1;
+}
+
+// Counts activations where the client says enough; else says in a note what is missing.
+void add_activations(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage,
+                     Sized& sized) {
+  if (!options.sequence || options.parameters) return;
+  ActivityResult result = activity_of_kind(options, model, catalog);
+  if (result.activity) {
+    add_client(sized.report.ranks.front().device, engine_holds(options, sized),
+               client_holds(options, stage, *result.activity));
+  } else {
+    sized.report.notes.push_back(fmt::format("activations are not counted: {}", result.unknown_because));
   }
+}
+
+Planned plan_and_report(const PlanOptions& options, Model model) {
+  Planned planned;
+  if (options.gpu) planned.gpu = find_capacity(*options.gpu, options.gpu_files);
+  planned.kinds = planned_kinds(options, model);
   std::vector<Sized> sized;
   std::vector<Report> reports;
-  for (const RankKind& kind : planned.kinds) {
-    reports.push_back(sized.emplace_back(size(options, kind.catalog)).report);
+  for (std::size_t i = 0; i < planned.kinds.size(); ++i) {
+    Sized& of_kind = sized.emplace_back(size_kind(options, planned.kinds[i].catalog));
+    add_activations(options, model, planned.kinds[i].catalog, i, of_kind);
+    reports.push_back(of_kind.report);
   }
   planned.report = world_report(planned.kinds, std::move(reports));
   Sized& worst = sized[planned.report.worst];
@@ -176,9 +136,98 @@ std::vector<Explanation> explain_device(const PlanOptions& options, const Planne
   return together(std::move(lines), explain_shardplan(planned.experts->catalog, planned.experts->plan));
 }
 
+Model read_planned_model(const PlanOptions& options) {
+  Model model;
+  if (options.parameters) {
+    model.catalog = catalog_from_parameters(parse_parameter_count(*options.parameters));
+  } else {
+    model = find_model(options.model);
+  }
+  for (const std::string& glob : options.freeze) {
+    if (freeze(model.catalog, glob) == 0) {
+      throw ConfigError("--freeze", "", fmt::format("'{}' matches no tensor of {}", glob, model.catalog.name));
+    }
+  }
+  if (options.lora) add_lora(model.catalog, *options.lora);
+  if (options.quantize && !has_quantizable(model.catalog)) {
+    throw ConfigError("--quantize", "",
+                      fmt::format("{} has no frozen weights of linear modules, and quantised ones cannot be trained: "
+                                  "expected --lora-rank or --freeze",
+                                  model.catalog.name));
+  }
+  return model;
+}
+
+Sized size_kind(const PlanOptions& options, const Catalog& catalog) {
+  const bool ours = options.engine == Engine::shardplan || options.engine == Engine::paper;
+  if (ours && experts_apart(options.setup.parallel) && holds_experts(catalog)) {
+    return size_on_two_axes(options, catalog);
+  }
+  Sized sized{.report = {}, .held = catalog, .plan = {}, .experts = {}, .terms = {}};
+  if (!ours) {
+    EngineOptions engine = options.engine_options;
+    engine.gpus_per_node = options.node_gpus();
+    sized.terms = terms_of(options.engine, catalog, options.setup, engine);
+    sized.report = report_of(options.engine, catalog, options.setup, *sized.terms);
+  } else if (options.engine == Engine::paper) {
+    sized.report = report_paper(catalog, options.setup);
+  } else {
+    sized.plan = make_step_plan(catalog, options.setup);
+    sized.report = report_shardplan(catalog, *sized.plan);
+  }
+  return sized;
+}
+
+std::vector<RankKind> planned_kinds(const PlanOptions& options, const Model& model) {
+  std::vector<RankKind> kinds = kinds_of_ranks(model, options.setup);
+  for (RankKind& kind : kinds) {
+    if (options.quantize) quantize(kind.catalog, *options.quantize);
+  }
+  return kinds;
+}
+
+ActivityResult activity_of_kind(const PlanOptions& options, const Model& model, const Catalog& catalog) {
+  const Parallelism& parallel = options.setup.parallel;
+  if (parallel.pipeline > 1 && resolved_schedule(parallel) != PipelineSchedule::one_f_one_b) {
+    return {{}, "micro-batches under way are counted for schedule 1f1b only"};
+  }
+  return activity_of(model, catalog, options.setup, options.whole_client(),
+                     {.rounding = 512, .keeps_gradients = false});
+}
+
+EngineHolds engine_holds(const PlanOptions& options, const Sized& sized) {
+  const DeviceMemory& device = sized.report.ranks.front().device;
+  if (sized.terms) {
+    return {.computing = classes_held_at(*sized.terms, Span::backward),
+            .updating = classes_held_at(*sized.terms, Span::update),
+            .growing_gradient_share = {}};
+  }
+  PeakMemory held = device.at_peak;
+  if (options.engine == Engine::paper) {
+    held.parameters = device.parameters;
+    held.gradients = device.gradients;
+    held.optimizer_states = device.optimizer_states;
+  } else {
+    // The arena is one allocation, whatever of it is in use: alignment and packing count too.
+    held.workspace = sized.report.ranks.front().arenas->device - sum(held);
+  }
+  return {.computing = held, .updating = held, .growing_gradient_share = {}};
+}
+
+ClientHolds client_holds(const PlanOptions& options, std::uint64_t stage, const Activity& activity) {
+  ClientHolds holds = holds_of(activity);
+  holds.waiting_micro_batches = waiting_micro_batches(options.setup, stage);
+  holds.workspaces = library_workspaces(options);
+  return holds;
+}
+
 Planned make_planned(const PlanOptions& options) {
+  return make_planned(options, read_planned_model(options));
+}
+
+Planned make_planned(const PlanOptions& options, Model model) {
   try {
-    return plan_and_report(options);
+    return plan_and_report(options, std::move(model));
   } catch (const ArithmeticOverflow& error) {
     throw ConfigError(options.parameters ? "--params" : options.model, "",
                       fmt::format("is too large to be counted: {}", error.what()));

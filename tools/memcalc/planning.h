@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "planner/activations/client_memory.h"
+#include "planner/activations/profiles.h"
 #include "planner/engines/engine.h"
 #include "planner/explain.h"
 #include "planner/parallel.h"
@@ -50,7 +52,32 @@ struct Planned {
 // What a rank of the worst kind holds, line by line.
 std::vector<Explanation> explain_device(const PlanOptions& options, const Planned& planned);
 
+// Reads MODEL, frozen and with adapters as the options say. Throws Error.
+Model read_planned_model(const PlanOptions& options);
+
 // Reads MODEL and the GPU table, plans, and folds the plan into the report. Throws Error.
 Planned make_planned(const PlanOptions& options);
+// The same of a model that has been read.
+Planned make_planned(const PlanOptions& options, Model model);
+
+// One kind of rank through the options' engine.
+struct Sized {
+  Report report;  // of one rank
+  Catalog held;
+  std::optional<StepPlan> plan;
+  std::optional<PlannedOptimizer> experts;
+  std::optional<EngineTerms> terms;
+};
+Sized size_kind(const PlanOptions& options, const Catalog& catalog);
+
+// The kinds of ranks of a model, quantised where the options say so.
+std::vector<RankKind> planned_kinds(const PlanOptions& options, const Model& model);
+
+// What the client computes on a rank of this kind, if that is known.
+ActivityResult activity_of_kind(const PlanOptions& options, const Model& model, const Catalog& catalog);
+
+// The two sides of a rank's memory at `stage` of the pipeline, for add_client.
+EngineHolds engine_holds(const PlanOptions& options, const Sized& sized);
+ClientHolds client_holds(const PlanOptions& options, std::uint64_t stage, const Activity& activity);
 
 }  // namespace shardplan::memcalc

@@ -23,31 +23,6 @@ namespace {
 constexpr std::uint64_t kMostRanks = 32'000;
 constexpr std::uint64_t kDefaultSequence = 2048;
 
-// The GPU's name decides prices and memory; its size, memory alone.
-Cluster choose_cluster(const PlanOptions& options, const SimulateOptions& simulate, std::vector<std::string>& notes) {
-  const std::vector<Gpu> gpus = gpu_table(options.gpu_files);
-  const bool named = options.gpu && !is_capacity(*options.gpu);
-  if (simulate.cluster) {
-    Cluster cluster = require_cluster(*simulate.cluster, gpus);
-    if (named && find_gpu(gpus, *options.gpu).name != cluster.gpu.name) {
-      throw ConfigError(
-          "--gpu", "",
-          fmt::format("the cluster {} has {}: leave out --gpu or --cluster, or say the size of the memory "
-                      "(80GiB)",
-                      cluster.name, cluster.gpu.name));
-    }
-    return cluster;
-  }
-  if (named) return cluster_for(find_gpu(gpus, *options.gpu), gpus);
-  Cluster cluster = require_cluster(std::string(kDefaultCluster), gpus);
-  notes.push_back(
-      fmt::format("{}: taken as {} in nodes of {} with NVLink and {:.0f} Gbit/s per GPU{}",
-                  options.gpu ? fmt::format("--gpu {} is a size, no --cluster", *options.gpu) : "no --cluster or --gpu",
-                  cluster.gpu.name, cluster.gpus_per_node, cluster.network.bytes_per_second * 8 / 1e9,
-                  options.gpu ? ", with that memory" : ""));
-  return cluster;
-}
-
 Work work_of(const PlanOptions& options, const Model& model, std::vector<std::string>& notes) {
   std::uint64_t sequence = options.sequence.value_or(kDefaultSequence);
   if (!options.sequence) {
@@ -133,6 +108,31 @@ std::vector<FaultRange> ranges_of(const Simulation& undisturbed) {
 
 }  // namespace
 
+Cluster choose_cluster(const PlanOptions& options, const std::optional<std::string>& wanted,
+                       std::vector<std::string>& notes) {
+  const std::vector<Gpu> gpus = gpu_table(options.gpu_files);
+  const bool named = options.gpu && !is_capacity(*options.gpu);
+  if (wanted) {
+    Cluster cluster = require_cluster(*wanted, gpus);
+    if (named && find_gpu(gpus, *options.gpu).name != cluster.gpu.name) {
+      throw ConfigError(
+          "--gpu", "",
+          fmt::format("the cluster {} has {}: leave out --gpu or --cluster, or say the size of the memory "
+                      "(80GiB)",
+                      cluster.name, cluster.gpu.name));
+    }
+    return cluster;
+  }
+  if (named) return cluster_for(find_gpu(gpus, *options.gpu), gpus);
+  Cluster cluster = require_cluster(std::string(kDefaultCluster), gpus);
+  notes.push_back(
+      fmt::format("{}: taken as {} in nodes of {} with NVLink and {:.0f} Gbit/s per GPU{}",
+                  options.gpu ? fmt::format("--gpu {} is a size, no --cluster", *options.gpu) : "no --cluster or --gpu",
+                  cluster.gpu.name, cluster.gpus_per_node, cluster.network.bytes_per_second * 8 / 1e9,
+                  options.gpu ? ", with that memory" : ""));
+  return cluster;
+}
+
 std::vector<std::size_t> stragglers_of(const Simulation& simulation) {
   double most = 0;
   for (const SimulatedRank& rank : simulation.ranks) {
@@ -172,7 +172,7 @@ Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simu
   Simulated simulated;
   Model model = find_model(options.model);
   for (const std::string& glob : options.freeze) freeze(model.catalog, glob);
-  simulated.cluster = choose_cluster(options, simulate, simulated.notes);
+  simulated.cluster = choose_cluster(options, simulate.cluster, simulated.notes);
   simulated.work = work_of(options, model, simulated.notes);
 
   simulated.gpus_per_node = options.gpus_per_node.value_or(simulated.cluster.gpus_per_node);

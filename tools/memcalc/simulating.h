@@ -27,6 +27,11 @@ struct Simulated {
   std::vector<std::string> notes;
 };
 
+// The cluster of that name or file, else the first that has --gpu, else the default, with a note that says so. A GPU's
+// name decides prices and memory; its size, memory alone. Throws ConfigError.
+Cluster choose_cluster(const PlanOptions& options, const std::optional<std::string>& wanted,
+                       std::vector<std::string>& notes);
+
 // Reads MODEL and the cluster, simulates, and writes the files that were asked for. `progress` is told what is simulated
 // before each part. Throws Error.
 Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simulate,

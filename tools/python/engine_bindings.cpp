@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "base/error.h"
+#include "tools/memcalc/options.h"
 #include "tools/python/bindings.h"
 #include "tools/python/engine.h"
-#include "tools/python/keywords.h"
 
 namespace shardplan::python {
 namespace {
@@ -46,10 +46,12 @@ LossScaling scaling_of(const std::optional<Scaling>& given) {
   return scaling;
 }
 
-void construct(Engine* self, const std::string& tensors, const nb::dict& keywords, const std::vector<Group>& given,
-               double clip_norm, const std::optional<Scaling>& scaling, Communicator& communicator,
-               const Addressed& initial) {
-  const Setup setup = setup_of(keywords);
+// `words` are flags of memcalc plan; the model is `tensors`.
+void construct(Engine* self, const std::string& tensors, std::vector<std::string> words,
+               const std::vector<Group>& given, double clip_norm, const std::optional<Scaling>& scaling,
+               Communicator& communicator, const Addressed& initial) {
+  words.insert(words.begin(), {"plan", "parameters"});
+  const Setup setup = memcalc::read_command_line(std::move(words)).plan.setup;
   ZeroOptions options;
   options.groups.clear();
   for (const auto& [match, learning_rate, beta1, beta2, eps, weight_decay] : given) {
@@ -119,7 +121,7 @@ void write_state(Engine& engine, std::uint64_t steps_applied, double loss_scale,
 void bind_engine(nb::module_& module) {
   using Released = nb::call_guard<nb::gil_scoped_release>;
   nb::class_<Engine>(module, "Engine")
-      .def("__init__", construct, nb::arg("tensors"), nb::arg("setup"), nb::arg("groups"), nb::arg("clip_norm"),
+      .def("__init__", construct, nb::arg("tensors"), nb::arg("words"), nb::arg("groups"), nb::arg("clip_norm"),
            nb::arg("loss_scaling").none(), nb::arg("communicator"), nb::arg("initial"), nb::keep_alive<1, 7>())
       .def_prop_ro("units", units)
       .def_prop_ro("shards_parameters", &Engine::shards_parameters)

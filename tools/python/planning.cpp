@@ -1,33 +1,39 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "tools/memcalc/output.h"
 #include "tools/memcalc/planning.h"
 #include "tools/memcalc/simulating.h"
 #include "tools/python/bindings.h"
-#include "tools/python/keywords.h"
 
 namespace shardplan::python {
 namespace {
 
-std::string plan(const nb::dict& given) {
-  const memcalc::PlanOptions options = plan_options(given);
-  const nb::gil_scoped_release released;
+using Words = std::vector<std::string>;  // of memcalc's command line, behind the command
+
+memcalc::CommandLine command_line(const char* command, Words words) {
+  words.insert(words.begin(), command);
+  return memcalc::read_command_line(std::move(words));
+}
+
+std::string plan(Words words) {
+  const memcalc::PlanOptions options = command_line("plan", std::move(words)).plan;
   return memcalc::plan_json(options, memcalc::make_planned(options));
 }
 
-std::string explain(const nb::dict& given) {
-  const memcalc::PlanOptions options = plan_options(given);
-  const nb::gil_scoped_release released;
+std::string explain(Words words) {
+  const memcalc::PlanOptions options = command_line("explain", std::move(words)).plan;
   return memcalc::explain_json(options, memcalc::make_planned(options));
 }
 
-std::string simulate(const nb::dict& given) {
-  const memcalc::PlanOptions options = plan_options(given);
-  const memcalc::SimulateOptions simulate = simulate_options(given);
-  const nb::gil_scoped_release released;
+std::string simulate(Words words) {
+  const memcalc::CommandLine line = command_line("simulate", std::move(words));
   const auto no_progress = [](const std::string&) {};
-  return memcalc::simulate_json(options, memcalc::make_simulated(options, simulate, no_progress));
+  return memcalc::simulate_json(line.plan, memcalc::make_simulated(line.plan, line.simulate, no_progress));
 }
 
 std::string models() {
@@ -41,9 +47,10 @@ std::string gpus(const std::vector<std::string>& files) {
 }  // namespace
 
 void bind_planning(nb::module_& module) {
-  module.def("plan", plan, nb::arg("given"));
-  module.def("explain", explain, nb::arg("given"));
-  module.def("simulate", simulate, nb::arg("given"));
+  using Released = nb::call_guard<nb::gil_scoped_release>;
+  module.def("plan", plan, nb::arg("words"), Released());
+  module.def("explain", explain, nb::arg("words"), Released());
+  module.def("simulate", simulate, nb::arg("words"), Released());
   module.def("models", models);
   module.def("gpus", gpus, nb::arg("files"));
 }

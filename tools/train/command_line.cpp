@@ -5,10 +5,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
+#include <exception>
 #include <iostream>
 #include <string>
 
 #include "base/error.h"
+#include "tools/mpi/launcher.h"
 
 namespace shardplan::train {
 namespace {
@@ -40,6 +42,7 @@ struct Words {
   std::optional<std::string> cadence;
   std::optional<std::string> loss_scale;
   std::string communicator = "local";
+  std::string device = "cpu";
   std::optional<std::uint64_t> ranks;
   double deadline = 60;
   bool untied = false;
@@ -53,8 +56,19 @@ std::string communicators_for_help() {
   return text + " (local)";
 }
 
+// Arenas on a GPU are the library's business, and it has them (shard/cuda_backend.h); the model is this program's.
+void require_cpu(const std::string& device) {
+  if (device == "cpu") return;
+  if (device != "cuda") throw ConfigError("--device", "", fmt::format("'{}' is not known: expected cpu", device));
+  throw ConfigError(
+      "--device", "",
+      "cuda: this program's model has no GPU kernels: it computes on the CPU, which cannot read the views "
+      "that the optimizer would give it there. Link a client of your own (docs/linking.md)");
+}
+
 void finish(TrainingOptions& options, const RankKind& kind, const Words& words) {
   options.ranks = kind.world_size(words.ranks);
+  require_cpu(words.device);
   if (options.ranks == 0) throw ConfigError("--ranks", "", "expected 1 or more");
   if (!(words.deadline > 0)) throw ConfigError("--deadline", "", "expected a number of seconds above 0");
   options.deadline = std::chrono::milliseconds{static_cast<std::int64_t>(std::min(words.deadline, 1e9) * 1000)};
@@ -115,20 +129,26 @@ ParseResult parse_command_line(int argc, char** argv) {
   app.add_option("--prefetch", options.setup.prefetch, "units gathered ahead at stage 3 (1)");
   app.add_flag("--ema", options.setup.ema, "keep a moving average of the parameters");
   app.add_option("--comm", words.communicator, communicators_for_help());
+  app.add_option("--device", words.device, "where the arenas lie: cpu, which is where the model computes (cpu)");
   app.add_option("--deadline", words.deadline, "seconds that a rank waits for another one, at most (60)");
   app.add_flag("--json", options.json, "one JSON object on stdout at the end");
+  // Of the processes of a launcher, which have the same command line, one answers.
+  const bool first = is_first_process([](const char* variable) { return std::getenv(variable); });
+  const auto complain = [first](const std::exception& error) {
+    if (first) std::cerr << "shardplan-train: " << error.what() << "\n";
+  };
   try {
     app.parse(argc, argv);
     result.kind = &rank_kind_named(words.communicator);
     finish(options, *result.kind, words);
   } catch (const CLI::Success& success) {
-    app.exit(success);
+    if (first) app.exit(success);
     result.exit_status = 0;
   } catch (const CLI::ParseError& error) {
-    std::cerr << "shardplan-train: " << error.what() << "\n";
+    complain(error);
     result.exit_status = 2;
   } catch (const ConfigError& error) {
-    std::cerr << "shardplan-train: " << error.what() << "\n";
+    complain(error);
     result.exit_status = 2;
   }
   return result;

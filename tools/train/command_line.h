@@ -7,7 +7,8 @@
 
 namespace shardplan::train {
 
-// The exit status instead where there is nothing left to do: 0 after --help, 2 after a message on stderr.
+// The exit status instead where there is nothing left to do: 0 after --help, 2 after a message on stderr
+// (of one process, where a launcher has started several).
 struct ParseResult {
   TrainingOptions options;
   const RankKind* kind = nullptr;

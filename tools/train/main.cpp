@@ -12,6 +12,9 @@
 namespace shardplan::train {
 namespace {
 
+constexpr int kDone = 0;
+constexpr int kFailed = 3;
+
 template <typename Get>
 boost::json::array per_rank(const RankResult& result, Get get) {
   boost::json::array array;
@@ -77,10 +80,12 @@ int main_with_errors(int argc, char** argv) {
       fmt::print("{}", parsed.options.json ? json_of(*parsed.kind, training, first) : text_of(training, first));
       std::fflush(stdout);
     });
-    return 0;
+    return kDone;
+  } catch (const SaidElsewhere&) {
+    return kFailed;
   } catch (const std::exception& error) {
     fmt::print(stderr, "shardplan-train: {}\n", error.what());
-    return 3;
+    return kFailed;
   }
 }
 

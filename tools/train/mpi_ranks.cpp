@@ -1,9 +1,14 @@
 // Ranks that a launcher (mpirun, srun) has started: this process is one of them.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "runtime/cpu_device.h"
@@ -32,6 +37,25 @@ std::uint64_t world_size(std::optional<std::uint64_t> asked) {
   return size;
 }
 
+// Each process reads and plans. What is wrong with it is wrong for all of them, as a rule (no such file): the first one
+// that it is wrong for says so, and all end.
+Training make_training_on_all(const TrainingOptions& options) {
+  std::optional<Training> training;
+  std::exception_ptr failure;
+  try {
+    training.emplace(make_training(options));
+  } catch (const std::exception&) {
+    failure = std::current_exception();
+  }
+  const std::byte mine{failure ? std::uint8_t{1} : std::uint8_t{0}};
+  std::vector<std::byte> failed(static_cast<std::size_t>(session()->size()));
+  session()->all_gather({&mine, 1}, failed);
+  const auto first = std::find(failed.begin(), failed.end(), std::byte{1});
+  if (first == failed.end()) return std::move(*training);
+  if (first - failed.begin() != session()->rank()) throw SaidElsewhere();
+  std::rethrow_exception(failure);
+}
+
 void train_in(Communicator& world, const Training& training, Device& device, const Show& show) {
   RankResult result;
   try {
@@ -43,7 +67,7 @@ void train_in(Communicator& world, const Training& training, Device& device, con
   if (world.rank() == 0) show(training, result);
 }
 
-// Every rank tells what it saw, for only one may know.
+// Every rank tells what it saw of the others, for only one may know.
 template <typename Train>
 void run(const Train& train_rank_of) {
   try {
@@ -57,10 +81,10 @@ void run(const Train& train_rank_of) {
 }
 
 void train_over_mpi(const TrainingOptions& options, const Show& show) {
+  TrainingOptions staged = options;
+  staged.setup.transport = Transport::staged;
+  const Training training = make_training_on_all(staged);
   run([&] {
-    TrainingOptions staged = options;
-    staged.setup.transport = Transport::staged;
-    const Training training = make_training(staged);
     CpuDevice cpu;
     const auto world = make_mpi_communicator({.deadline = options.deadline, .yield = {}});
     train_in(*world, training, cpu, show);
@@ -68,8 +92,8 @@ void train_over_mpi(const TrainingOptions& options, const Show& show) {
 }
 
 void train_over_shared_memory(const TrainingOptions& options, const Show& show) {
+  const Training training = make_training_on_all(options);
   run([&] {
-    const Training training = make_training(options);
     CpuDevice cpu(HostPages::shareable);
     const ExchangeBlobs exchange = [](std::span<const std::byte> mine, std::span<std::byte> all) {
       session()->all_gather(mine, all);

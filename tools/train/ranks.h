@@ -14,12 +14,19 @@
 #include <span>
 #include <string_view>
 
+#include "base/error.h"
 #include "tools/train/training.h"
 
 namespace shardplan::train {
 
 // Prints what a training gave. `first` is what rank 0 saw.
 using Show = std::function<void(const Training& training, const RankResult& first)>;
+
+// Why this process ends has been said by another one.
+class SaidElsewhere : public Error {
+ public:
+  SaidElsewhere() : Error("another rank has said why") {}
+};
 
 struct RankKind {
   std::string_view name;  // after --comm
@@ -32,8 +39,8 @@ struct RankKind {
   std::uint64_t (*world_size)(std::optional<std::uint64_t> asked) = nullptr;
 
   // Trains on all ranks. Each process reads and plans (make_training), or has it from the one that started it; rank 0's
-  // calls `show`, and the others say nothing. Returns when every rank that this process has started is gone. Throws what was first to fail,
-  // with the rank's number where a process failed.
+  // calls `show`, and the others say nothing. Returns when every rank that this process has started is gone. Throws what
+  // was first to fail, with the rank's number where a process failed; SaidElsewhere if that is another process's to say.
   void (*train)(const TrainingOptions& options, const Show& show) = nullptr;
 };
 

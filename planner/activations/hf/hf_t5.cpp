@@ -265,8 +265,10 @@ Value bart_stack(ForwardContext& context, const Stack& stack) {
   Tape& tape = context.tape;
   const bool decodes = context.encoded.defined();
   if (context.client.mask == MaskKind::padded) throw NotModelled("texts of different lengths");
-  const UnitView unit = required_unit(context, stack.name + ".embed_tokens");
-  const Value words = scale(embedding(stack.ids, unit[stack.name + ".embed_tokens"].weight));
+  // The table of words may lie in another unit: it is the whole model's.
+  const std::string table = stack.name + ".embed_tokens";
+  const Value words = scale(embedding(stack.ids, required_unit(context, table)[table].weight));
+  const UnitView unit = required_unit(context, stack.name + ".embed_positions");
   Value ones;
   if (decodes) {
     ones = tape.allocate("ones", {context.batch(), stack.tokens}, DType::f32);
@@ -329,8 +331,9 @@ Value whisper_encoder(ForwardContext& context, const std::string& name) {
 
 Value whisper_decoder(ForwardContext& context, const std::string& name, const Value& ids) {
   Tape& tape = context.tape;
-  const UnitView unit = required_unit(context, name + ".embed_tokens");
-  const Value words = embedding(ids, unit[name + ".embed_tokens"].weight);
+  const std::string table = name + ".embed_tokens";
+  const Value words = embedding(ids, required_unit(context, table)[table].weight);
+  const UnitView unit = required_unit(context, name + ".embed_positions");
   const Value range = arange(context, ids.size(1));
   const Value places = tape.allocate("repeat", ids.shape(), DType::i64);
   const Value positions = embedding(places, unit[name + ".embed_positions"].weight);

@@ -1,4 +1,4 @@
-// Encoders of images (modeling_vit.py, modeling_dinov2.py, modeling_clip.py, modeling_siglip.py of transformers 4.57).
+// Encoders of images (modeling_vit.py, modeling_dinov2.py, modeling_clip.py of transformers 4.57).
 // How many tokens there are is the model's: one for each patch, and one of its own in most.
 #include <array>
 
@@ -126,7 +126,7 @@ Value dinov2(ForwardContext& context, BlockForward block) {
   return class_loss(context, *head, features);
 }
 
-// ---- CLIP and SigLIP ----
+// ---- CLIP ----
 
 Value clip_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
   const std::uint64_t heads = block.module("self_attn.attention").attention->heads;
@@ -181,29 +181,13 @@ Value clip_vision(ForwardContext& context, BlockForward block) {
   return total(pooled);
 }
 
-// The sum of all tokens' features: the head that pools them is not a part of it.
-Value siglip_vision(ForwardContext& context, BlockForward block) {
-  const std::string base = prefix_of(context, "embeddings.patch_embedding");
-  const auto unit = first_unit(context, base + "embeddings.patch_embedding");
-  const std::uint64_t tokens = context.model.architecture.max_positions;
-  const auto embedded = [&] {
-    const Value x = patches(context, (*unit)[base + "embeddings.patch_embedding"], tokens);
-    return add(x, positions(context, *unit, base, tokens));
-  };
-  const Value start = embedded();
-  const Value hidden = run_blocks(context, block, start);
-  const auto norm = unit_with(context, base + "post_layernorm");
-  return total(layer_norm((*norm)[base + "post_layernorm"], hidden));
-}
-
 }  // namespace
 
 std::span<const HfFamily> hf_vision_families() {
   static constexpr HfFamily families[] = {
       {"vit", [](ForwardContext& context) { return vit(context, vit_block); }},
       {"dinov2", [](ForwardContext& context) { return dinov2(context, dinov2_block); }},
-      {"clip_vision_model", [](ForwardContext& context) { return clip_vision(context, clip_block); }},
-      {"siglip_vision_model", [](ForwardContext& context) { return siglip_vision(context, clip_block); }}};
+      {"clip_vision_model", [](ForwardContext& context) { return clip_vision(context, clip_block); }}};
   return families;
 }
 

@@ -107,6 +107,10 @@ TEST_P(HfGolden, SavedTensorsAndPeak) {
       const auto run = read_run(entry.at("setup").as_object());
       if (!run) continue;
       SCOPED_TRACE(text(c.as_object(), "name") + " " + json::serialize(entry.at("setup")));
+      if (model.catalog.family == "siglip_vision_model") {  // its pooling head is not written yet
+        EXPECT_FALSE(activity_of(model, model.catalog, run->setup, run->client).activity);
+        continue;
+      }
       const ActivityResult exact = activity_of(model, model.catalog, run->setup, run->client, {.rounding = 1});
       ASSERT_TRUE(exact.activity) << exact.unknown_because;
       EXPECT_EQ(saved_bytes(*exact.activity), number(entry.at("saved_bytes"))) << listed(*exact.activity);
@@ -124,7 +128,7 @@ TEST_P(HfGolden, SavedTensorsAndPeak) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, HfGolden,
-                         testing::Values("decoders", "encoders", "gpt2", "gpt_neox", "llama", "t5"));
+                         testing::Values("decoders", "encoders", "gpt2", "gpt_neox", "llama", "t5", "vision"));
 
 }  // namespace
 }  // namespace shardplan

@@ -6,7 +6,7 @@
 #include <span>
 #include <string_view>
 
-#include "tests/planner/cost/step_model.h"
+#include "planner/cost/step_time.h"
 
 namespace shardplan::test {
 

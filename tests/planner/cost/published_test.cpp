@@ -17,7 +17,7 @@ namespace {
 double predicted_tokens_per_second(const PublishedStep& step) {
   const StepSetup setup = setup_of(step);
   const Cluster cluster = require_cluster(std::string(step.cluster), gpu_table());
-  return tokens_of_rank(setup) / step_seconds(model_of(step), setup, cluster);
+  return tokens_of_rank(setup) / step_time(model_of(step), setup, cluster).seconds();
 }
 
 double median(std::vector<double> values) {

@@ -85,16 +85,44 @@ TEST(Megatron, EighteenBytesOrSixAndTwelveOverN) {
   EXPECT_EQ(states_of_rank(catalog, setup_of(1, 8), bf16).count(), 4 * n + 12 * n / 8);
 }
 
+// A unit of 256 rows of 256 and 256 more elements is 257 chunks; of eight ranks each has 33, so the unit has 264.
 TEST(Megatron, ItsFsdpShardsWhatItsStrategySays) {
   const Catalog catalog = blocks(4, 256);
-  const std::uint64_t n = parameter_elements(catalog);
+  constexpr std::uint64_t kUnpadded = 4 * 257 * 256;
+  constexpr std::uint64_t n = 4 * 264 * 256;
+  EXPECT_EQ(parameter_elements(catalog), kUnpadded);
   EXPECT_EQ(states_of_rank(catalog, setup_of(2, 8)).count(), 2 * n + (4 + 12) * n / 8);
   EXPECT_EQ(states_of_rank(catalog, setup_of(3, 8)).count(), 18 * n / 8);
   MegatronOptions options;
   options.data_parallel_sharding_strategy = MegatronSharding::no_shard;
-  EXPECT_EQ(states_of_rank(catalog, setup_of(0, 8), options).count(), 18 * n);
+  EXPECT_EQ(states_of_rank(catalog, setup_of(0, 8), options).count(), 18 * kUnpadded);
   options.data_parallel_sharding_strategy = MegatronSharding::optim;
   EXPECT_EQ(states_of_rank(catalog, setup_of(0, 8), options).count(), 6 * n + 12 * n / 8);
+}
+
+// What is outside of units is gathered and stays; units are gathered as far as 5e8 elements ahead: here, all.
+TEST(Megatron, ItsFsdpKeepsWhatIsOutsideOfUnits) {
+  CatalogBuilder builder("model", "tensors");
+  builder.begin_unit("embedding");
+  builder.add({.name = "embed.weight", .shape = {1024, 64}, .dtype = std::nullopt});
+  builder.add_run("layers", 0, 3, {{.name = "a.w", .shape = {64, 64}, .dtype = std::nullopt}});
+  const Catalog catalog = builder.finish();
+  const auto bytes = [&](const char* name, const MegatronOptions& options) {
+    Bytes sum;
+    for (const Term& term : megatron_terms(catalog, setup_of(3, 4), options).terms) {
+      if (term.name == name) sum += term.bytes;
+    }
+    return sum.count();
+  };
+  EXPECT_EQ(bytes("gathered parameters: outside of units", {}), 2U * 1024 * 64);
+  EXPECT_EQ(bytes("gathered parameters: units", {}), 2U * 3 * 64 * 64);
+  EXPECT_EQ(bytes("gradients of buckets on their way", {}), 4U * (1024 * 64 + 3 * 64 * 64));
+  MegatronOptions twice;
+  twice.fsdp_double_buffer = true;
+  EXPECT_EQ(bytes("gathered parameters: units", twice), 2U * 2 * 64 * 64);
+  MegatronOptions little;
+  little.suggested_communication_unit_size = 2 * 1000;
+  EXPECT_EQ(bytes("gathered parameters: units", little), 2U * (2 * 64 * 64 + 1000));
 }
 
 TEST(Megatron, PrecisionAwareOptimizer) {
@@ -107,6 +135,23 @@ TEST(Megatron, PrecisionAwareOptimizer) {
   EXPECT_EQ(states_of_rank(catalog, setup_of(1, 8), options).count(), 6 * n + (2 + 2 + 2) * n / 8);
   options.store_param_remainders = false;
   EXPECT_EQ(states_of_rank(catalog, setup_of(1, 8), options).count(), 6 * n + (4 + 2 + 2) * n / 8);
+}
+
+TEST(Megatron, GradientsIn16BitsAreCopiedForTheUpdate) {
+  const Catalog catalog = blocks(4, 256);
+  MegatronOptions options;
+  const auto copies = [&] {
+    Bytes sum;
+    for (const Term& term : megatron_terms(catalog, setup_of(1, 8), options).terms) {
+      if (term.span == Span::update) sum += term.bytes;
+    }
+    return sum.count();
+  };
+  EXPECT_EQ(copies(), 0U);
+  options.main_grads_dtype = DType::bf16;
+  EXPECT_EQ(copies(), 4 * parameter_elements(catalog) / 8);
+  options.use_precision_aware_optimizer = true;
+  EXPECT_EQ(copies(), 0U);
 }
 
 TEST(Megatron, ExpertsHaveTheirOwnDataRanks) {

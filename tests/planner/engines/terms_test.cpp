@@ -81,31 +81,22 @@ TEST(Terms, ACountAloneHasStatesAndNoBuffers) {
   }
 }
 
-// States in the shapes of tensors where an engine leaves them whole, flat where it does not.
-TEST(Terms, OptimizersWhoseStatesFollowShapes) {
-  CatalogBuilder builder("blocks", "tensors");
+// bitsandbytes' scales are attributes of parameters, so nobody shards them.
+TEST(Terms, ScalesAreWholeOnEveryRank) {
+  CatalogBuilder builder("quantised", "tensors");
   builder.add_run("layers", 0, 2,
-                  {{.name = "a.w", .shape = {256, 512}, .dtype = std::nullopt},
-                   {.name = "a.b", .shape = {512}, .dtype = std::nullopt}});
+                  {{.name = "a.weight", .shape = {64, 64}, .dtype = DType::u8, .trainable = false},
+                   {.name = "a.scales", .shape = {640}, .dtype = DType::f32, .trainable = false, .scales = true}});
   const Catalog catalog = builder.finish();
-  const auto moments = [&](Engine engine, OptimizerKind optimizer, int stage) {
+  for (const Engine engine : {Engine::deepspeed, Engine::fsdp2, Engine::megatron}) {
     shardplan::Setup setup;
-    setup.stage = stage;
-    setup.world_size = 2;
-    setup.optimizer = optimizer;
-    Bytes sum;
-    for (const Term& term : terms_of(engine, catalog, setup, {}).terms) {
-      if (term.name == "optimizer states: moments") sum += term.bytes;
-    }
-    return sum.count();
-  };
-  constexpr std::uint64_t kMatrix = 256 * 512;
-  EXPECT_EQ(moments(Engine::megatron, OptimizerKind::adafactor, 0), 2 * 4 * (256 + 512 + 512));
-  EXPECT_EQ(moments(Engine::deepspeed, OptimizerKind::adafactor, 2), 4 * 2 * (kMatrix + 512) / 2);
-  // Each rank has 128 rows.
-  EXPECT_EQ(moments(Engine::fsdp2, OptimizerKind::adafactor, 3), 2 * 4 * (128 + 512 + 256));
-  EXPECT_EQ(moments(Engine::deepspeed, OptimizerKind::muon, 2), 4 * (2 * kMatrix + 2 * 2 * 512) / 2);
-  EXPECT_EQ(moments(Engine::deepspeed, OptimizerKind::muon, 3), 4 * (2 * kMatrix + 2 * 2 * 512) / 2);
+    setup.stage = 3;
+    setup.world_size = 8;
+    EngineOptions options;
+    options.deepspeed.stage3_param_persistence_threshold = 0;
+    const Report report = report_of(engine, catalog, setup, terms_of(engine, catalog, setup, options));
+    EXPECT_EQ(report.ranks.front().device.parameters.count(), 2U * (64 * 64 / 8 + 4 * 640)) << name(engine);
+  }
 }
 
 TEST(Terms, OursIsNoListOfTerms) {

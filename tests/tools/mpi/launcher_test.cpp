@@ -3,17 +3,22 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <utility>
 
 #include "tests/support/config_error.h"
 
 namespace shardplan {
 namespace {
 
-std::vector<LaunchedWorld> worlds_in(const std::map<std::string, std::string>& variables) {
-  return launched_worlds([&](const char* variable) {
+Environment environment_of(std::map<std::string, std::string> variables) {
+  return [variables = std::move(variables)](const char* variable) {
     const auto found = variables.find(variable);
     return found == variables.end() ? nullptr : found->second.c_str();
-  });
+  };
+}
+
+std::vector<LaunchedWorld> worlds_in(const std::map<std::string, std::string>& variables) {
+  return launched_worlds(environment_of(variables));
 }
 
 TEST(Launcher, SaysHowManyProcessesItHasStarted) {
@@ -34,6 +39,17 @@ TEST(Launcher, OfSlurmIsAskedLast) {
   ASSERT_EQ(daemons.size(), 1U);
   EXPECT_EQ(daemons[0].ranks, 4U);
   EXPECT_TRUE(worlds_in({{"SLURM_NTASKS", "16"}, {"SLURM_PROCID", "0"}}).empty());
+}
+
+TEST(Launcher, SaysWhichProcessIsTheFirst) {
+  EXPECT_TRUE(is_first_process(environment_of({})));
+  for (const char* variable : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"}) {
+    EXPECT_TRUE(is_first_process(environment_of({{variable, "0"}}))) << variable;
+    EXPECT_FALSE(is_first_process(environment_of({{variable, "1"}}))) << variable;
+    EXPECT_TRUE(is_first_process(environment_of({{variable, "first"}}))) << variable;
+  }
+  // mpirun in a Slurm job: its daemon on the second node was started by srun.
+  EXPECT_TRUE(is_first_process(environment_of({{"OMPI_COMM_WORLD_RANK", "0"}, {"SLURM_PROCID", "1"}})));
 }
 
 TEST(Launcher, MayNotDisagreeWithMpi) {

@@ -73,6 +73,12 @@ for rank in $ranks; do
 done
 
 status=0
+"$program" --text "$folder/text" --device cuda 2> "$folder/log" || status=$?
+[ $status -eq 2 ] || fail "exit status $status for a model on a GPU"
+grep -q "^shardplan-train: --device: cuda: this program's model has no GPU kernels" "$folder/log" ||
+  fail "told: $(cat "$folder/log")"
+
+status=0
 "$program" --text "$folder/nothing" --ranks 2 --comm shared 2> "$folder/log" || status=$?
 [ $status -eq 3 ] || fail "exit status $status where there is no text"
 [ "$(wc -l < "$folder/log")" -eq 1 ] || fail "not one line: $(cat "$folder/log")"

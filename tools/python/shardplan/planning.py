@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import (
     Any,
     Dict,
+    List,
     Mapping,
     Optional,
     Sequence,
@@ -254,71 +255,98 @@ class Gpu:
 
 
 _Path = Union[str, "os.PathLike[str]"]
+_Count = Optional[int]
+_Word = Optional[str]
+_Words = Union[str, Sequence[str], None]  # one, or several
+_Paths = Union[_Path, Sequence[_Path], None]
+_Flag = Optional[bool]
 
 
+# The one list of plan()'s keywords: a flag of memcalc plan is a line here and nothing else (the test
+# memcalc_python_keywords holds the two together). None is "not given", which leaves the default to memcalc.
 def plan(
     model: Optional[_Path] = None,
     *,
     params: Union[str, int, float, None] = None,
-    gpus: int = 1,
-    zero: int = 0,
-    precision: str = "bf16-mixed",
-    optimizer: str = "adamw",
-    ema: bool = False,
-    engine: str = "shardplan",
-    replicate: int = 1,
-    prefetch: int = 1,
-    grad_accum: int = 1,
-    cadence: Optional[str] = None,
-    recompute: str = "none",
-    transport: str = "direct",
-    reduction: str = "canonical",
-    reduction_group: Optional[int] = None,
-    offload: Optional[str] = None,
-    hpz: Optional[int] = None,
-    mics: Optional[int] = None,
-    freeze: Sequence[str] = (),
-    seq: Optional[int] = None,
-    micro_batch: int = 1,
-    gpu: Optional[str] = None,
-    gpu_files: Sequence[_Path] = (),
-    gpus_per_node: Optional[int] = None,
-    param_dtype: Optional[str] = None,
-    grad_dtype: Optional[str] = None,
-    grad_accum_dtype: Optional[str] = None,
-    master_dtype: Optional[str] = None,
-    moment_dtype: Optional[str] = None,
-    compute_dtype: Optional[str] = None,
-    wire_dtype: Optional[str] = None,
+    freeze: _Words = None,
+    gpus: _Count = None,
+    gpus_per_node: _Count = None,
+    gpu: _Word = None,
+    gpu_file: _Paths = None,
+    zero: _Count = None,
+    engine: _Word = None,
+    hpz: _Count = None,
+    mics: _Count = None,
+    offload: _Word = None,
+    replicate: _Count = None,
+    prefetch: _Count = None,
+    grad_accum: _Count = None,
+    cadence: _Word = None,
+    reduction: _Word = None,
+    reduction_group: _Count = None,
+    transport: _Word = None,
+    recompute: _Word = None,
+    seq: _Count = None,
+    micro_batch: _Count = None,
+    profile: _Word = None,
+    attention: _Word = None,
+    loss: _Word = None,
+    tp: _Count = None,
+    pp: _Count = None,
+    cp: _Count = None,
+    ep: _Count = None,
+    etp: _Count = None,
+    virtual_stages: _Count = None,
+    sequence_parallel: _Flag = None,
+    schedule: _Word = None,
+    first_stage_layers: _Count = None,
+    last_stage_layers: _Count = None,
+    vocabulary_multiple: _Count = None,
+    lora_rank: _Count = None,
+    lora_targets: _Words = None,
+    modules_to_save: _Words = None,
+    quantize: _Word = None,
+    precision: _Word = None,
+    param_dtype: _Word = None,
+    grad_dtype: _Word = None,
+    grad_accum_dtype: _Word = None,
+    master_dtype: _Word = None,
+    moment_dtype: _Word = None,
+    compute_dtype: _Word = None,
+    wire_dtype: _Word = None,
+    optimizer: _Word = None,
+    adafactor_first_moment: _Flag = None,
+    optimizer_in_backward: _Flag = None,
+    ema: _Flag = None,
 ) -> Plan:
     """How much memory a training needs, and where. `model` is a preset (see models()), a config.json, safetensors, a
     folder of either or a tensor list; `params` a count ("7e9", "7B", 7_000_000_000) instead, for model states only.
-    Raises ConfigError."""
-    return _build(Plan, _shardplan.plan(_given(locals())))
+    Keywords are flags of `memcalc plan`, whose --help says what each means and what it is if not given. Raises
+    ConfigError."""
+    keywords = locals()
+    return _build(Plan, _shardplan.plan(words_of(keywords.pop("model"), keywords)))
 
 
 def explain(model: Optional[_Path] = None, **keywords: Any) -> Explained:
     """The numbers of plan(), each with its formula, inputs and source. Takes plan()'s keywords."""
-    return _build(Explained, _shardplan.explain(_checked(keywords, plan, model=model)))
+    return _build(Explained, _shardplan.explain(words_of(model, _checked(keywords))))
 
 
 def simulate(
     model: _Path,
     *,
     cluster: Optional[_Path] = None,
-    seed: int = 0,
-    faults: Sequence[str] = (),
-    compare_stages: bool = False,
+    seed: _Count = None,
+    fault: _Words = None,
+    compare_stages: _Flag = None,
     trace: Optional[_Path] = None,
     plot: Optional[_Path] = None,
     **keywords: Any,
 ) -> Simulation:
     """One step of the optimizer itself on virtual ranks, with the cluster's times. Takes plan()'s keywords too; `trace`
     and `plot` are files to write. A rank that fails is in `errors`. Raises ConfigError and IoError."""
-    own = dict(
-        model=model, cluster=cluster, seed=seed, faults=faults, compare_stages=compare_stages, trace=trace, plot=plot
-    )
-    return _build(Simulation, _shardplan.simulate(_checked(keywords, plan, **own)))
+    own = dict(cluster=cluster, seed=seed, fault=fault, compare_stages=compare_stages, trace=trace, plot=plot)
+    return _build(Simulation, _shardplan.simulate(words_of(model, {**_checked(keywords), **own})))
 
 
 def models() -> Tuple[Preset, ...]:
@@ -331,26 +359,27 @@ def gpus(files: Sequence[_Path] = ()) -> Tuple[Gpu, ...]:
     return tuple(_value(Gpu, row) for row in json.loads(_shardplan.gpus([os.fspath(file) for file in files]))["gpus"])
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return value
+def words_of(model: Optional[_Path], keywords: Mapping[str, Any]) -> List[str]:
+    """A call's arguments as words of memcalc's command line, behind the command."""
+    words = []
+    for keyword, value in keywords.items():
+        flag = "--" + keyword.replace("_", "-")
+        values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        words += [f"{flag}={_text(each)}" for each in values]
+    return words if model is None else [*words, "--", os.fspath(model)]
 
 
-def _given(keywords: Mapping[str, Any]) -> Dict[str, Any]:
-    given = {key: _plain(value) for key, value in keywords.items() if value is not None}
-    if "params" in given:
-        given["params"] = str(given["params"])
-    return given
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
-def _checked(keywords: Mapping[str, Any], function: Any, **own: Any) -> Dict[str, Any]:
+def _checked(keywords: Mapping[str, Any]) -> Mapping[str, Any]:
     for keyword in keywords:
-        if keyword not in function.__kwdefaults__:
-            raise TypeError(f"got an unexpected keyword argument '{keyword}': expected those of {function.__name__}()")
-    return _given({**keywords, **own})
+        if keyword not in plan.__kwdefaults__:
+            raise TypeError(f"got an unexpected keyword argument '{keyword}': expected those of plan()")
+    return keywords
 
 
 def _build(cls: Type[T], text: str) -> T:

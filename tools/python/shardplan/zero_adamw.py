@@ -11,6 +11,7 @@ from . import _shardplan
 from ._clients import AsReady, AtStep, ByModule
 from ._parameters import Entry, Parameters, dtype_name, entries_of, groups_of, policy_of, tensor_list
 from .errors import ConfigError
+from .planning import words_of
 from .transports import communicator_for
 
 _KINDS = ("master", "exp_avg", "exp_avg_sq")  # by StateKind
@@ -98,6 +99,7 @@ class ZeroAdamW(torch.optim.Optimizer):
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(groups_of(params), defaults)
         self.last_step: Optional[StepReport] = None
+        self.loss_scaling = loss_scaling
         self._entries = entries_of(self.param_groups, module)
         if communicator is None:
             communicator = communicator_for(process_group, transport, deadline_seconds)
@@ -112,7 +114,7 @@ class ZeroAdamW(torch.optim.Optimizer):
         )
         self._engine = _shardplan.Engine(
             tensor_list(self._entries, trained.dtype),
-            setup,
+            words_of(None, setup),
             self._hyperparameters(),
             max_norm or 0.0,
             (
@@ -145,7 +147,10 @@ class ZeroAdamW(torch.optim.Optimizer):
     def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
         """Ends a step on all ranks: norm, clip, update. A gradient that is not finite on one rank skips it on all."""
         if getattr(self, "grad_scale", None) is not None:
-            raise RuntimeError("the loss scale is this optimizer's, the same on every rank: use shardplan.GradScaler")
+            raise RuntimeError(
+                "torch.amp.GradScaler looks at this rank's gradients only, and ranks would go on with different "
+                "scales: use shardplan.GradScaler"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -159,6 +164,11 @@ class ZeroAdamW(torch.optim.Optimizer):
     def loss_scale(self) -> float:
         """What the next loss is multiplied by: 1 without loss_scaling."""
         return self._engine.loss_scale
+
+    @property
+    def clean_steps(self) -> int:
+        """Steps since the loss scale has changed, or a step was skipped."""
+        return self._engine.clean_steps
 
     @property
     def plan_hash(self) -> str:
@@ -250,7 +260,8 @@ class ZeroAdamW(torch.optim.Optimizer):
 
 class GradScaler:
     """torch.amp.GradScaler's calls, for the loss scale that a ZeroAdamW(loss_scaling=...) keeps: the same on every
-    rank, and changed by step() itself. The norm and max_norm are of unscaled gradients."""
+    rank, and changed by step() itself. The norm and max_norm are of unscaled gradients. What it has to remember is in
+    the optimizer's state_dict."""
 
     def __init__(self, optimizer: ZeroAdamW) -> None:
         self._optimizer = optimizer
@@ -273,7 +284,23 @@ class GradScaler:
         return self._optimizer.loss_scale
 
     def is_enabled(self) -> bool:
-        return True
+        return self._optimizer.loss_scaling is not None
+
+    def state_dict(self) -> Dict[str, Any]:
+        """As torch's, for whoever looks at it."""
+        rule = self._optimizer.loss_scaling
+        if rule is None:
+            return {}
+        return {
+            "scale": self._optimizer.loss_scale,
+            "growth_factor": rule.growth_factor,
+            "backoff_factor": rule.backoff_factor,
+            "growth_interval": rule.growth_interval,
+            "_growth_tracker": self._optimizer.clean_steps,
+        }
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Nothing is left to do: ZeroAdamW.load_state_dict() restores the scale."""
 
 
 def _like(entry: Entry, kind: str, value: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,128 @@
+// memcalc fit: its answers against memcalc plan, asked one set-up at a time.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <set>
+#include <string>
+
+#include "tests/tools/memcalc/program.h"
+
+namespace shardplan::test {
+namespace {
+
+namespace json = boost::json;
+
+json::object ask(const std::string& words, int status = 0) {
+  const Outcome outcome = memcalc(words + " --json");
+  EXPECT_EQ(outcome.error, "");
+  EXPECT_EQ(outcome.status, status) << words;
+  return json::parse(outcome.out).as_object();
+}
+
+std::uint64_t number(const json::value& value) {
+  return value.to_number<std::uint64_t>();
+}
+
+std::uint64_t peak(const json::object& planned) {
+  return number(planned.at("worst").at("device").at("peak_allocated"));
+}
+
+std::string words_of(const json::object& setup) {
+  return "--zero " + std::to_string(number(setup.at("zero_stage"))) + " --pp " +
+         std::to_string(number(setup.at("pipeline_parallel"))) + " --micro-batch " +
+         std::to_string(number(setup.at("micro_batch"))) + " --grad-accum " +
+         std::to_string(number(setup.at("grad_accum"))) + " --recompute " +
+         std::string(setup.at("recompute").as_string());
+}
+
+class FitTest : public testing::Test {
+ protected:
+  const std::string model_ = "tinyllama-1.1b";
+};
+
+// Every set-up of a small space, asked of plan one by one: the same fit, and no other.
+TEST_F(FitTest, BestIsWhatBruteForceFinds) {
+  const std::string small = model_ + " --gpus 2 --gpu 30GiB --seq 2048";
+  const std::uint64_t capacity = 30ULL << 30;
+  const json::object fit = ask("fit " + small + " --tp 1 --pp 1 --global-batch 16 --plans 1000 --rejected 1000");
+  EXPECT_EQ(fit.at("schema").as_string(), "memcalc.fit/1");
+  std::set<std::string> found;
+  double last = 0;
+  for (const json::value& plan : fit.at("plans").as_array()) {
+    found.insert(words_of(plan.at("setup").as_object()));
+    EXPECT_EQ(number(plan.at("needed_bytes")), number(plan.at("worst").at("device").at("peak_allocated")));
+    EXPECT_GE(plan.at("step_seconds").as_double(), last);
+    last = plan.at("step_seconds").as_double();
+  }
+  std::set<std::string> expected;
+  std::uint64_t all = 0;
+  for (int stage = 0; stage <= 3; ++stage) {
+    for (const char* recompute : {"none", "full"}) {
+      for (std::uint64_t micro_batch = 1; micro_batch <= 8; micro_batch *= 2) {
+        const std::string words = "--zero " + std::to_string(stage) + " --pp 1 --micro-batch " +
+                                  std::to_string(micro_batch) + " --grad-accum " + std::to_string(8 / micro_batch) +
+                                  " --recompute " + recompute;
+        ++all;
+        const Outcome planned = memcalc("plan " + small + " --tp 1 " + words + " --json");
+        if (peak(json::parse(planned.out).as_object()) <= capacity) expected.insert(words);
+      }
+    }
+  }
+  EXPECT_EQ(found, expected);
+  EXPECT_GT(expected.size(), 3U);
+  EXPECT_LT(expected.size(), all);
+  EXPECT_EQ(number(fit.at("decided")), all);
+  EXPECT_LE(number(fit.at("evaluated")), all);
+}
+
+TEST_F(FitTest, TheLargestMicroBatchFitsAndOneMoreDoesNot) {
+  const std::string setup = model_ + " --gpus 4 --zero 2 --gpu 40GiB --seq 1024";
+  const json::object fit = ask("fit " + setup + " --ask micro-batch");
+  const std::uint64_t largest = number(fit.at("plans").at(0).at("setup").at("micro_batch"));
+  EXPECT_GT(largest, 1U);
+  const auto planned = [&](std::uint64_t size) {
+    const Outcome outcome = memcalc("plan " + setup + " --micro-batch " + std::to_string(size) + " --json");
+    return peak(json::parse(outcome.out).as_object());
+  };
+  EXPECT_LE(planned(largest), 40ULL << 30);
+  EXPECT_GT(planned(largest + 1), 40ULL << 30);
+}
+
+TEST_F(FitTest, TheFewestGpus) {
+  const json::object fit = ask("fit " + model_ + " --zero 3 --gpu 16GiB --seq 1024 --recompute full --ask gpus");
+  const std::uint64_t fewest = number(fit.at("plans").at(0).at("setup").at("world_size"));
+  EXPECT_GT(fewest, 1U);
+  const auto planned = [&](std::uint64_t gpus) {
+    return memcalc("plan " + model_ + " --zero 3 --gpu 16GiB --seq 1024 --recompute full --gpus " +
+                   std::to_string(gpus));
+  };
+  EXPECT_EQ(planned(fewest).status, 0);
+  EXPECT_EQ(planned(fewest - 1).status, 1);
+}
+
+TEST_F(FitTest, TheCheapestChangeSavesWhatItSays) {
+  const std::string setup = model_ + " --gpus 2 --gpu 24GiB --seq 4096 --micro-batch 2";
+  const json::object fit = ask("fit " + setup + " --ask cheapest");
+  const json::object& plan = fit.at("plans").at(0).as_object();
+  const json::object before = json::parse(memcalc("plan " + setup + " --json").out).as_object();
+  const json::object after = json::parse(memcalc("plan " + setup.substr(0, setup.find(" --micro-batch")) + " " +
+                                                 words_of(plan.at("setup").as_object()) + " --json")
+                                             .out)
+                                 .as_object();
+  EXPECT_EQ(number(plan.at("saved_bytes")), peak(before) - peak(after));
+  EXPECT_LE(peak(after), 24ULL << 30);
+}
+
+TEST_F(FitTest, WhereNothingFitsItSaysSo) {
+  const json::object fit = ask("fit " + model_ + " --gpu 2GiB --seq 1024", 1);
+  EXPECT_TRUE(fit.at("answer").is_null());
+  EXPECT_TRUE(fit.at("plans").as_array().empty());
+  EXPECT_FALSE(fit.at("rejected").as_array().empty());
+  EXPECT_EQ(memcalc("fit " + model_ + " --seq 1024").status, 2);
+  EXPECT_EQ(memcalc("fit " + model_ + " --gpu 80GiB").status, 2);
+  EXPECT_EQ(memcalc("fit " + model_ + " --gpu 80GiB --seq 1024 --ask nothing").status, 2);
+}
+
+}  // namespace
+}  // namespace shardplan::test

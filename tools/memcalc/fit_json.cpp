@@ -1,0 +1,74 @@
+#include <algorithm>
+#include <boost/json.hpp>
+
+#include "tools/memcalc/evaluator.h"
+#include "tools/memcalc/json_parts.h"
+#include "tools/memcalc/output.h"
+
+namespace shardplan::memcalc {
+namespace {
+
+namespace json = boost::json;
+
+json::object plan_of(const FittedPlan& plan, const Fit& fit) {
+  const Planned planned = make_planned(plan.options, fit.model);
+  return {{"words", axes_of(plan.options)},
+          {"change", plan.change.empty() ? json::value() : json::value(plan.change)},
+          {"setup", setup_json(plan.options, planned)},
+          {"worst", rank_json(planned.worst())},
+          {"needed_bytes", plan.needed.count()},
+          {"saved_bytes", plan.saved ? json::value(*plan.saved) : json::value()},
+          {"step_seconds", plan.time.seconds()},
+          {"computing_seconds", plan.time.computing},
+          {"communicating_seconds", plan.time.communicating},
+          {"bubble_seconds", plan.time.bubble},
+          {"updating_seconds", plan.time.updating},
+          {"sequences_per_second", plan.sequences_per_second}};
+}
+
+// Of a set-up that does not fit there is no plan: the axes that were varied.
+json::object axes_json(const PlanOptions& options) {
+  const Setup& setup = options.setup;
+  return {{"zero_stage", setup.stage},
+          {"tensor_parallel", setup.parallel.tensor},
+          {"pipeline_parallel", setup.parallel.pipeline},
+          {"context_parallel", setup.parallel.context},
+          {"expert_parallel", setup.parallel.expert},
+          {"world_size", total_ranks(setup)},
+          {"micro_batch", options.micro_batch},
+          {"grad_accum", setup.accumulation},
+          {"sequence", options.sequence.value_or(0)},
+          {"recompute", recompute_words(options.client.recompute, options.client.recompute_every)}};
+}
+
+}  // namespace
+
+std::string fit_json(const Fit& fit, const FitOptions& options) {
+  json::array plans;
+  for (std::size_t i = 0; i < std::min<std::size_t>(fit.plans.size(), options.most_plans); ++i) {
+    plans.push_back(plan_of(fit.plans[i], fit));
+  }
+  json::array rejected;
+  for (const RejectedPlan& plan : fit.rejected) {
+    rejected.push_back({{"setup", axes_json(plan.options)}, {"why", plan.why}});
+  }
+  const std::string_view question = name(fit.question);
+  return json::serialize(json::object{{"schema", "memcalc.fit/1"},
+                                      {"question", json::string(question.data(), question.size())},
+                                      {"answer", fit.answer ? json::value(*fit.answer) : json::value()},
+                                      {"model", model_json(fit.model.catalog)},
+                                      {"gpu", {{"name", fit.gpu.name}, {"capacity_bytes", fit.gpu.bytes.count()}}},
+                                      {"cluster", fit.cluster.name},
+                                      {"global_batch", fit.sequences},
+                                      {"plans", std::move(plans)},
+                                      {"fitting", fit.plans.size()},
+                                      {"rejected", std::move(rejected)},
+                                      {"rejections", fit.rejections},
+                                      {"decided", fit.decided},
+                                      {"evaluated", fit.evaluated},
+                                      {"seconds", fit.seconds},
+                                      {"notes", json::array(fit.notes.begin(), fit.notes.end())}}) +
+         "\n";
+}
+
+}  // namespace shardplan::memcalc
