@@ -106,7 +106,7 @@ Value embeddings(ForwardContext& context, const UnitView& unit, const std::strin
     sum = add(words, positions);
   }
   sum = layer_norm(table("LayerNorm"), sum);
-  return dropout(sum, unit, base + "embeddings.dropout");
+  return dropout(sum, dropout_rate(context, base + "embeddings.dropout"));
 }
 
 // ---- Heads ----
@@ -161,7 +161,7 @@ Value loss_of(ForwardContext& context, const Value& hidden) {
   } else if (unit->has("pre_classifier")) {
     features = activate(linear(first_token(hidden), (*unit)["pre_classifier"]), *unit, "pre_classifier.activation");
   }
-  features = dropout(features, *unit, "dropout");
+  features = dropout(features, dropout_rate(context, "dropout"));
   loss = token_loss(linear(features, (*unit)["classifier"]));
   tape.set_purpose(before);
   return loss;

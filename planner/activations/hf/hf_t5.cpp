@@ -280,7 +280,7 @@ Value bart_stack(ForwardContext& context, const Stack& stack) {
   const Value positions = embedding(places, unit[stack.name + ".embed_positions"].weight);
   Value hidden = add(words, positions);
   hidden = layer_norm(unit[stack.name + ".layernorm_embedding"], hidden);
-  hidden = dropout(hidden, unit, stack.name + ".dropout");
+  hidden = dropout(hidden, dropout_rate(context, stack.name + ".dropout"));
   hidden = run_blocks(context, bart_block, std::move(hidden), stack.name + ".layers");
   context.mask.reset();
   return hidden;
@@ -324,7 +324,7 @@ Value whisper_encoder(ForwardContext& context, const std::string& name) {
   const Value embedded = view(hidden, {context.batch(), tokens, second.module->output});
   const Value places = arange(context, tokens);
   hidden = add(embedded, embedding(places, table.weight));
-  hidden = dropout(hidden, unit, name + ".dropout");
+  hidden = dropout(hidden, dropout_rate(context, name + ".dropout"));
   hidden = run_blocks(context, whisper_block, std::move(hidden), name + ".layers");
   return layer_norm(required_unit(context, name + ".layer_norm")[name + ".layer_norm"], hidden);
 }
@@ -338,7 +338,7 @@ Value whisper_decoder(ForwardContext& context, const std::string& name, const Va
   const Value places = tape.allocate("repeat", ids.shape(), DType::i64);
   const Value positions = embedding(places, unit[name + ".embed_positions"].weight);
   Value hidden = add(words, positions);
-  hidden = dropout(hidden, unit, name + ".dropout");
+  hidden = dropout(hidden, dropout_rate(context, name + ".dropout"));
   if (context.attention() == AttentionKind::eager) context.mask = causal_mask(context, ids.size(1));
   hidden = run_blocks(context, whisper_block, std::move(hidden), name + ".layers");
   context.mask.reset();

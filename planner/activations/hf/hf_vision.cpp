@@ -91,7 +91,7 @@ Value vit_encoder(ForwardContext& context, BlockForward block) {
                            context.model.architecture.max_positions - 1);
     tokens = behind_token(unit->tensor(base + "embeddings.cls_token"), tokens);
     tokens = add(tokens, unit->tensor(base + "embeddings.position_embeddings"));
-    return dropout(tokens, *unit, base + "embeddings.dropout");
+    return dropout(tokens, dropout_rate(context, base + "embeddings.dropout"));
   };
   const Value start = embedded();
   Value hidden = run_blocks(context, block, start);
