@@ -53,7 +53,7 @@ debian_package(c_development libshardplan-dev libdevel
                "${what}This is what C programs are built with.")
 debian_package(cxx_development libshardplan-cxx-dev libdevel
                "memory planner and sharded optimizer (C++ libraries)"
-               "libshardplan-dev (= ${version}), libfmt-dev, ${boost}"
+               "libshardplan-dev (= ${version}), libfmt-dev, libyaml-cpp-dev, ${boost}"
                "${what}This is what C++ programs are built with: static libraries and\ntheir headers.")
 if(programs)
   debian_package(tools shardplan-tools science

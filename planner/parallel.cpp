@@ -26,10 +26,12 @@ struct Stage {
   std::vector<Layers> pieces;  // in order
 };
 
+// The last one, but for the depths of multi-token prediction: those are with the head (Megatron-LM,
+// core/transformer/multi_token_prediction.py).
 std::string main_stack(const Catalog& catalog) {
   std::string stack;
   for (const UnitRun& run : catalog.runs) {
-    if (run.numbered) stack = run.name;
+    if (run.numbered && run.name != "mtp.layers") stack = run.name;
   }
   return stack;
 }
@@ -161,7 +163,7 @@ void add_pipeline_notes(const Catalog& model, const std::string& stack, std::uin
                                 p.pipeline, layers % p.pipeline));
   }
   if (std::any_of(model.runs.begin(), model.runs.end(),
-                  [&](const UnitRun& run) { return run.numbered && run.name != stack; })) {
+                  [&](const UnitRun& run) { return run.numbered && run.name != stack && run.name != "mtp.layers"; })) {
     notes.push_back(
         fmt::format("only the blocks of {} are split into stages: the other towers are on the first one", stack));
   }
@@ -189,12 +191,14 @@ std::vector<std::uint64_t> layers_of_pieces(std::uint64_t layers, const Parallel
     return p.piece_layers;
   }
   const std::uint64_t pieces = checked_multiply(p.pipeline, p.virtual_stages);
-  if (layers < pieces) {
+  // A stage may hold nothing but the embedding or the loss that stands for its layer.
+  const std::uint64_t stand_ins = (p.embedding_is_a_layer ? 1U : 0U) + (p.loss_is_a_layer ? 1U : 0U);
+  if (layers + stand_ins < pieces) {
     fail(p.virtual_stages > 1 ? "--virtual-stages" : "--pp",
          fmt::format("{} layers are fewer than the {} stages of the pipeline", layers, pieces));
   }
   if (p.embedding_is_a_layer || p.loss_is_a_layer) {
-    const std::uint64_t counted = layers + (p.embedding_is_a_layer ? 1U : 0U) + (p.loss_is_a_layer ? 1U : 0U);
+    const std::uint64_t counted = layers + stand_ins;
     if (counted % pieces != 0) {
       fail("--pp", fmt::format("{} layers, with the embedding or the loss counted as one, do not divide into {} stages",
                                counted, pieces));

@@ -17,8 +17,9 @@
 // the first and on the last stage and sums the two gradients (core/distributed/finalize_model_grads.py).
 //
 // Multi-token prediction (Megatron-LM's --mtp-num-layers; DeepSeek-V3's num_nextn_predict_layers) is a block behind the main
-// stack on the last stage, or where a layout's m stands. No family makes its tensors, so it is in no catalog; a note says so
-// where a model's file names it.
+// stack on the last stage, or where a layout's m stands. Megatron-LM's own models have it: the stack
+// "mtp.layers", which is never the main one, and always on the last stage. No other family makes its tensors, so it is in no
+// catalog; a note says so where a model's file names it.
 //
 // Scales of quantised tensors (planner/lora.h) are made of what a rank holds, so they are split with their weights. On the data
 // axis engine shardplan shards them like other frozen tensors; bitsandbytes keeps them beside its parameters, where DeepSpeed

@@ -19,7 +19,7 @@ bool is_one_of(Words words, std::string_view word) {
   return std::find(words.begin(), words.end(), word) != words.end();
 }
 
-constexpr std::array<std::string_view, 46> kColumn{"q_proj",
+constexpr std::array<std::string_view, 53> kColumn{"q_proj",
                                                    "k_proj",
                                                    "v_proj",
                                                    "qkv_proj",
@@ -64,7 +64,14 @@ constexpr std::array<std::string_view, 46> kColumn{"q_proj",
                                                    "dt_bias",
                                                    "A_log",
                                                    "D",
-                                                   "wq"};
+                                                   "wq",
+                                                   "linear_q",
+                                                   "linear_kv",
+                                                   "linear_q_proj",
+                                                   "linear_q_up_proj",
+                                                   "linear_kv_up_proj",
+                                                   "eh_proj",
+                                                   "conv1d_weight"};
 constexpr std::array<std::string_view, 15> kRow{"o_proj",        "out_proj",  "wo",          "c_proj",     "dense",
                                                 "dense_4h_to_h", "down_proj", "fc2",         "fc_out",     "w2",
                                                 "out_lin",       "lin2",      "linear_proj", "linear_fc2", "o"};
@@ -72,9 +79,21 @@ constexpr std::array<std::string_view, 10> kWords{"embed_tokens", "wte",      "w
                                                   "embed_in",     "shared",   "embeddings",      "tokens_embed",
                                                   "embed",        "embedding"};
 // Matrices that are whole on purpose.
-constexpr std::array<std::string_view, 9> kWhole{
-    "gate",       "router", "q_a_proj",           "kv_a_proj_with_mqa",     "layer",
-    "classifier", "lora_A", "shared_expert_gate", "relative_attention_bias"};
+constexpr std::array<std::string_view, 15> kWhole{"gate",
+                                                  "router",
+                                                  "q_a_proj",
+                                                  "kv_a_proj_with_mqa",
+                                                  "layer",
+                                                  "classifier",
+                                                  "lora_A",
+                                                  "shared_expert_gate",
+                                                  "relative_attention_bias",
+                                                  "linear_q_down_proj",
+                                                  "linear_kv_down_proj",
+                                                  "fc1_latent_proj",
+                                                  "fc2_latent_proj",
+                                                  "gate_weight",
+                                                  "layer_norm_weight"};
 
 std::vector<std::string_view> components_of(std::string_view name) {
   std::vector<std::string_view> parts;
@@ -84,6 +103,21 @@ std::vector<std::string_view> components_of(std::string_view name) {
     begin = end + 1;
   }
   return parts;
+}
+
+std::optional<std::uint64_t> as_number(std::string_view text) {
+  std::uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
+  return number;
+}
+
+// "weight" or "bias", or of one of several experts in a grouped linear module: "weight12" (Transformer Engine).
+bool is_weight_or_bias(std::string_view name) {
+  for (const std::string_view word : {"weight", "bias"}) {
+    if (name == word || (name.starts_with(word) && as_number(name.substr(word.size())))) return true;
+  }
+  return false;
 }
 
 // The module that a tensor is of, and which matrix of an adapter it is, if it is one.
@@ -103,7 +137,7 @@ Named named(std::string_view name) {
     parts.erase(adapter, parts.end());
   } else if (copy != parts.end()) {
     parts.erase(copy, parts.end());
-  } else if (parts.back() == "weight" || parts.back() == "bias") {
+  } else if (is_weight_or_bias(parts.back())) {
     parts.pop_back();
   }
   if (!parts.empty()) {
@@ -114,16 +148,18 @@ Named named(std::string_view name) {
   return result;
 }
 
-// The number behind "experts.", where each expert has tensors of its own.
+// The number of the expert that has this tensor to itself: "experts.3.w1.weight", Megatron-LM's
+// "experts.local_experts.3.linear_fc1.weight" and "experts.linear_fc1.weight3".
 std::optional<std::uint64_t> expert_number(std::string_view name) {
   const auto parts = components_of(name);
-  const auto experts = std::find(parts.begin(), parts.end(), "experts");
+  auto experts = std::find(parts.begin(), parts.end(), "experts");
   if (experts == parts.end() || experts + 1 == parts.end()) return std::nullopt;
-  const std::string_view text = *(experts + 1);
-  std::uint64_t number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
-  return number;
+  if (experts[1] == "local_experts" && experts + 2 != parts.end()) ++experts;
+  if (const auto number = as_number(experts[1])) return number;
+  for (const std::string_view word : {"weight", "bias"}) {
+    if (parts.back().starts_with(word)) return as_number(parts.back().substr(word.size()));
+  }
+  return std::nullopt;
 }
 
 std::uint64_t experts_in(const UnitRun& run) {

@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "planner/activations/megatron_client.h"
+
 namespace shardplan {
 
 // Whose model code. docs/memory_model.md says which versions each describes.
@@ -55,6 +57,7 @@ struct ClientSetup {
   // transformers' models fill a cache of keys and values in training too, unless the config says otherwise; gradient
   // checkpointing switches it off.
   bool use_cache = true;
+  MegatronClient megatron{};  // of profile megatron
   bool operator==(const ClientSetup&) const = default;
 };
 

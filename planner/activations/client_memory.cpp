@@ -35,30 +35,24 @@ Bytes sum(const PeakMemory& held) {
   return bytes;
 }
 
-ClientHolds holds_of(const Activity& activity) {
-  return {.peak = peak_of(activity), .after_forward = after_forward(activity), .workspaces = {}};
-}
-
 void add_client(DeviceMemory& device, const EngineHolds& engine, const ClientHolds& client) {
   const ActivityPeak& worst = client.peak;
   PeakMemory computing = engine.computing;
   add(computing.activations, held(worst.held, Purpose::activation));
   add(computing.loss, held(worst.held, Purpose::loss));
-  add(computing.workspace, held(worst.held, Purpose::workspace) + client.workspaces);
+  add(computing.workspace, held(worst.held, Purpose::workspace) + client.resident_at_peak);
   const Bytes gradients = held(worst.held, Purpose::gradient);
   add(computing.gradients,
       engine.growing_gradient_share
           ? Bytes{static_cast<std::uint64_t>(*engine.growing_gradient_share * static_cast<double>(gradients.count()))}
           : gradients);
-  const HeldBytes& waiting = client.after_forward;
-  add(computing.activations, client.waiting_micro_batches * held(waiting, Purpose::activation));
-  add(computing.loss, client.waiting_micro_batches * held(waiting, Purpose::loss));
   PeakMemory updating = engine.updating;
-  add(updating.workspace, client.workspaces);
+  add(updating.workspace, client.resident_after_step);
   add(updating.activations, Bytes{});
   add(updating.loss, Bytes{});
 
-  if (device.allocated_after_step) device.allocated_after_step = *device.allocated_after_step + client.workspaces;
+  if (device.allocated_after_step)
+    device.allocated_after_step = *device.allocated_after_step + client.resident_after_step;
   const bool in_update = sum(updating) > sum(computing);
   device.at_peak = in_update ? updating : computing;
   device.peak_allocated = sum(device.at_peak);

@@ -19,15 +19,10 @@ struct EngineHolds {
 };
 
 struct ClientHolds {
-  ActivityPeak peak;          // of one micro-batch
-  HeldBytes after_forward{};  // likewise
-  // Micro-batches whose forward has ended and whose backward has not begun, at the worst moment, besides the one that
-  // computes: more than none in a pipeline alone.
-  std::uint64_t waiting_micro_batches = 0;
-  Bytes workspaces;  // of libraries, all the time
+  ActivityPeak peak;          // of all micro-batches under way
+  Bytes resident_at_peak;     // what it keeps besides, of libraries among others
+  Bytes resident_after_step;  // of that, and else, what is there between steps
 };
-
-ClientHolds holds_of(const Activity& activity);
 
 // Sets allocated_after_step, peak_allocated, peak_at and at_peak of a report that has what the engine holds.
 void add_client(DeviceMemory& device, const EngineHolds& engine, const ClientHolds& client);

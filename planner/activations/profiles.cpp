@@ -4,6 +4,7 @@
 
 #include "planner/activations/hf/hf_model.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/megatron/megatron_model.h"
 
 namespace shardplan {
 
@@ -11,8 +12,17 @@ ActivityResult activity_of(const Model& model, const Catalog& held, const Setup&
                            const autograd::TapeOptions& options) {
   using namespace autograd;
   if (model.modules.empty()) return {{}, "only the model's tensors are known, not what its forward does with them"};
-  if (client.sequence == 0 && model.architecture.vocabulary > 0)
+  if (client.sequence == 0 && (model.architecture.vocabulary > 0 || client.profile == Profile::megatron))
     return {{}, "the sequence length is not known (--seq)"};
+  if (client.profile == Profile::megatron) {
+    if (const std::string why = megatron_refuses(model, held); !why.empty()) return {{}, why};
+    Tape tape(options);
+    ActivityResult result;
+    result.activity.emplace();
+    run_megatron(tape, model, held, setup, client, &result.activity->saved);
+    result.activity->spans = spans_of(tape);
+    return result;
+  }
   const Parallelism& parallel = setup.parallel;
   if (parallel.tensor > 1 || parallel.context > 1 || parallel.expert > 1) {
     return {{},

@@ -328,19 +328,27 @@ void Tape::backward(Value output, Value gradient) {
   pass_ = pass;
 }
 
-std::vector<Value> Tape::recompute(const std::function<Value(const Value&)>& function, const Value& input,
-                                   bool input_trained, Value gradient) {
+std::vector<Value> Tape::recompute(const Function& function, std::span<const Value> inputs,
+                                   const std::vector<bool>& trained, Value gradient) {
   const bool enabled = set_grad_enabled(true);
   ++nested_;
   const std::size_t first = nodes_.size();
-  const Value start = input_trained ? leaf(input) : input.detached();
-  Value output = function(start);
+  std::vector<Value> starts;
+  for (std::size_t i = 0; i < inputs.size(); ++i) starts.push_back(trained[i] ? leaf(inputs[i]) : inputs[i].detached());
+  const std::size_t leaves = nodes_.size() - first;
+  Value output = function(starts);
   set_grad_enabled(false);
   accumulate(output.edge_, std::move(gradient));
   output.reset();
-  run(first);
-  std::vector<Value> gradients(1);
-  if (input_trained && !nodes_[first].gradients.empty()) gradients[0] = std::move(nodes_[first].gradients[0]);
+  starts.clear();
+  run(first + leaves);
+  std::vector<Value> gradients(inputs.size());
+  std::size_t next = first;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    if (!trained[i]) continue;
+    Node& node = nodes_[next++];
+    if (!node.gradients.empty()) gradients[i] = std::move(node.gradients[0]);
+  }
   nodes_.resize(first);
   --nested_;
   set_grad_enabled(enabled);
@@ -348,22 +356,30 @@ std::vector<Value> Tape::recompute(const std::function<Value(const Value&)>& fun
 }
 
 Value Tape::checkpoint(std::function<Value(const Value&)> function, const Value& input) {
+  return checkpoint([function = std::move(function)](std::span<const Value> inputs) { return function(inputs[0]); },
+                    std::span(&input, 1));
+}
+
+Value Tape::checkpoint(Function function, std::span<const Value> inputs) {
   const std::size_t first = nodes_.size();
   const bool keeps_saved = std::exchange(keeps_saved_, false);
-  Value output = function(input);
+  Value output = function(inputs);
   keeps_saved_ = keeps_saved;
   nodes_.resize(first);
   if (!output.requires_grad()) return output;
-  const bool input_trained = input.requires_grad();
   Node node;
   node.operation = "checkpoint";
   node.unit = unit_;
   node.purpose = purpose_;
-  node.inputs = {input_trained ? input.edge_ : Edge{}};
-  if (keeps_saved_) node.saved.push_back(input.detached());
-  node.formula = [function = std::move(function), input_trained](Tape& tape, std::span<const Value> saved,
-                                                                 std::vector<Value> incoming) {
-    return tape.recompute(function, saved[0], input_trained, std::move(incoming[0]));
+  std::vector<bool> trained;
+  for (const Value& input : inputs) {
+    trained.push_back(input.requires_grad());
+    node.inputs.push_back(input.requires_grad() ? input.edge_ : Edge{});
+    if (keeps_saved_) node.saved.push_back(input.detached());
+  }
+  node.formula = [function = std::move(function), trained = std::move(trained)](
+                     Tape& tape, std::span<const Value> saved, std::vector<Value> incoming) {
+    return tape.recompute(function, saved, trained, std::move(incoming[0]));
   };
   nodes_.push_back(std::move(node));
   output.edge_ = {static_cast<std::uint32_t>(first), 0};

@@ -145,6 +145,9 @@ struct TapeOptions {
   // Sizes are rounded up to multiples of this: 512 as the CUDA caching allocator does (c10/cuda/CUDACachingAllocator.cpp,
   // kMinBlockSize), or 1 to count what tensors hold.
   std::uint64_t rounding = 512;
+  // True: of equal units in a row the first, one of the middle and the last are run, the middle one for all of its kin.
+  // False: each is run, for a replay through an allocator (planner/activations/allocator.h).
+  bool folds = true;
   // True: a parameter's gradient stays from its first contribution on, as PyTorch's .grad does. False: an engine that
   // has buffers of its own takes each one as it comes.
   bool keeps_gradients = true;
@@ -198,6 +201,11 @@ class Tape {
   // torch.utils.checkpoint (use_reentrant=False, torch/utils/checkpoint.py): runs `function` on `input` and keeps of it
   // only the input and what `function` returns; its backward runs it again first.
   Value checkpoint(std::function<Value(const Value&)> function, const Value& input);
+  // The same for several inputs.
+  using Function = std::function<Value(std::span<const Value>)>;
+  Value checkpoint(Function function, std::span<const Value> inputs);
+
+  const TapeOptions& options() const { return options_; }
 
   // What came of it.
   const std::vector<Storage>& storages() const { return storages_; }
@@ -230,8 +238,8 @@ class Tape {
   void release(std::uint32_t storage);
   void mark();
   Value leaf(const Value& value);
-  std::vector<Value> recompute(const std::function<Value(const Value&)>& function, const Value& input,
-                               bool input_trained, Value gradient);
+  std::vector<Value> recompute(const Function& function, std::span<const Value> inputs, const std::vector<bool>& trained,
+                               Value gradient);
   void run(std::size_t first);
   void accumulate(const Edge& edge, Value gradient);
   void accumulate(Value& sum, Value gradient);

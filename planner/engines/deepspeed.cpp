@@ -35,6 +35,26 @@ void check(const Setup& setup, const DeepSpeedOptions& options) {
   require(options.offload_optimizer.ratio >= 0 && options.offload_optimizer.ratio <= 1, "offload_optimizer", "ratio",
           "expected 0 to 1");
   require(options.sub_group_size > 0, "zero_optimization", "sub_group_size", "expected 1 or more");
+  const bool quantized = options.zero_quantized_nontrainable_weights;
+  require(!quantized || !offloads_parameters || !options.offload_param.pin_memory,
+          "zero_quantized_nontrainable_weights", "",
+          "what is quantised is made on the GPU and cannot be pinned: expected offload_param.pin_memory false");
+}
+
+void check_dtypes(const Setup& setup, const DeepSpeedOptions& options) {
+  const Policy& policy = setup.policy;
+  // engine.py, _do_optimizer_sanity_check: "unsupported mix".
+  const DType accumulation = options.grad_accum_dtype.value_or(policy.gradient);
+  require(setup.stage > 0 || accumulation == policy.parameter, "--grad-dtype", "",
+          fmt::format("stage 0 keeps gradients in the parameters' dtype: expected {}, found {}", name(policy.parameter),
+                      name(accumulation)));
+  // base_optimizer.py, _configure_master_weights.
+  const DType master = policy.master.value_or(policy.parameter);
+  const bool narrow = setup.stage > 0 && policy.parameter != DType::f32 && master == policy.parameter;
+  const bool on_gpu = policy.parameter == DType::bf16 && policy.first_moment == DType::bf16;
+  require(!narrow || on_gpu || options.offload_optimizer.device != OffloadDevice::none, "--offload", "",
+          fmt::format("masters in {} with moments in {} are CPU Adam's: expected optimizer=cpu", name(master),
+                      name(policy.first_moment)));
 }
 
 void check_optimizer(const Setup& setup, const DeepSpeedOptions& options) {
@@ -79,12 +99,30 @@ std::optional<Bytes> initialization_peak(const DeepSpeedPlan& plan, const Engine
   return ranks * std::max(host, built);
 }
 
-Traffic traffic_of(const Catalog& catalog, const Setup& setup) {
+Traffic traffic_of(const Catalog& catalog, const Setup& setup, const DeepSpeedOptions& options) {
   Traffic traffic = textbook_traffic(catalog, setup);
   // Gradients are all-reduced in buckets, though only a part is kept: stage_1_and_2.py, average_tensor with
   // use_multi_rank_bucket_allreduce.
-  if (setup.stage == 1 || setup.stage == 2) traffic.reduce_gradients = 2 * traffic.reduce_gradients;
+  const bool reduced_to_owner = options.reduce_scatter && !options.use_multi_rank_bucket_allreduce;
+  if ((setup.stage == 1 || setup.stage == 2) && !reduced_to_owner) {
+    traffic.reduce_gradients = 2 * traffic.reduce_gradients;
+  }
   return traffic;
+}
+
+// pipelined_optimizer_swapper.py, _swap_in_optimizer_state: the master, its states and the gradient of a sub-group are in
+// buffers at once; reading ahead and writing behind hold as many again.
+void note_swap_buffers(const DeepSpeedPlan& plan, std::vector<std::string>& notes) {
+  const DeepSpeedOptions::OffloadOptimizer& offload = plan.options.offload_optimizer;
+  if (offload.device != OffloadDevice::nvme || !(offload.pipeline_read || offload.pipeline_write)) return;
+  const OptimizerStates& states = states_of(plan.setup.optimizer);
+  const std::uint64_t each = 2U + (states.first_moment ? 1U : 0U) + (states.second_moment ? 1U : 0U);
+  const std::uint64_t needed = each * (1U + (offload.pipeline_read ? 1U : 0U) + (offload.pipeline_write ? 1U : 0U));
+  if (offload.buffer_count >= needed || sub_groups(plan.runs, plan.options).size() < 2) return;
+  notes.push_back(
+      fmt::format("deepspeed runs out of swap buffers: with pipeline_read and pipeline_write as they are, "
+                  "offload_optimizer.buffer_count must be {}, not {}",
+                  needed, offload.buffer_count));
 }
 
 }  // namespace
@@ -106,8 +144,25 @@ std::vector<std::uint64_t> deepspeed_sub_groups(const Catalog& catalog, const Se
   return sub_groups(owned_tensors(catalog, sharding(setup, options)), options);
 }
 
+void settle_deepspeed(Setup& setup, DeepSpeedOptions& options) {
+  Policy& policy = setup.policy;
+  const DType accumulation = options.grad_accum_dtype.value_or(policy.gradient);
+  policy.gradient = accumulation;
+  policy.gradient_accumulator = accumulation;
+  options.grad_accum_dtype.reset();
+  if (accumulation != policy.parameter) options.grad_accum_dtype = accumulation;
+  if (options.communication_data_type == policy.parameter) options.communication_data_type.reset();
+  policy.wire = setup.parallel.context > 1 ? options.seq_parallel_communication_data_type
+                                           : options.communication_data_type.value_or(policy.parameter);
+}
+
 DType accumulation_dtype(const DeepSpeedPlan& plan, const Policy& policy) {
   return plan.options.grad_accum_dtype.value_or(policy.gradient);
+}
+
+DType wire_dtype(const DeepSpeedPlan& plan) {
+  if (plan.setup.parallel.context > 1) return plan.options.seq_parallel_communication_data_type;
+  return plan.options.communication_data_type.value_or(plan.setup.policy.parameter);
 }
 
 DType master_dtype(const Policy& policy) {
@@ -117,9 +172,13 @@ DType master_dtype(const Policy& policy) {
 EngineTerms deepspeed_terms(const Catalog& catalog, const Setup& setup, const EngineOptions& options) {
   check(setup, options.deepspeed);
   check_optimizer(setup, options.deepspeed);
+  check_dtypes(setup, options.deepspeed);
   const Setup sharded = sharding(setup, options.deepspeed);
-  const DeepSpeedPlan plan{
-      .catalog = catalog, .setup = sharded, .options = options.deepspeed, .runs = owned_tensors(catalog, sharded)};
+  const DeepSpeedPlan plan{.catalog = catalog,
+                           .setup = sharded,
+                           .options = options.deepspeed,
+                           .runs = owned_tensors(catalog, sharded),
+                           .gpus_per_node = options.gpus_per_node};
   EngineTerms terms;
   TermList list(terms.terms);
   if (setup.stage == 3) {
@@ -128,7 +187,7 @@ EngineTerms deepspeed_terms(const Catalog& catalog, const Setup& setup, const En
     add_stages0_to_2(plan, list);
   }
   terms.initialization_peak = initialization_peak(plan, terms, setup, options);
-  terms.traffic = traffic_of(catalog, sharded);
+  terms.traffic = traffic_of(catalog, sharded, options.deepspeed);
   if (setup.accumulation > 1 && !options.deepspeed.grad_accum_dtype) {
     terms.notes.push_back(
         fmt::format("deepspeed adds micro-batches up in the gradient's dtype ({}) unless data_types "
@@ -140,6 +199,10 @@ EngineTerms deepspeed_terms(const Catalog& catalog, const Setup& setup, const En
         fmt::format("deepspeed runs {} with \"zero_allow_untested_optimizer\": true, on flat partitions{}",
                     states_of(setup.optimizer).name,
                     setup.optimizer == OptimizerKind::adafactor ? ", which leave nothing to factor" : ""));
+  }
+  note_swap_buffers(plan, terms.notes);
+  if (options.deepspeed.zeropp_loco) {
+    terms.notes.emplace_back("deepspeed has LoCo up to version 0.19.6; 0.19.8 is without");
   }
   if (options.deepspeed.mics_shard_size > 0) {
     terms.notes.emplace_back("deepspeed has MiCS up to version 0.19.6; 0.19.8 is without");

@@ -1,10 +1,9 @@
 // DeepSpeed, version 0.19.6: what runtime/zero/stage_1_and_2.py, stage3.py, partition_parameters.py, bf16_optimizer.py,
 // fp16/fused_optimizer.py and swap_tensor/ allocate.
 //
-//   stage 0   whole parameters, gradients, masters and moments; with bf16 and fp32 gradients BF16_Optimizer, which shards
-//             masters and moments as stage 1 does
+//   stage 0   whole parameters, gradients, masters and moments
 //   stage 1/2 one flat buffer for the trainable tensors, padded to 2 x N elements, of which each rank updates 1/N; frozen
-//             tensors stay whole
+//             tensors stay whole. Stage 1 in bf16 with fp32 gradients is BF16_Optimizer
 //   stage 3   each tensor padded to a multiple of N, frozen ones too; what is at most the persistence threshold is also
 //             kept whole
 //
@@ -42,8 +41,19 @@ PersistentTensors deepspeed_persistent(const Catalog& catalog, const Setup& setu
 std::vector<std::uint64_t> deepspeed_sub_groups(const Catalog& catalog, const Setup& setup,
                                                 const DeepSpeedOptions& options);
 
+// Into how many groups CUDAQuantizer cuts a shard of so many elements, each with an fp32 scale of its own: as few as 8000
+// elements a group allow, in multiples of 8; nothing where it refuses. partition_parameters.py, CUDAQuantizer.quantize.
+std::optional<std::uint64_t> deepspeed_quantization_groups(std::uint64_t elements);
+
+// Makes the policy say what DeepSpeed does with gradients, and the options no more than the policy: micro-batches are
+// added up in grad_accum_dtype, else the gradient's dtype (engine.py, get_data_types); what travels is in
+// communication_data_type, else the parameter's dtype, with a context axis in seq_parallel_communication_data_type
+// (engine.py, communication_data_type and _configure_distributed_model).
+void settle_deepspeed(Setup& setup, DeepSpeedOptions& options);
+
 // Throws ConfigError for what DeepSpeed refuses: offload_param and hpZ below stage 3, offload at stage 0, groups that do
-// not divide the ranks, optimizers as said above.
+// not divide the ranks, optimizers as said above, gradients in another dtype at stage 0, 16-bit masters that need CPU
+// Adam without it, shards that cannot be quantised.
 EngineTerms deepspeed_terms(const Catalog& catalog, const Setup& setup, const EngineOptions& options);
 
 // DeepSpeed's own estimators, from counts alone: estimate_zero2_model_states_mem_needs (stage_1_and_2.py) and

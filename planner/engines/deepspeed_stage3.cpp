@@ -85,9 +85,23 @@ void add_parameters_on_device(const DeepSpeedPlan& plan, TermList& list) {
   const std::uint64_t shards = sum_elements(plan.runs, shard);
   const std::uint64_t whole = sum_elements(plan.runs, [](const Owned& owned) { return owned.elements; });
   list.add({"parameters: shards", Class::parameters, Tier::device, Span::always,
-            sum_bytes(plan.runs, [](const Owned& owned) { return bytes_for(owned.policy.parameter, shard(owned)); }),
+            sum_bytes(plan.runs,
+                      [&](const Owned& owned) {
+                        return kept_quantized(plan, owned) ? Bytes{} : bytes_for(owned.policy.parameter, shard(owned));
+                      }),
             "ceil(elements / N) of each tensor x bytes per element",
             fmt::format("{} elements of {}", with_commas(shards), with_commas(whole)), kDefragment});
+}
+
+void add_quantized_shards(const DeepSpeedPlan& plan, TermList& list) {
+  list.add({"parameters: frozen shards in 8 bits", Class::parameters, Tier::device, Span::always,
+            sum_bytes(plan.runs,
+                      [&](const Owned& owned) {
+                        return kept_quantized(plan, owned) ? quantized_shard_bytes(owned) : Bytes{};
+                      }),
+            "ceil(elements / N) of each tensor x 1 B, and an fp32 scale for each group",
+            "groups of at most 8,000 elements, in multiples of 8",
+            "partition_parameters.py, Init._partition_param and CUDAQuantizer"});
 }
 
 // Shards that live on the host: one flat, pinned buffer for what is trained; frozen ones each on their own.
@@ -99,7 +113,7 @@ void add_parameters_on_host(const DeepSpeedPlan& plan, const Updated& updated, T
             "ceil(elements / N) of each tensor x bytes per element, rounded up to a power of two",
             counted(updated.elements, dtype), "stage3.py, _create_param_groups_fp16_flat_cpu_memory"});
   const auto frozen = [&](const Owned& owned, bool persistent) {
-    if (owned.tensor->trainable) return Bytes{};
+    if (owned.tensor->trainable || kept_quantized(plan, owned)) return Bytes{};
     const bool small = owned.elements <= plan.options.stage3_param_persistence_threshold || owned.tensor->scales;
     if (small != persistent) return Bytes{};
     const Bytes bytes = bytes_for(owned.policy.parameter, shard(owned));
@@ -122,7 +136,7 @@ void add_parameters_in_files(const DeepSpeedPlan& plan, const Updated& updated, 
   list.add({"parameters: shards", Class::parameters, Tier::file, Span::always,
             sum_bytes(plan.runs,
                       [&](const Owned& owned) {
-                        if (!swappable(owned)) return Bytes{};
+                        if (!swappable(owned) || kept_quantized(plan, owned)) return Bytes{};
                         return bytes_for(dtype, aligned(shard(owned), dtype, options));
                       }),
             "shards of at least 1 MiB, aligned to 1 KiB x threads", fmt::format("the others stay on the host"),
@@ -140,6 +154,7 @@ void add_parameters_in_files(const DeepSpeedPlan& plan, const Updated& updated, 
 }
 
 void add_parameters(const DeepSpeedPlan& plan, const Updated& updated, TermList& list) {
+  add_quantized_shards(plan, list);
   switch (plan.options.offload_param.device) {
     case OffloadDevice::none:
       add_parameters_on_device(plan, list);
@@ -183,18 +198,37 @@ void add_gathered(const DeepSpeedPlan& plan, TermList& list) {
   const std::uint64_t released = whole - std::min(whole, persistent.padded_elements);
   const std::uint64_t kept = std::min(options.stage3_max_reuse_distance / 2, released);
   const std::uint64_t room = options.stage3_max_live_parameters - std::min(options.stage3_max_live_parameters, kept);
-  const std::uint64_t ahead = std::min({options.stage3_prefetch_bucket_size, room, released});
+  const std::uint64_t prefetch = options.stage3_allgather_sequential ? 1 : options.stage3_prefetch_bucket_size;
+  const std::uint64_t ahead = std::min({prefetch, room, released});
   const std::uint64_t held = std::min(released, checked_add(checked_add(kept, largest), ahead));
   list.add({"gathered parameters: reused, computing, prefetched", Class::gathered_parameters, Tier::device,
             Span::backward, bytes_for(dtype, held),
             "min(all that is released, max_reuse_distance / 2 + the largest tensor + prefetch) x bytes per element",
             fmt::format("{} of {} elements, at the turn to the backward", with_commas(held), with_commas(released)),
             kCoordinator});
+  if (options.stage3_allgather_sequential) return;
   const DType wire = options.zero_quantized_weights ? DType::u8 : dtype;
   list.add({"all-gather buffer", Class::communication_buffers, Tier::device, Span::backward,
             bytes_for(wire, std::min(released, std::max(ahead, largest))),
             "max(prefetch, the largest tensor) x bytes per element", "copied out when it has come",
             "partition_parameters.py, AllGatherCoalescedHandle.wait"});
+}
+
+// What a bucket is copied into on its way: into the wire's dtype where that is another; then partitions of all tensors
+// side by side, or, without reduce_scatter, the bucket scaled.
+void add_reduction(const DeepSpeedPlan& plan, std::uint64_t bucket, TermList& list) {
+  const DType dtype = policy_of(plan).parameter;
+  const DType wire = wire_dtype(plan);
+  const auto add = [&](const char* what, const char* source) {
+    list.add({what, Class::communication_buffers, Tier::device, Span::backward, bytes_for(wire, bucket),
+              "min(elements, reduce_bucket_size) x bytes per element", counted(bucket, wire), source});
+  };
+  if (wire != dtype) add("gradients of a bucket: in the wire's dtype", "stage3.py, __avg_scatter_grads");
+  if (plan.options.contiguous_gradients && !plan.options.reduce_scatter) {
+    return add("all-reduced bucket, scaled", "stage3.py, __avg_scatter_contiguous_grads");
+  }
+  if (gradients_quantized(plan)) return add_quantized_gradients(plan, list);
+  add("reduce-scatter input", "deepspeed/runtime/comm/coalesced_collectives.py, reduce_scatter_coalesced");
 }
 
 void add_buckets(const DeepSpeedPlan& plan, const Updated& updated, TermList& list) {
@@ -213,9 +247,7 @@ void add_buckets(const DeepSpeedPlan& plan, const Updated& updated, TermList& li
               bytes_for(dtype, bucket), "min(elements, reduce_bucket_size) x bytes per element", counted(bucket, dtype),
               "stage3.py, __add_grad_to_ipg_bucket"});
   }
-  list.add({"reduce-scatter input", Class::communication_buffers, Tier::device, Span::backward,
-            bytes_for(dtype, bucket), "min(elements, reduce_bucket_size) x bytes per element", counted(bucket, dtype),
-            "deepspeed/runtime/comm/coalesced_collectives.py, reduce_scatter_coalesced"});
+  add_reduction(plan, bucket, list);
   std::uint64_t matrices = 0;
   for (const TensorGroup& group : trainable_groups(plan.runs, plan.setup)) {
     if (group.hidden_matrices) matrices = checked_add(matrices, group.elements);

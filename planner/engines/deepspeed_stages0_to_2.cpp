@@ -31,13 +31,17 @@ void add_frozen(const DeepSpeedPlan& plan, TermList& list) {
 }
 
 // The engine's own all-reduce, outside of ZeRO. engine.py, buffered_allreduce_fallback: flattens 5e8 elements at once.
-void add_allreduce_bucket(const TensorGroup& group, DType dtype, TermList& list) {
+void add_allreduce_bucket(const TensorGroup& group, DType dtype, DType wire, TermList& list) {
   constexpr std::uint64_t kAllReduceElements = 500'000'000;
   if (group.ranks == 1) return;
   const std::uint64_t bucket = std::min(group.elements, kAllReduceElements);
   list.add({"all-reduce bucket", Class::communication_buffers, Tier::device, Span::backward, bytes_for(dtype, bucket),
             "min(elements, 5e8) x bytes per element", counted(bucket, dtype),
             "deepspeed/runtime/engine.py, allreduce_no_retain, MEMORY_OPT_ALLREDUCE_SIZE"});
+  if (wire == dtype) return;
+  list.add({"all-reduce bucket: in the wire's dtype", Class::communication_buffers, Tier::device, Span::backward,
+            bytes_for(wire, bucket), "min(elements, 5e8) x bytes per element", counted(bucket, wire),
+            "deepspeed/runtime/engine.py, allreduce_bucket"});
 }
 
 void add_stage0(const DeepSpeedPlan& plan, const TensorGroup& group, TermList& list) {
@@ -51,7 +55,7 @@ void add_stage0(const DeepSpeedPlan& plan, const TensorGroup& group, TermList& l
             "elements x bytes per element", counted(n, policy.parameter), source});
   list.add({"gradients", Class::gradients, Tier::device, Span::step, bytes_for(policy.gradient, n),
             "elements x bytes per element", counted(n, policy.gradient), source});
-  add_allreduce_bucket(group, policy.gradient, list);
+  add_allreduce_bucket(group, policy.gradient, wire_dtype(plan), list);
   if (master) {
     list.add({"optimizer states: master", Class::optimizer_states, Tier::device, Span::always,
               bytes_for(master_dtype(policy), n), "elements x bytes per element", counted(n, master_dtype(policy)),
@@ -88,7 +92,7 @@ Bytes partition_moments(const DeepSpeedPlan& plan, const TensorGroup& group, std
   return bytes_for(accumulation_dtype(plan, group.policy), most_met(plan, group, partition)) + average;
 }
 
-// bf16 with fp32 gradients, at stages 0 and 1: gradients whole in fp32 all the time, states sharded.
+// bf16 with fp32 gradients, at stage 1: gradients whole in fp32 all the time, states sharded.
 void add_bf16_optimizer(const DeepSpeedPlan& plan, const TensorGroup& group, DType accumulation, TermList& list) {
   const Policy& policy = group.policy;
   const std::uint64_t flat = deepspeed_flat_elements(group.elements, group.ranks);
@@ -103,12 +107,32 @@ void add_bf16_optimizer(const DeepSpeedPlan& plan, const TensorGroup& group, DTy
             plan.options.bf16_immediate_grad_update ? "the largest tensor: added at once"
                                                     : "all elements: added after the backward",
             counted(in_flight, policy.parameter), "bf16_optimizer.py, update_hp_grads"});
-  add_allreduce_bucket(group, accumulation, list);
+  add_allreduce_bucket(group, accumulation, wire_dtype(plan), list);
   list.add({"optimizer states: master", Class::optimizer_states, Tier::device, Span::always,
             bytes_for(DType::f32, partition), "flat / N x 4 B", counted(partition, DType::f32), kBf16});
   list.add({"optimizer states: moments", Class::optimizer_states, Tier::device, Span::always,
             flat_moment_bytes(plan.setup, policy, partition, group.hidden_matrices), "flat / N x bytes of each state",
             fmt::format("{} elements", with_commas(partition)), kMoments});
+}
+
+// What a bucket is copied into on its way. Whole buckets span ranks, so a flat copy of their slices is all-reduced; with
+// a context axis always in fp32.
+void add_bucket_on_its_way(const DeepSpeedPlan& plan, const TensorGroup& group, TermList& list) {
+  const DeepSpeedOptions& options = plan.options;
+  if (group.ranks == 1) return;
+  const DType dtype = group.policy.parameter;
+  const std::uint64_t bucket = std::min(group.elements, options.reduce_bucket_size);
+  if (options.reduce_scatter && options.use_multi_rank_bucket_allreduce) {
+    list.add({"reduce bucket: its slices, flat", Class::communication_buffers, Tier::device, Span::backward,
+              bytes_for(dtype, bucket), "min(elements, reduce_bucket_size) x bytes per element", counted(bucket, dtype),
+              "stage_1_and_2.py, allreduce_bucket"});
+  }
+  const bool in_fp32 = options.reduce_scatter && plan.setup.parallel.context > 1;
+  const DType wire = in_fp32 ? DType::f32 : wire_dtype(plan);
+  if (wire == dtype) return;
+  list.add({"reduce bucket: in the wire's dtype", Class::communication_buffers, Tier::device, Span::backward,
+            bytes_for(wire, bucket), "min(elements, reduce_bucket_size) x bytes per element", counted(bucket, wire),
+            "stage_1_and_2.py, allreduce_bucket and gradient_reduction_w_predivide"});
 }
 
 void add_buckets(const DeepSpeedPlan& plan, const TensorGroup& group, TermList& list) {
@@ -131,6 +155,7 @@ void add_buckets(const DeepSpeedPlan& plan, const TensorGroup& group, TermList& 
        kBuckets});
   list.add({"the gradient that is being computed", Class::communication_buffers, Tier::device, Span::backward,
             bytes_for(dtype, group.largest), "the largest tensor", counted(group.largest, dtype), kGradients});
+  add_bucket_on_its_way(plan, group, list);
 }
 
 void add_offloaded(const DeepSpeedPlan& plan, const TensorGroup& group, std::uint64_t partition, TermList& list) {
@@ -220,7 +245,7 @@ void add_stages0_to_2(const DeepSpeedPlan& plan, TermList& list) {
     const DType accumulation = accumulation_dtype(plan, group.policy);
     const bool bf16_optimizer = group.policy.parameter == DType::bf16 && accumulation == DType::f32 &&
                                 plan.options.offload_optimizer.device == OffloadDevice::none;
-    if (plan.setup.stage < 2 && bf16_optimizer) {
+    if (plan.setup.stage == 1 && bf16_optimizer) {
       add_bf16_optimizer(plan, group, accumulation, list);
     } else if (plan.setup.stage == 0) {
       add_stage0(plan, group, list);

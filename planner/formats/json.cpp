@@ -255,8 +255,16 @@ bool JsonView::is_null() const {
 bool JsonView::is_object() const {
   return exists() && node()->kind == JsonDocument::Kind::object;
 }
+bool JsonView::is_array() const {
+  return exists() && node()->kind == JsonDocument::Kind::array;
+}
 bool JsonView::is_string() const {
   return exists() && node()->kind == JsonDocument::Kind::string;
+}
+bool JsonView::is_number() const {
+  using Kind = JsonDocument::Kind;
+  const Kind kind = exists() ? node()->kind : Kind::null;
+  return kind == Kind::integer || kind == Kind::whole || kind == Kind::real;
 }
 
 bool JsonView::is_minus_one() const {

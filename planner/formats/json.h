@@ -69,7 +69,9 @@ class JsonView {
   bool exists() const { return node_ != kMissing; }
   bool is_null() const;
   bool is_object() const;
+  bool is_array() const;
   bool is_string() const;
+  bool is_number() const;
   bool is_minus_one() const;
 
   // "rope_scaling.factor", "shape[1]"; empty for the root.

@@ -12,7 +12,9 @@
 #include <set>
 
 #include "base/error.h"
+#include "tools/memcalc/config_files.h"
 #include "tools/memcalc/engine_flags.h"
+#include "tools/memcalc/export.h"
 #include "tools/memcalc/fitting.h"
 #include "tools/memcalc/options.h"
 #include "tools/version.h"
@@ -101,12 +103,6 @@ void add_count(CLI::App* app, const std::string& flag, Count& value, const std::
     return fmt::format("'{}' is not a whole number", text);
   });
 }
-
-// --precision and its overrides are combined once all flags are read.
-struct PolicyFlags {
-  std::string precision = "bf16-mixed";
-  std::map<std::string, std::string> overrides;
-};
 
 Policy resolve(const PolicyFlags& flags) {
   Policy policy = policy_named(flags.precision);
@@ -302,7 +298,25 @@ void divide_world(Setup& setup) {
   setup.world_size /= model_ranks;
 }
 
-void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy, LoraFlags& lora) {
+// What the flags of plan say besides the options themselves.
+struct PlanFlags {
+  PolicyFlags policy;
+  LoraFlags lora;
+  ConfigFlags config;
+};
+
+void add_config_files(CLI::App* app, ConfigFlags& config) {
+  constexpr const char* kGroup = "Configuration files (flags win over them)";
+  const auto add = [&](const char* flag, std::vector<std::string>& paths, const char* help) {
+    app->add_option(flag, paths, help)->type_name("FILE")->allow_extra_args(false)->group(kGroup);
+  };
+  add("--ds-config", config.ds_config, "a ds_config.json of DeepSpeed; implies --engine deepspeed");
+  add("--accelerate-config", config.accelerate_config, "the YAML of accelerate config; implies the engine it launches");
+  add("--megatron-args", config.megatron_args,
+      "Megatron-LM's arguments (YAML or JSON), instead of MODEL too; implies --engine megatron");
+}
+
+void add_plan_flags(CLI::App* app, PlanOptions& options, PlanFlags& flags) {
   Setup& setup = options.setup;
   app->add_option("MODEL", options.model, kModelHelp)->type_name("");
   app->add_option("--params", options.parameters,
@@ -349,9 +363,10 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PolicyFlags& policy, Lo
       app, "--transport", setup.transport, "direct (ranks read each other's memory) or staged (direct)",
       word_of<Transport>("--transport", {{"direct", Transport::direct}, {"staged", Transport::staged}}));
   add_client(app, options);
+  add_config_files(app, flags.config);
   add_parallelism(app, options);
-  add_adapters(app, options, lora);
-  add_precision(app, policy);
+  add_adapters(app, options, flags.lora);
+  add_precision(app, flags.policy);
   std::vector<std::string_view> optimizers;
   for (const OptimizerStates& optimizer : all_optimizers()) optimizers.push_back(optimizer.name);
   add_word<OptimizerKind>(app, "--optimizer", setup.optimizer, fmt::format("{} (adamw)", fmt::join(optimizers, ", ")),
@@ -385,6 +400,17 @@ void add_fit_flags(CLI::App* app, FitOptions& options) {
   for (const char* flag : {"--ask", "--cluster", "--global-batch", "--plans", "--rejected"}) {
     app->get_option(flag)->group(kGroup);
   }
+}
+
+void add_export(CLI::App* app, PlanOptions& options) {
+  add_word<std::optional<ExportFormat>>(
+      app, "--export", options.export_format,
+      "print the set-up as a configuration file instead of the plan: deepspeed (ds_config.json), accelerate (YAML of "
+      "the engine), fsdp (accelerate's, of fsdp2) or megatron (arguments)",
+      word_of<std::optional<ExportFormat>>("--export", {{"accelerate", ExportFormat::accelerate},
+                                                        {"deepspeed", ExportFormat::deepspeed},
+                                                        {"fsdp", ExportFormat::fsdp},
+                                                        {"megatron", ExportFormat::megatron}}));
 }
 
 void add_simulate_flags(CLI::App* app, SimulateOptions& options) {
@@ -423,7 +449,7 @@ std::string completion_script(const CLI::App& app) {
   local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words=
   case $before in
     --gpu) COMPREPLY=($(compgen -W "$(memcalc gpus --names 2>/dev/null)" -- "$word")); return ;;
-    --*-file) COMPREPLY=($(compgen -f -- "$word")); return ;;
+    --*-file|--*-config|--megatron-args) COMPREPLY=($(compgen -f -- "$word")); return ;;
   esac
   case ${{COMP_WORDS[1]}} in
 {}    *) words="{}--help --version" ;;
@@ -446,32 +472,44 @@ std::set<std::string> given_flags(const CLI::App& command) {
   return given;
 }
 
-void finish(PlanOptions& options, const PolicyFlags& policy, const LoraFlags& lora) {
-  if (options.model.empty() == !options.parameters) {
-    throw ConfigError("MODEL", "",
-                      options.parameters ? "a model and --params exclude each other"
-                                         : "expected a model (a preset, a file, a folder) or --params");
+// A model is named in one of three ways.
+void require_one_model(const PlanOptions& options, const ConfigFlags& files) {
+  const bool megatron = !files.megatron_args.empty();
+  if (megatron && (!options.model.empty() || options.parameters)) {
+    throw ConfigError("--megatron-args", "", "stands for MODEL: neither a model nor --params is expected beside it");
   }
+  if (options.model.empty() == (megatron || options.parameters)) return;
+  throw ConfigError("MODEL", "",
+                    options.parameters ? "a model and --params exclude each other"
+                                       : "expected a model (a preset, a file, a folder), --params or --megatron-args");
+}
+
+void finish(PlanOptions& options, PlanFlags& flags, const std::set<std::string>& given) {
+  require_one_model(options, flags.config);
   constexpr std::uint64_t most_in_a_node = 1'000'000;
   if (options.node_gpus() == 0 || options.node_gpus() > most_in_a_node) {
     throw ConfigError("--gpus-per-node", "", fmt::format("expected 1 to {}", most_in_a_node));
   }
   if (options.micro_batch == 0) throw ConfigError("--micro-batch", "", "expected 1 or more");
   if (options.sequence && *options.sequence == 0) throw ConfigError("--seq", "", "expected 1 or more");
-  options.setup.policy = resolve(policy);
-  options.lora = resolve(lora);
+  choose_engine_of_export(given, options);
+  const std::optional<TrainingConfig> config = read_config_file(flags.config, options);
+  if (config) apply_config(*config, given, options, flags.policy);
+  check_engine_of_export(options);
+  options.setup.policy = resolve(flags.policy);
+  options.lora = resolve(flags.lora);
   options.setup.parallel.vocabulary_multiple =
       options.vocabulary_multiple.value_or(options.engine == Engine::megatron ? 128 : 1);
   divide_world(options.setup);
+  if (config) apply_batch(*config, given, options);
   validate(options.setup);
-  apply_engine_flags(options);
+  apply_engine_flags(options, given);
 }
 
 // The commands with their flags, and what they fill.
 struct Parser {
   CommandLine line;
-  PolicyFlags policy;
-  LoraFlags lora;
+  PlanFlags flags;
   CLI::App app{"memcalc sizes a training run: what each GPU holds, where, and why.", "memcalc"};
   CLI::App* plan = app.add_subcommand("plan", "What one GPU of each kind holds: a table, or --json");
   CLI::App* explain = app.add_subcommand("explain", "The same numbers, each with its formula, inputs and source");
@@ -492,10 +530,11 @@ Parser::Parser() {
   app.footer(kFooter);
   app.get_formatter()->column_width(34);
   for (CLI::App* command : {plan, explain, fit, simulate}) {
-    add_plan_flags(command, line.plan, policy, lora);
+    add_plan_flags(command, line.plan, flags);
     command->footer(command == simulate ? kSimulateFooter : command == fit ? kFitFooter : kFooter);
   }
   add_fit_flags(fit, line.fit);
+  add_export(plan, line.plan);
   add_simulate_flags(simulate, line.simulate);
   for (CLI::App* command : {models, gpus}) {
     command->add_flag("--json", line.list.json, "one JSON object on stdout and nothing else");
@@ -527,7 +566,14 @@ void Parser::read(std::vector<std::string> words) {
                  : *gpus     ? Command::gpus
                              : Command::plan;
   if (*fit) line.fit.given = given_flags(*fit);
-  if (*plan || *explain || *fit || *simulate) finish(line.plan, policy, lora);
+  for (const CLI::App* command : {plan, explain, fit, simulate}) {
+    if (!*command) continue;
+    std::set<std::string> given = given_flags(*command);
+    if (command == simulate) given.insert("--engine");  // our own optimizer, whatever a file says
+    finish(line.plan, flags, given);
+  }
+  // What a file says is not varied, either.
+  for (const auto& [flag, origin] : line.plan.origins) line.fit.given.insert(flag);
 }
 
 // CLI11 writes "--flag: problem".
@@ -554,6 +600,8 @@ CommandLine read_command_line(std::vector<std::string> words) {
     parser.read(std::move(words));
   } catch (const CLI::ParseError& error) {
     throw config_error(error);
+  } catch (const ConfigError& error) {
+    throw told_of_file(error, parser.line.plan);
   }
   return std::move(parser.line);
 }
@@ -575,8 +623,12 @@ ParseResult parse_command_line(int argc, char** argv) {
     std::cerr << "memcalc: " << error.what() << "\n";
     result.exit_status = 2;
   } catch (const ConfigError& error) {
+    const ConfigError told = told_of_file(error, parser.line.plan);
+    std::cerr << "memcalc: " << told.what() << "\n";
+    result.exit_status = told.source().empty() || told.source() == "MODEL" ? 2 : exit_status_of(told);
+  } catch (const Error& error) {  // a configuration file that cannot be read
     std::cerr << "memcalc: " << error.what() << "\n";
-    result.exit_status = 2;
+    result.exit_status = 3;
   }
   return result;
 }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "base/error.h"
+#include "planner/engines/deepspeed.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -12,6 +13,8 @@ struct Offload {
   OffloadDevice optimizer = OffloadDevice::none;
   OffloadDevice parameters = OffloadDevice::none;
   OffloadDevice gradients = OffloadDevice::none;
+  std::string optimizer_folder{};
+  std::string parameters_folder{};
 };
 
 [[noreturn]] void refuse(const std::string& problem) {
@@ -24,6 +27,11 @@ OffloadDevice device_of(const std::string& tier) {
     return OffloadDevice::nvme;
   }
   refuse(fmt::format("'{}' is no tier: expected cpu, file or file:FOLDER", tier));
+}
+
+std::string folder_of(const std::string& tier) {
+  const std::size_t colon = tier.find(':');
+  return colon == std::string::npos ? std::string() : tier.substr(colon + 1);
 }
 
 Offload parse(const std::string& text) {
@@ -42,6 +50,8 @@ Offload parse(const std::string& text) {
     if (device == nullptr) refuse(fmt::format("'{}' is no class: expected optimizer, parameters or gradients", what));
     if (*device != OffloadDevice::none) refuse(fmt::format("{} is given twice", what));
     *device = device_of(item.substr(equals + 1));
+    if (what == "optimizer") offload.optimizer_folder = folder_of(item.substr(equals + 1));
+    if (what == "parameters") offload.parameters_folder = folder_of(item.substr(equals + 1));
     begin = end + 1;
   }
   return offload;
@@ -53,6 +63,8 @@ void apply_to_deepspeed(const Offload& offload, DeepSpeedOptions& options) {
   }
   options.offload_optimizer.device = offload.optimizer;
   options.offload_param.device = offload.parameters;
+  if (!offload.optimizer_folder.empty()) options.offload_optimizer.nvme_path = offload.optimizer_folder;
+  if (!offload.parameters_folder.empty()) options.offload_param.nvme_path = offload.parameters_folder;
 }
 
 void apply_to_fsdp2(const Offload& offload, Fsdp2Options& options) {
@@ -75,17 +87,18 @@ void apply_to_megatron(const Offload& offload, MegatronOptions& options) {
 
 }  // namespace
 
-void apply_engine_flags(PlanOptions& options) {
-  EngineOptions& engine = options.engine_options;
-  if (options.engine != Engine::deepspeed) {
-    const char* flag = engine.deepspeed.zero_hpz_partition_size != 1 ? "--hpz"
-                       : engine.deepspeed.mics_shard_size != -1      ? "--mics"
-                                                                     : nullptr;
-    if (flag != nullptr) {
-      throw ConfigError(flag, "", fmt::format("is deepspeed's: engine {} has none", name(options.engine)));
-    }
-  }
-  if (!options.offload) return;
+namespace {
+
+void refuse_flags_of_deepspeed(const PlanOptions& options) {
+  const DeepSpeedOptions& deepspeed = options.engine_options.deepspeed;
+  const char* flag = deepspeed.zero_hpz_partition_size != 1 ? "--hpz"
+                     : deepspeed.mics_shard_size != -1      ? "--mics"
+                                                            : nullptr;
+  if (flag == nullptr) return;
+  throw ConfigError(flag, "", fmt::format("is deepspeed's: engine {} has none", name(options.engine)));
+}
+
+void apply_offload(const PlanOptions& options, EngineOptions& engine) {
   const Offload offload = parse(*options.offload);
   switch (options.engine) {
     case Engine::deepspeed:
@@ -99,6 +112,48 @@ void apply_engine_flags(PlanOptions& options) {
       refuse(fmt::format("engine {} offloads nothing: expected --engine deepspeed, fsdp2 or megatron",
                          name(options.engine)));
   }
+}
+
+// As --offload would say it.
+std::optional<std::string> offload_said(Engine engine, const EngineOptions& options) {
+  std::string text;
+  const auto add = [&](const char* what, OffloadDevice device) {
+    if (device == OffloadDevice::none) return;
+    text += fmt::format("{}{}={}", text.empty() ? "" : ",", what, device == OffloadDevice::cpu ? "cpu" : "nvme");
+  };
+  if (engine == Engine::deepspeed) {
+    add("optimizer", options.deepspeed.offload_optimizer.device);
+    add("parameters", options.deepspeed.offload_param.device);
+  }
+  if (engine == Engine::fsdp2 && options.fsdp2.offload) add("parameters", OffloadDevice::cpu);
+  if (engine == Engine::megatron && options.megatron.optimizer_cpu_offload) add("optimizer", OffloadDevice::cpu);
+  if (text.empty()) return std::nullopt;
+  return text;
+}
+
+// The two dtypes that DeepSpeed is told beside the policy.
+void settle_dtypes(PlanOptions& options, const std::set<std::string>& given) {
+  DeepSpeedOptions& deepspeed = options.engine_options.deepspeed;
+  const Policy& policy = options.setup.policy;
+  if (given.contains("--grad-dtype")) deepspeed.grad_accum_dtype = policy.gradient;
+  if (given.contains("--grad-accum-dtype")) deepspeed.grad_accum_dtype = policy.gradient_accumulator;
+  if (given.contains("--wire-dtype")) {
+    (options.setup.parallel.context > 1 ? deepspeed.seq_parallel_communication_data_type
+                                        : deepspeed.communication_data_type.emplace()) = policy.wire;
+  }
+  settle_deepspeed(options.setup, deepspeed);
+}
+
+}  // namespace
+
+void apply_engine_flags(PlanOptions& options, const std::set<std::string>& given) {
+  if (options.engine != Engine::deepspeed) refuse_flags_of_deepspeed(options);
+  if (options.offload) {
+    apply_offload(options, options.engine_options);
+  } else {
+    options.offload = offload_said(options.engine, options.engine_options);
+  }
+  if (options.engine == Engine::deepspeed) settle_dtypes(options, given);
 }
 
 }  // namespace shardplan::memcalc

@@ -98,9 +98,9 @@ const ClientHolds& Evaluator::client(const PlanOptions& options, const Kind& kin
                   loss_words(client.loss, client.loss_chunks));
   const auto found = clients_.find(key);
   if (found != clients_.end()) return found->second;
-  const ActivityResult result = activity_of_kind(options, model_, kind.catalog);
-  if (!result.activity) throw ConfigError(options.model, "", "activations are not counted: " + result.unknown_because);
-  return clients_.emplace(key, client_holds(options, kind.stage, *result.activity)).first->second;
+  const ClientSide side = client_side(options, model_, kind.catalog, kind.stage);
+  if (!side.holds) throw ConfigError(options.model, "", "activations are not counted: " + side.unknown_because);
+  return clients_.emplace(key, *side.holds).first->second;
 }
 
 Bytes Evaluator::states(const PlanOptions& options) {

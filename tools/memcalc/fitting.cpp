@@ -428,8 +428,10 @@ Fit make_fit(const PlanOptions& options, const FitOptions& question) {
   fit.cluster = choose_cluster(base, question.cluster, fit.notes);
   if (!base.gpu) base.gpu = fit.cluster.gpu.name;
   fit.gpu = find_capacity(*base.gpu, base.gpu_files);
-  const ActivityResult known = activity_of_kind(base, fit.model, fit.model.catalog);
-  if (!known.activity) throw ConfigError(base.model, "", "activations are not counted: " + known.unknown_because);
+  PlanOptions plain = base;
+  plain.setup.parallel = {};
+  const ClientSide known = client_side(plain, fit.model, fit.model.catalog, 0);
+  if (!known.holds) throw ConfigError(base.model, "", "activations are not counted: " + known.unknown_because);
   const auto begin = std::chrono::steady_clock::now();
   Search search(base, question, fit);
   run(search, question);

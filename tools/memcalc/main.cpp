@@ -8,7 +8,9 @@
 #include <string>
 
 #include "base/error.h"
+#include "tools/memcalc/config_files.h"
 #include "tools/memcalc/detected.h"
+#include "tools/memcalc/export.h"
 #include "tools/memcalc/options.h"
 #include "tools/memcalc/output.h"
 #include "tools/memcalc/planning.h"
@@ -19,7 +21,6 @@ namespace {
 
 constexpr int kDone = 0;
 constexpr int kDoesNotFit = 1;
-constexpr int kBadCommandLine = 2;  // a flag whose word only a table or a model can judge
 constexpr int kBadInput = 3;
 
 // Throws IoError where stdout cannot take it (a full disk, a closed pipe): an answer is never cut short in silence.
@@ -61,6 +62,11 @@ int run(const CommandLine& line) {
     print(line.plan.json ? explain_json(line.plan, planned) : explain_text(line.plan, planned));
     return kDone;
   }
+  if (line.plan.export_format) {
+    print(export_text(line.plan));
+    for (const std::string& note : planned.report.notes) fmt::print(stderr, "memcalc: note: {}\n", note);
+    return planned.fits.value_or(true) ? kDone : kDoesNotFit;
+  }
   print(line.plan.json ? plan_json(line.plan, planned) : plan_text(line.plan, planned, isatty(STDOUT_FILENO) != 0));
   return planned.fits.value_or(true) ? kDone : kDoesNotFit;
 }
@@ -74,8 +80,9 @@ int main_with_errors(int argc, char** argv) {
   try {
     return run(parsed.command_line);
   } catch (const ConfigError& error) {
-    fmt::print(stderr, "memcalc: {}\n", error.what());
-    return error.source().starts_with("--") ? kBadCommandLine : kBadInput;
+    const ConfigError told = told_of_file(error, parsed.command_line.plan);
+    fmt::print(stderr, "memcalc: {}\n", told.what());
+    return exit_status_of(told);
   } catch (const std::exception& error) {
     fmt::print(stderr, "memcalc: {}\n", error.what());
     return kBadInput;

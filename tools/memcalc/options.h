@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -9,16 +10,33 @@
 
 #include "planner/activations/client.h"
 #include "planner/engines/options.h"
+#include "planner/formats/megatron_args.h"
 #include "planner/lora.h"
 #include "planner/report.h"
 #include "planner/setup.h"
 
 namespace shardplan::memcalc {
 
+// --precision and its overrides ("--grad-dtype" -> "fp32"), combined once all flags and files are read.
+struct PolicyFlags {
+  std::string precision = "bf16-mixed";
+  std::map<std::string, std::string> overrides;
+};
+
+// Which key of which file said what a flag could have said.
+struct Origin {
+  std::string file;
+  std::string key;
+};
+
+// Formats of --export.
+enum class ExportFormat : std::uint8_t { deepspeed, accelerate, fsdp, megatron };
+
 // MODEL and what is asked about it: the flags of plan and explain.
 struct PlanOptions {
   std::string model;                      // a preset, a file or a folder; empty with --params
   std::optional<std::string> parameters;  // --params
+  std::optional<MegatronRun> megatron;    // of --megatron-args: the model, instead of both
   std::vector<std::string> freeze;        // globs
   std::optional<Lora> lora;               // --lora-rank and what goes with it
   std::optional<Quantization> quantize;
@@ -37,6 +55,11 @@ struct PlanOptions {
   std::uint64_t micro_batch = 1;
   bool json = false;
   bool verbose = false;
+  std::optional<ExportFormat> export_format;  // print a configuration file instead of the plan
+
+  // Of a configuration file (config_files.h): which flags it stands for, and what is to be said about it.
+  std::map<std::string, Origin> origins;
+  std::vector<std::string> notes;
 
   // The client with its profile, sequence and micro-batch.
   ClientSetup whole_client() const;

@@ -6,6 +6,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "planner/activations/megatron/megatron_model.h"
+#include "planner/activations/pipeline.h"
 #include "planner/engines/workspaces.h"
 #include "planner/formats/parameter_count.h"
 #include "planner/formats/read_model.h"
@@ -16,6 +18,7 @@ namespace {
 
 void add_notes(const PlanOptions& options, const Catalog& catalog, Report& report) {
   const Setup& setup = options.setup;
+  report.notes.insert(report.notes.end(), options.notes.begin(), options.notes.end());
   if (catalog.stored_dtype && *catalog.stored_dtype != setup.policy.parameter) {
     report.notes.push_back(fmt::format("the model's file says {}; {} trains parameters in {}",
                                        name(*catalog.stored_dtype), setup.policy.name, name(setup.policy.parameter)));
@@ -42,7 +45,6 @@ bool holds_experts(const Catalog& catalog) {
   });
 }
 
-
 Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   const auto [others, experts] = split_by_data_axis(catalog);
   const Setup setup = expert_setup(options.setup);
@@ -57,29 +59,35 @@ Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   return sized;
 }
 
-// Of libraries inside torch's allocator.
-Bytes library_workspaces(const PlanOptions& options) {
-  const auto generation = options.gpu ? generation_of_gpu(*options.gpu) : std::nullopt;
-  LibraryUse use;
-  use.transformer_engine = options.whole_client().profile == Profile::megatron;
-  return workspaces_of(generation.value_or(GpuGeneration::hopper), use).allocated();
+// Of the GPU that was named, or else Hopper's.
+GpuGeneration generation_of(const PlanOptions& options) {
+  const auto named = options.gpu ? generation_of_gpu(*options.gpu) : std::nullopt;
+  return named.value_or(GpuGeneration::hopper);
 }
 
-// Micro-batches that wait for their backward on stage `stage` while another one computes (1F1B: planner/parallelism.h).
-std::uint64_t waiting_micro_batches(const Setup& setup, std::uint64_t stage) {
-  return std::min(setup.parallel.pipeline - stage, setup.accumulation) - 1;
+// Adds what the client keeps beside activations: libraries' workspaces, and what Megatron does.
+void add_resident(const PlanOptions& options, const Model& model, const Catalog& catalog, ClientHolds& holds) {
+  const ClientSetup client = options.whole_client();
+  if (client.profile != Profile::megatron) {
+    holds.resident_at_peak = holds.resident_after_step = workspaces_of(generation_of(options), {}).allocated();
+    return;
+  }
+  const MegatronMachine machine{.generation = generation_of(options), .cublas_workspace_config = {}};
+  for (const MegatronTerm& term : megatron_client_terms(model, catalog, options.setup, client, machine)) {
+    if (term.at_peak) holds.resident_at_peak += term.bytes;
+    if (term.after_step) holds.resident_after_step += term.bytes;
+  }
 }
 
 // Counts activations where the client says enough; else says in a note what is missing.
 void add_activations(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage,
                      Sized& sized) {
   if (!options.sequence || options.parameters) return;
-  ActivityResult result = activity_of_kind(options, model, catalog);
-  if (result.activity) {
-    add_client(sized.report.ranks.front().device, engine_holds(options, sized),
-               client_holds(options, stage, *result.activity));
+  const ClientSide client = client_side(options, model, catalog, stage);
+  if (client.holds) {
+    add_client(sized.report.ranks.front().device, engine_holds(options, sized), *client.holds);
   } else {
-    sized.report.notes.push_back(fmt::format("activations are not counted: {}", result.unknown_because));
+    sized.report.notes.push_back(fmt::format("activations are not counted: {}", client.unknown_because));
   }
 }
 
@@ -140,6 +148,8 @@ Model read_planned_model(const PlanOptions& options) {
   Model model;
   if (options.parameters) {
     model.catalog = catalog_from_parameters(parse_parameter_count(*options.parameters));
+  } else if (options.megatron) {
+    model = options.megatron->model;
   } else {
     model = find_model(options.model);
   }
@@ -186,15 +196,6 @@ std::vector<RankKind> planned_kinds(const PlanOptions& options, const Model& mod
   return kinds;
 }
 
-ActivityResult activity_of_kind(const PlanOptions& options, const Model& model, const Catalog& catalog) {
-  const Parallelism& parallel = options.setup.parallel;
-  if (parallel.pipeline > 1 && resolved_schedule(parallel) != PipelineSchedule::one_f_one_b) {
-    return {{}, "micro-batches under way are counted for schedule 1f1b only"};
-  }
-  return activity_of(model, catalog, options.setup, options.whole_client(),
-                     {.rounding = 512, .keeps_gradients = false});
-}
-
 EngineHolds engine_holds(const PlanOptions& options, const Sized& sized) {
   const DeviceMemory& device = sized.report.ranks.front().device;
   if (sized.terms) {
@@ -214,11 +215,20 @@ EngineHolds engine_holds(const PlanOptions& options, const Sized& sized) {
   return {.computing = held, .updating = held, .growing_gradient_share = {}};
 }
 
-ClientHolds client_holds(const PlanOptions& options, std::uint64_t stage, const Activity& activity) {
-  ClientHolds holds = holds_of(activity);
-  holds.waiting_micro_batches = waiting_micro_batches(options.setup, stage);
-  holds.workspaces = library_workspaces(options);
-  return holds;
+ClientSide client_side(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage) {
+  const Parallelism& parallel = options.setup.parallel;
+  std::vector<Activity> chunks;
+  for (const Catalog& chunk : chunks_of(model, catalog, parallel)) {
+    ActivityResult result =
+        activity_of(model, chunk, options.setup, options.whole_client(), {.rounding = 512, .keeps_gradients = false});
+    if (!result.activity) return {{}, std::move(result.unknown_because)};
+    chunks.push_back(std::move(*result.activity));
+  }
+  ClientHolds holds{.peak = peak_of(chunks, parallel, stage, options.setup.accumulation).peak,
+                    .resident_at_peak = {},
+                    .resident_after_step = {}};
+  add_resident(options, model, catalog, holds);
+  return {holds, {}};
 }
 
 Planned make_planned(const PlanOptions& options) {
@@ -229,8 +239,10 @@ Planned make_planned(const PlanOptions& options, Model model) {
   try {
     return plan_and_report(options, std::move(model));
   } catch (const ArithmeticOverflow& error) {
-    throw ConfigError(options.parameters ? "--params" : options.model, "",
-                      fmt::format("is too large to be counted: {}", error.what()));
+    throw ConfigError(options.parameters ? "--params"
+                      : options.megatron ? "--megatron-args"
+                                         : options.model,
+                      "", fmt::format("is too large to be counted: {}", error.what()));
   }
 }
 

@@ -73,11 +73,13 @@ Sized size_kind(const PlanOptions& options, const Catalog& catalog);
 // The kinds of ranks of a model, quantised where the options say so.
 std::vector<RankKind> planned_kinds(const PlanOptions& options, const Model& model);
 
-// What the client computes on a rank of this kind, if that is known.
-ActivityResult activity_of_kind(const PlanOptions& options, const Model& model, const Catalog& catalog);
-
-// The two sides of a rank's memory at `stage` of the pipeline, for add_client.
+// The two sides of a rank's memory, for add_client.
 EngineHolds engine_holds(const PlanOptions& options, const Sized& sized);
-ClientHolds client_holds(const PlanOptions& options, std::uint64_t stage, const Activity& activity);
 
+struct ClientSide {
+  std::optional<ClientHolds> holds;
+  std::string unknown_because;  // where there is none
+};
+// Of the ranks that hold `catalog`, at `stage` of the pipeline.
+ClientSide client_side(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage);
 }  // namespace shardplan::memcalc

@@ -170,7 +170,8 @@ Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simu
     throw ConfigError("--gpus", "", fmt::format("expected at most {} to simulate", kMostRanks));
   }
   Simulated simulated;
-  Model model = find_model(options.model);
+  simulated.notes = options.notes;
+  Model model = options.megatron ? options.megatron->model : find_model(options.model);
   for (const std::string& glob : options.freeze) freeze(model.catalog, glob);
   simulated.cluster = choose_cluster(options, simulate.cluster, simulated.notes);
   simulated.work = work_of(options, model, simulated.notes);

@@ -47,17 +47,15 @@ TEST(ClientMemory, PartsSumToThePeak) {
   EngineHolds engine;
   engine.computing.parameters = Bytes{1000};
   engine.updating = engine.computing;
-  ClientHolds client = holds_of(two_passes());
-  client.waiting_micro_batches = 2;
-  client.workspaces = Bytes{7};
-  add_client(device, engine, client);
-  EXPECT_EQ(device.peak_allocated, Bytes{1000 + 608 + 2 * 550 + 7});
+  add_client(device, engine,
+             {.peak = peak_of(two_passes()), .resident_at_peak = Bytes{7}, .resident_after_step = Bytes{5}});
+  EXPECT_EQ(device.peak_allocated, Bytes{1000 + 608 + 7});
   EXPECT_EQ(sum(device.at_peak), *device.peak_allocated);
-  EXPECT_EQ(device.at_peak.activations, Bytes{530 + 2 * 510});
-  EXPECT_EQ(device.at_peak.loss, Bytes{70 + 2 * 40});
+  EXPECT_EQ(device.at_peak.activations, Bytes{530});
+  EXPECT_EQ(device.at_peak.loss, Bytes{70});
   EXPECT_EQ(device.at_peak.gradients, Bytes{8});
   EXPECT_EQ(device.at_peak.workspace, Bytes{7});
-  EXPECT_EQ(device.allocated_after_step, Bytes{1007});
+  EXPECT_EQ(device.allocated_after_step, Bytes{1005});
   EXPECT_EQ(device.peak_at, "backward of head");
 }
 
@@ -67,9 +65,8 @@ TEST(ClientMemory, TheUpdateMayBeWorse) {
   engine.computing.parameters = Bytes{1000};
   engine.updating.parameters = Bytes{1000};
   engine.updating.optimizer_states = Bytes{609};
-  ClientHolds client = holds_of(two_passes());
-  client.workspaces = Bytes{7};
-  add_client(device, engine, client);
+  add_client(device, engine,
+             {.peak = peak_of(two_passes()), .resident_at_peak = Bytes{7}, .resident_after_step = Bytes{7}});
   EXPECT_EQ(device.peak_allocated, Bytes{1616});
   EXPECT_EQ(device.peak_at, "the optimizer's update");
 }
@@ -80,7 +77,7 @@ TEST(ClientMemory, GrowingGradientsCountAsFarAsTheyHaveCome) {
   engine.growing_gradient_share = 0.5;
   Activity activity = two_passes();
   activity.gradient_share = 0.5;
-  add_client(device, engine, holds_of(activity));
+  add_client(device, engine, {.peak = peak_of(activity), .resident_at_peak = {}, .resident_after_step = {}});
   EXPECT_EQ(device.at_peak.gradients, Bytes{4});
   EXPECT_EQ(device.peak_allocated, Bytes{604});
 }

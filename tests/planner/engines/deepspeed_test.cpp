@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <rapidcheck/gtest.h>
+#include <algorithm>
+#include <optional>
 
 #include "tests/support/catalogs.h"
 #include "tests/support/config_error.h"
@@ -110,17 +112,185 @@ TEST(DeepSpeedStages, ZeROsStates) {
 
 TEST(DeepSpeedStages, PeaksHaveBucketsWhateverTheModelsSize) {
   const Catalog catalog = blocks(4, 64);
+  const std::uint64_t n = parameter_elements(catalog);
   DeepSpeedOptions options;
+  // The bucket, the gradient that is being computed, the flat copy that is all-reduced.
   EXPECT_EQ(rank_of(catalog, setup_of(2, 8)).device.at_peak.communication_buffers->count(),
-            2 * (500'000'000 + 64 * 64));
+            2 * (500'000'000 + 64 * 64 + n));
   options.overlap_comm = true;
   EXPECT_EQ(rank_of(catalog, setup_of(2, 8), options).device.at_peak.communication_buffers->count(),
-            2 * (2 * 500'000'000 + 64 * 64));
+            2 * (2 * 500'000'000 + 64 * 64 + n));
   options.reduce_bucket_size = 1000;
   options.overlap_comm = false;
   EXPECT_EQ(rank_of(catalog, setup_of(2, 8), options).device.peak_at, "the end of the backward");
   options.reduce_bucket_size = 1;
   EXPECT_EQ(rank_of(blocks(40, 64), setup_of(2, 2), options).device.peak_at, "the optimizer's update");
+}
+
+TEST(DeepSpeedWire, WhatABucketIsCopiedInto) {
+  const Catalog catalog = blocks(4, 64);
+  const std::uint64_t n = parameter_elements(catalog);
+  const auto held = [&](const char* name, int stage, std::uint64_t world, const DeepSpeedOptions& options,
+                        std::uint64_t context = 1) {
+    shardplan::Setup setup = setup_of(stage, world);
+    setup.parallel.context = context;
+    EngineOptions engine;
+    engine.deepspeed = options;
+    return bytes_of(deepspeed_terms(catalog, setup, engine), name).count();
+  };
+  DeepSpeedOptions options;
+  EXPECT_EQ(held("reduce bucket: its slices, flat", 2, 8, options), 2 * n);
+  EXPECT_EQ(held("reduce bucket: its slices, flat", 2, 1, options), 0U);
+  EXPECT_EQ(held("reduce bucket: in the wire's dtype", 2, 8, options), 0U);
+  // With a context axis in fp32, unless the file says otherwise: at stages 1 and 2 even then.
+  EXPECT_EQ(held("reduce bucket: in the wire's dtype", 2, 8, options, 2), 4 * n);
+  EXPECT_EQ(held("gradients of a bucket: in the wire's dtype", 3, 8, options, 2), 4 * n);
+  EXPECT_EQ(held("reduce-scatter input", 3, 8, options, 2), 4 * n);
+  options.seq_parallel_communication_data_type = DType::bf16;
+  EXPECT_EQ(held("reduce bucket: in the wire's dtype", 2, 8, options, 2), 4 * n);
+  EXPECT_EQ(held("gradients of a bucket: in the wire's dtype", 3, 8, options, 2), 0U);
+  EXPECT_EQ(held("reduce-scatter input", 3, 8, options, 2), 2 * n);
+  options.communication_data_type = DType::f32;
+  options.reduce_bucket_size = 1000;
+  EXPECT_EQ(held("reduce bucket: in the wire's dtype", 1, 8, options), 4 * 1000U);
+  EXPECT_EQ(held("all-reduce bucket: in the wire's dtype", 0, 8, options), 4 * n);
+  options.use_multi_rank_bucket_allreduce = false;
+  EXPECT_EQ(held("reduce bucket: its slices, flat", 2, 8, options), 0U);
+  options.reduce_scatter = false;
+  EXPECT_EQ(held("reduce-scatter input", 3, 8, options), 0U);
+  EXPECT_EQ(held("all-reduced bucket, scaled", 3, 8, options), 4 * 1000U);
+}
+
+TEST(DeepSpeedWire, GradientsGoToTheirOwnerOnceWithoutTheAllReduce) {
+  const Catalog catalog = blocks(4, 64);
+  const auto sent = [&](const DeepSpeedOptions& options) {
+    EngineOptions engine;
+    engine.deepspeed = options;
+    return deepspeed_terms(catalog, setup_of(2, 8), engine).traffic.reduce_gradients.count();
+  };
+  DeepSpeedOptions options;
+  options.use_multi_rank_bucket_allreduce = false;
+  EXPECT_EQ(sent({}), 2 * sent(options));
+  options.reduce_scatter = false;
+  EXPECT_EQ(sent({}), sent(options));
+}
+
+TEST(DeepSpeedDTypes, SettlingSaysWhatDeepSpeedDoes) {
+  shardplan::Setup setup = setup_of(2, 8);
+  DeepSpeedOptions options;
+  settle_deepspeed(setup, options);
+  EXPECT_EQ(setup.policy.gradient_accumulator, DType::bf16);
+  EXPECT_EQ(setup.policy.wire, DType::bf16);
+  options.grad_accum_dtype = DType::f32;
+  options.communication_data_type = DType::f32;
+  settle_deepspeed(setup, options);
+  EXPECT_EQ(setup.policy.gradient, DType::f32);
+  EXPECT_EQ(setup.policy.gradient_accumulator, DType::f32);
+  EXPECT_EQ(setup.policy.wire, DType::f32);
+  const shardplan::Setup once = setup;
+  const DeepSpeedOptions options_once = options;
+  settle_deepspeed(setup, options);
+  EXPECT_EQ(setup, once);
+  EXPECT_EQ(options, options_once);
+}
+
+TEST(DeepSpeedDTypes, WhatDeepSpeedRefuses) {
+  const Catalog catalog = blocks(2, 64);
+  const auto refuse = [&](const shardplan::Setup& setup, const std::string& flag, const std::string& problem) {
+    expect_config_error([&] { deepspeed_terms(catalog, setup, {}); }, flag, "", problem);
+  };
+  shardplan::Setup setup = setup_of(0, 2);
+  setup.policy = policy_named("bf16-mixed-fp32grad");
+  refuse(setup, "--grad-dtype", "expected bf16, found fp32");
+  setup = setup_of(2, 2);
+  setup.policy = policy_named("bf16-fp32state");
+  refuse(setup, "--offload", "masters in bf16 with moments in fp32 are CPU Adam's");
+  EngineOptions offload;
+  offload.deepspeed.offload_optimizer.device = OffloadDevice::cpu;
+  offload.deepspeed.offload_optimizer.pin_memory = false;
+  const EngineTerms terms = deepspeed_terms(catalog, setup, offload);
+  const std::uint64_t partition = deepspeed_flat_elements(parameter_elements(catalog), 2) / 2;
+  EXPECT_EQ(bytes_of(terms, "optimizer states: master").count(), 2 * partition);
+  EXPECT_EQ(bytes_of(terms, "optimizer states: moments").count(), 8 * partition);
+}
+
+// partition_parameters.py, CUDAQuantizer.quantize, as it stands there.
+std::optional<std::uint64_t> groups_by_search(std::uint64_t elements) {
+  std::uint64_t groups = (elements + 7999) / 8000;
+  while (groups < elements && elements % (8 * groups) != 0) ++groups;
+  if (elements == 0 || elements % (8 * groups) != 0) return std::nullopt;
+  while (elements % (16 * groups) == 0 && elements > 8000 * groups) groups *= 2;
+  return groups;
+}
+
+TEST(DeepSpeedQuantized, GroupsAreCUDAQuantizers) {
+  for (std::uint64_t elements = 0; elements < 10'000; ++elements) {
+    ASSERT_EQ(deepspeed_quantization_groups(elements), groups_by_search(elements)) << elements;
+  }
+  for (const std::uint64_t elements : {4096ULL * 4096 / 8, 8ULL * 104'729, 32'000ULL * 4096 / 8}) {
+    EXPECT_EQ(deepspeed_quantization_groups(elements), groups_by_search(elements)) << elements;
+  }
+}
+
+TEST(DeepSpeedQuantized, FrozenShardsAreKeptInEightBits) {
+  Catalog catalog = blocks(4, 64);
+  freeze(catalog, "*.w");
+  EngineOptions engine;
+  engine.deepspeed.zero_quantized_nontrainable_weights = true;
+  const EngineTerms terms = deepspeed_terms(catalog, setup_of(3, 8), engine);
+  EXPECT_EQ(bytes_of(terms, "parameters: frozen shards in 8 bits").count(), 4 * (64 * 64 / 8 + 4));
+  EXPECT_EQ(bytes_of(terms, "parameters: shards").count(), 4 * 2 * 64 / 8);
+  freeze(catalog, "*.b");
+  expect_config_error([&] { deepspeed_terms(catalog, setup_of(3, 16), engine); }, "zero_quantized_nontrainable_weights",
+                      "", "a shard of a.b has 4 elements");
+  engine.deepspeed.offload_param.device = OffloadDevice::cpu;
+  expect_config_error([&] { deepspeed_terms(catalog, setup_of(3, 8), engine); }, "zero_quantized_nontrainable_weights",
+                      "", "cannot be pinned");
+}
+
+TEST(DeepSpeedQuantized, LoCoKeepsTheErrorAmongNodes) {
+  const Catalog catalog = blocks(4, 64);
+  EngineOptions engine;
+  engine.deepspeed.zero_quantized_gradients = true;
+  engine.deepspeed.zeropp_loco = true;
+  engine.gpus_per_node = 4;
+  const EngineTerms two_nodes = deepspeed_terms(catalog, setup_of(3, 8), engine);
+  EXPECT_EQ(bytes_of(two_nodes, "LoCo: the error of the last steps, in 8 bits").count(),
+            4 * (64 * 64 + 4 * 64 + 64 * 64 / 4 + 4 * 64 / 4));
+  EXPECT_EQ(bytes_of(two_nodes, "a gradient in 4 bits, sent and received").count(), 64 * 64U);
+  EXPECT_EQ(bytes_of(two_nodes, "reduce-scatter input").count(), 0U);
+  engine.gpus_per_node = 8;
+  const EngineTerms one_node = deepspeed_terms(catalog, setup_of(3, 8), engine);
+  EXPECT_EQ(bytes_of(one_node, "LoCo: the error of the last steps, in 8 bits").count(), 0U);
+  EXPECT_EQ(bytes_of(one_node, "reduce-scatter input").count(), 2 * parameter_elements(catalog));
+}
+
+TEST(DeepSpeedStages, SequentialGathersNeedNoBuffer) {
+  const Catalog catalog = blocks(8, 1024);
+  EngineOptions engine;
+  engine.deepspeed.stage3_max_reuse_distance = 0;
+  EXPECT_GT(bytes_of(deepspeed_terms(catalog, setup_of(3, 8), engine), "all-gather buffer").count(), 0U);
+  engine.deepspeed.stage3_allgather_sequential = true;
+  const EngineTerms terms = deepspeed_terms(catalog, setup_of(3, 8), engine);
+  EXPECT_EQ(bytes_of(terms, "all-gather buffer").count(), 0U);
+  EXPECT_EQ(bytes_of(terms, "gathered parameters: reused, computing, prefetched").count(), 2 * (1024 * 1024 + 1));
+}
+
+TEST(DeepSpeedOffload, PipelinesNeedBuffers) {
+  const Catalog catalog = blocks(8, 64);
+  EngineOptions engine;
+  engine.deepspeed.sub_group_size = 64 * 64;
+  engine.deepspeed.offload_optimizer.device = OffloadDevice::nvme;
+  engine.deepspeed.offload_optimizer.pipeline_read = true;
+  const auto short_of_buffers = [&] {
+    const EngineTerms terms = deepspeed_terms(catalog, setup_of(3, 1), engine);
+    return std::count_if(terms.notes.begin(), terms.notes.end(), [](const std::string& note) {
+      return note.find("buffer_count must be 8, not 4") != std::string::npos;
+    });
+  };
+  EXPECT_EQ(short_of_buffers(), 1);
+  engine.deepspeed.offload_optimizer.buffer_count = 8;
+  EXPECT_EQ(short_of_buffers(), 0);
 }
 
 TEST(DeepSpeedStages, PersistentTensorsStayWhole) {

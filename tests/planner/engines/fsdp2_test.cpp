@@ -82,6 +82,23 @@ TEST(Fsdp2, WithoutReshardingAllBlocksStayGathered) {
   EXPECT_EQ(bytes_of(fsdp2_terms(catalog, stage3(2), {}), "gathered parameters: blocks").count(), 2 * 2 * 16);
 }
 
+// torch 2.15: a gradient is a view of what the reduction gives, unless it is cast or added to one from before.
+TEST(Fsdp2, AReducedGradientIsThereOnceOrTwice) {
+  shardplan::Setup setup = stage3(2);
+  EXPECT_EQ(bytes_of(fsdp2_terms(two_blocks(), setup, {}), "reduce-scatter output").count(), 2 * 20U);  // bf16 to fp32
+  setup.policy = policy_named("fp32");
+  EXPECT_EQ(bytes_of(fsdp2_terms(two_blocks(), setup, {}), "reduce-scatter output"), 0_B);
+  setup.accumulation = 2;
+  EXPECT_EQ(bytes_of(fsdp2_terms(two_blocks(), setup, {}), "reduce-scatter output").count(), 4 * 20U);
+}
+
+// One rank copies its parameters too (wait_for_unshard).
+TEST(Fsdp2, OneRankGathersACopy) {
+  shardplan::Setup setup = stage3(1);
+  setup.policy = policy_named("fp32");
+  EXPECT_EQ(bytes_of(fsdp2_terms(two_blocks(), setup, {}), "gathered parameters: blocks").count(), 4U * 2 * (15 + 5));
+}
+
 TEST(Fsdp2, HybridShardsInsideAReplica) {
   shardplan::Setup hybrid = stage3(8);
   hybrid.replicate = 4;

@@ -13,31 +13,9 @@
 
 namespace {
 
-using shardplan::test::memcalc;
-using shardplan::test::Outcome;
-using shardplan::test::read_file;
+using namespace shardplan::test;
 
 namespace json = boost::json;
-
-json::object plan(const std::string& words) {
-  const Outcome outcome = memcalc("plan " + words + " --json");
-  EXPECT_EQ(outcome.error, "");
-  EXPECT_EQ(outcome.status, 0);
-  return json::parse(outcome.out).as_object();
-}
-
-std::uint64_t number(const json::value& value) {
-  return value.to_number<std::uint64_t>();
-}
-
-// One line on stderr, nothing on stdout.
-void expect_failure(const std::string& words, int status, const std::string& part) {
-  const Outcome outcome = memcalc(words);
-  EXPECT_EQ(outcome.status, status) << words << "\n" << outcome.error;
-  EXPECT_EQ(outcome.out, "") << words;
-  EXPECT_NE(outcome.error.find(part), std::string::npos) << words << ": " << outcome.error;
-  EXPECT_EQ(std::count(outcome.error.begin(), outcome.error.end(), '\n'), 1) << words << ": " << outcome.error;
-}
 
 TEST(Memcalc, SevenBillionParametersAreTheTextbooks112GB) {
   const json::object result = plan("--params 7e9 --precision fp16-mixed --engine paper");

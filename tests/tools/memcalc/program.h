@@ -5,6 +5,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -37,6 +40,27 @@ inline Outcome memcalc(const std::string& words) {
   outcome.error = read_file(errors);
   std::filesystem::remove(errors);
   return outcome;
+}
+
+// plan WORDS --json, which must work and say nothing on stderr.
+inline boost::json::object plan(const std::string& words) {
+  const Outcome outcome = memcalc("plan " + words + " --json");
+  EXPECT_EQ(outcome.error, "");
+  EXPECT_EQ(outcome.status, 0);
+  return boost::json::parse(outcome.out).as_object();
+}
+
+inline std::uint64_t number(const boost::json::value& value) {
+  return value.to_number<std::uint64_t>();
+}
+
+// One line on stderr, nothing on stdout.
+inline void expect_failure(const std::string& words, int status, const std::string& part) {
+  const Outcome outcome = memcalc(words);
+  EXPECT_EQ(outcome.status, status) << words << "\n" << outcome.error;
+  EXPECT_EQ(outcome.out, "") << words;
+  EXPECT_NE(outcome.error.find(part), std::string::npos) << words << ": " << outcome.error;
+  EXPECT_EQ(std::count(outcome.error.begin(), outcome.error.end(), '\n'), 1) << words << ": " << outcome.error;
 }
 
 }  // namespace shardplan::test
