@@ -52,6 +52,7 @@ struct ClientSetup {
   std::uint64_t recompute_every = 1;
   std::uint64_t micro_batch = 1;
   std::uint64_t sequence = 0;  // tokens
+  std::uint64_t target = 0;    // tokens of a decoder beside an encoder; 0: as many as the sequence has
   MaskKind mask = MaskKind::ones;
   // transformers' models fill a cache of keys and values in training too, unless the config says otherwise; gradient
   // checkpointing switches it off.

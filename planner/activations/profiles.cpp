@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "planner/activations/hf/hf_model.h"
+#include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/megatron/megatron_model.h"
 
 namespace shardplan {
@@ -53,6 +54,7 @@ void run_hf(Tape& tape, const Model& model, const Catalog& held, const Setup& se
             std::vector<SavedByUnit>* saved) {
   ForwardContext context{tape, model, held, setup, client};
   Value loss = find_hf_family(model.catalog.family)->forward(context);
+  tape.release_kept();  // of all outputs only the loss is kept
   if (saved != nullptr) *saved = saved_tensors(tape);
   // The loss's own gradient is a tensor of one; what comes from the next stage is as large as what went there.
   const Value gradient = tape.allocate("gradient", loss.shape(), loss.dtype());
@@ -63,7 +65,9 @@ void run_hf(Tape& tape, const Model& model, const Catalog& held, const Setup& se
 
 std::string profile_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client) {
   if (model.modules.empty()) return "only the model's tensors are known, not what its forward does with them";
-  if (client.sequence == 0) return "the sequence length is not known (--seq)";
+  if (client.sequence == 0 && (model.architecture.vocabulary > 0 || client.profile == Profile::megatron)) {
+    return "the sequence length is not known (--seq)";
+  }
   return client.profile == Profile::megatron ? megatron_refuses(model, held) : hf_refuses(model, held, setup, client);
 }
 
@@ -82,7 +86,13 @@ ActivityResult activity_of(const Model& model, const Catalog& held, const Setup&
   Tape tape(options);
   ActivityResult result;
   result.activity.emplace();
-  run_profile(tape, model, held, setup, client, &result.activity->saved);
+  try {
+    run_profile(tape, model, held, setup, client, &result.activity->saved);
+  } catch (const NotModelled& unknown) {
+    return {
+        {},
+        fmt::format("profile {} does not know {} of {}", name(client.profile), unknown.what(), model.catalog.family)};
+  }
   result.activity->gradient_share = options.gradient_share;
   result.activity->spans = spans_of(tape, options.gradient_share);
   return result;

@@ -208,6 +208,10 @@ Value expand(const Value& x, Shape shape) {
   return simple("expand", x, x.viewed(std::move(shape)));
 }
 
+Value copied(const Value& x, Shape shape) {
+  return simple("clone", x, x.tape().allocate("clone", std::move(shape), x.dtype()));
+}
+
 Value cat(std::span<const Value> parts, Shape shape) {
   std::vector<Shape> shapes;
   for (const Value& part : parts) shapes.push_back(part.shape());
@@ -287,6 +291,24 @@ Value shift(const Value& x) {
   return x.tape().record("add", std::span(&x, 1), like("add", x), {}, same_gradient(x));
 }
 
+Value scaled_in_place(const Value& x) {
+  return simple("div", x, x);
+}
+
+Value add_in_place(const Value& a, const Value& b) {
+  const std::array inputs{a, b};
+  return a.tape().record(
+      "add", inputs, a, {},
+      [operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>, std::vector<Value> incoming) {
+        std::vector<Value> gradients(2);
+        for (std::size_t i = 0; i < 2; ++i) {
+          if (operands[i].wanted) gradients[i] = incoming[0];
+        }
+        fit(tape, gradients, operands);
+        return gradients;
+      });
+}
+
 Value neg(const Value& x) {
   return simple("neg", x, like("neg", x));
 }
@@ -302,12 +324,36 @@ Value mean(const Value& x) {
   return simple("mean", x, x.tape().allocate("mean", std::move(shape), x.dtype()));
 }
 
+Value mean(const Value& x, Shape shape) {
+  return simple("mean", x, x.tape().allocate("mean", std::move(shape), x.dtype()));
+}
+
+// Its gradient is one number, seen as often as there are elements.
+Value total(const Value& x) {
+  return x.tape().record("sum", std::span(&x, 1), x.tape().allocate("sum", {}, x.dtype()), {}, same_gradient(x));
+}
+
 Value rsqrt(const Value& x) {
   // -0.5 * grad * result.pow(3)
   Value output = like("rsqrt", x);
   std::vector<Value> saved{output};
   return x.tape().record("rsqrt", std::span(&x, 1), std::move(output), std::move(saved),
                          gradient_after("rsqrt backward", x, 2));
+}
+
+Value divided(const Value& x, const Value& divisor) {
+  return simple("div", x, like("div", x), {divisor});
+}
+
+Value where(const Value& mask, const Value& x) {
+  std::vector<Value> saved;
+  if (mask.defined()) saved.push_back(mask);
+  return simple("where", x, like("where", x), std::move(saved));
+}
+
+Value index(const Value& x, Shape shape) {
+  std::vector<Value> saved{x.tape().allocate("index", {1}, DType::i64)};
+  return simple("index", x, x.tape().allocate("index", std::move(shape), x.dtype()), std::move(saved));
 }
 
 Value activation(std::string_view function, const Value& x) {
@@ -324,6 +370,13 @@ Value unary_of_output(std::string_view operation, const Value& x) {
   Value output = like(operation, x);
   std::vector<Value> saved{output};
   return simple(operation, x, std::move(output), std::move(saved));
+}
+
+Value custom_gelu(const Value& x) {
+  {
+    const std::array terms{like("mul", x), like("mul", x), like("tanh", x)};
+  }
+  return x.tape().record("gelu", std::span(&x, 1), like("mul", x), {x}, gradient_after("gelu backward", x, 4));
 }
 
 Value softmax(const Value& x) {
@@ -364,6 +417,12 @@ Value matmul(const Value& a, const Value& b, Shape shape) {
   if (a.requires_grad()) saved.push_back(b);
   return a.tape().record("matmul", inputs, a.tape().allocate("matmul", std::move(shape), a.dtype()), std::move(saved),
                          fresh_gradients("matmul backward", inputs, {1, 0}));  // bmm: "mat2", "self"
+}
+
+Value convolution(const Value& x, const Value& weight, const Value& bias, Shape shape) {
+  std::vector<Value> inputs{x, weight};
+  if (bias.defined()) inputs.push_back(bias);
+  return record("convolution", inputs, x.tape().allocate("convolution", std::move(shape), x.dtype()), {x, weight});
 }
 
 Value embedding(const Value& indices, const Value& weight) {

@@ -23,6 +23,7 @@ std::vector<Value> split(const Value& x, std::span<const std::uint64_t> sizes); 
 Value slice(const Value& x, Shape shape);
 Value contiguous(const Value& x);  // a copy, for values that are not
 Value expand(const Value& x, Shape shape);
+Value copied(const Value& x, Shape shape);  // expanded where the shape is larger, and copied
 Value cat(std::span<const Value> parts, Shape shape);
 
 Value to(const Value& x, DType dtype);  // x itself where it has that dtype
@@ -30,12 +31,21 @@ Value to(const Value& x, DType dtype);  // x itself where it has that dtype
 Value add(const Value& a, const Value& b);  // broadcasts
 Value sub(const Value& a, const Value& b);
 Value mul(const Value& a, const Value& b);
-Value scale(const Value& x);  // by a number that needs no gradient: x * 0.5, x / 2
-Value shift(const Value& x);  // x + a number
+Value scale(const Value& x);                         // by a number that needs no gradient: x * 0.5, x / 2
+Value shift(const Value& x);                         // x + a number
+Value scaled_in_place(const Value& x);               // x /= a number
+Value add_in_place(const Value& a, const Value& b);  // a += b, which may be broadcast
 Value neg(const Value& x);
-Value pow(const Value& x);   // by a constant
-Value mean(const Value& x);  // over the last dim, which stays as 1
+Value pow(const Value& x);                // by a constant
+Value mean(const Value& x);               // over the last dim, which stays as 1
+Value mean(const Value& x, Shape shape);  // over a dim in the middle
+Value total(const Value& x);              // the sum of everything: a scalar
 Value rsqrt(const Value& x);
+Value divided(const Value& x, const Value& divisor);  // by a tensor that needs no gradient, which is kept
+// where(mask, x, a number), masked_fill: keeps the mask. Undefined: a buffer's.
+Value where(const Value& mask, const Value& x);
+// x[..., [i]]: a copy. `shape`: what comes out. Its backward writes into zeros of the whole.
+Value index(const Value& x, Shape shape);
 
 // An activation function by the name that transformers has for it: "silu", "gelu_pytorch_tanh", "relu2".
 Value activation(std::string_view function, const Value& x);
@@ -43,6 +53,9 @@ Value activation(std::string_view function, const Value& x);
 Value unary(std::string_view operation, const Value& x);
 // Saves its output: tanh, sigmoid, relu, exp.
 Value unary_of_output(std::string_view operation, const Value& x);
+// x * 0.5 * (1 + tanh(0.79788456 * x * (1 + 0.044715 * x * x))), its backward written out by hand (GeLUFunction of
+// transformers' modeling_bloom.py).
+Value custom_gelu(const Value& x);
 Value softmax(const Value& x);
 Value softmax_in(const Value& x, DType dtype);  // of x in this dtype
 Value dropout(const Value& x, double rate);     // x itself at rate 0
@@ -50,6 +63,8 @@ Value dropout(const Value& x, double rate);     // x itself at rate 0
 // y = x W^T + b. `weight` may be stored transposed; `bias` may be undefined. `output`: features that come out.
 Value linear(const Value& x, const Value& weight, const Value& bias, std::uint64_t output);
 Value matmul(const Value& a, const Value& b, Shape shape);  // bmm: both are activations
+// Saves its input, as cuDNN's and the plain one do. `shape`: what comes out.
+Value convolution(const Value& x, const Value& weight, const Value& bias, Shape shape);
 Value embedding(const Value& indices, const Value& weight);
 // x[index]: `rows` rows of x, by an index that is kept.
 Value index_rows(const Value& x, const Value& index, std::uint64_t rows);

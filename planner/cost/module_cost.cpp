@@ -198,6 +198,8 @@ PassSeconds ModuleCost::seconds(const Module& module, bool trained) const {
     case ModuleKind::linear:
     case ModuleKind::router:
     case ModuleKind::convolution:
+    case ModuleKind::dropout:
+    case ModuleKind::residual:
     case ModuleKind::parameter:
       return {};  // without a matrix: added or looked up as a part of its neighbours
   }

@@ -28,18 +28,26 @@ bool is_one_of(std::string_view text, std::initializer_list<std::string_view> wo
   return std::find(words.begin(), words.end(), text) != words.end();
 }
 
-Modules attention_part(std::string_view name, const Architecture& a, const Modules& positions,
-                       std::string_view suffix) {
-  return below(
-      name,
-      join({below("self", join({projections(a, suffix), positions, attention("attention", attention_sizes(a, false))})),
-            linear("output.dense", a.hidden, a.hidden, true), layer_norm("output.LayerNorm", a.hidden)}));
+EncoderDropouts read_encoder_dropouts(const ModelConfig& config, double class_default) {
+  return {.attended = config.number("attention_probs_dropout_prob", class_default),
+          .hidden = config.number("hidden_dropout_prob", class_default)};
 }
 
-Modules feed_forward_part(const Architecture& a, const std::string& function) {
+Modules attention_part(std::string_view name, const Architecture& a, const EncoderDropouts& rates,
+                       const Modules& positions, std::string_view suffix) {
+  return below(
+      name,
+      join({below("self", join({projections(a, suffix), positions, attention("attention", attention_sizes(a, false)),
+                                dropout("dropout", rates.attended)})),
+            linear("output.dense", a.hidden, a.hidden, true), layer_norm("output.LayerNorm", a.hidden),
+            dropout("output.dropout", rates.hidden)}));
+}
+
+Modules feed_forward_part(const Architecture& a, const EncoderDropouts& rates, const std::string& function) {
   return join({linear("intermediate.dense", a.hidden, a.intermediate, true),
                activation("intermediate.intermediate_act_fn", function, a.intermediate),
-               linear("output.dense", a.intermediate, a.hidden, true), layer_norm("output.LayerNorm", a.hidden)});
+               linear("output.dense", a.intermediate, a.hidden, true), layer_norm("output.LayerNorm", a.hidden),
+               dropout("output.dropout", rates.hidden)});
 }
 
 Modules pooler(const std::string& dense, const std::string& function, std::uint64_t hidden) {
@@ -71,11 +79,11 @@ namespace {
 
 // ---- Parts that DeBERTa has not ----
 
-Modules word_embeddings(ModelConfig& config, const Architecture& a, std::uint64_t width) {
+Modules word_embeddings(ModelConfig& config, const Architecture& a, std::uint64_t width, const EncoderDropouts& rates) {
   return below("embeddings", join({embedding("word_embeddings", a.vocabulary, width),
                                    embedding("position_embeddings", a.max_positions, width),
                                    embedding("token_type_embeddings", config.size("type_vocab_size", 2), width),
-                                   layer_norm("LayerNorm", width)}));
+                                   layer_norm("LayerNorm", width), dropout("dropout", rates.hidden)}));
 }
 
 // What position_embedding_type adds to self-attention: a vector for each distance between two positions.
@@ -91,18 +99,27 @@ bool has_cross_attention(const ModelConfig& config) {
   return crossed;
 }
 
-void add_encoder(ModelConfig& config, ModelBuilder& model, const Architecture& a, const std::string& function) {
+void add_encoder(ModelConfig& config, ModelBuilder& model, const Architecture& a, const EncoderDropouts& rates,
+                 const std::string& function) {
   model.blocks("encoder.layer", a.layers,
-               join({attention_part("attention", a, distances(config, a), ""),
-                     has_cross_attention(config) ? attention_part("crossattention", a, {}, "") : Modules{},
-                     feed_forward_part(a, function)}));
+               join({attention_part("attention", a, rates, distances(config, a), ""),
+                     has_cross_attention(config) ? attention_part("crossattention", a, rates, {}, "") : Modules{},
+                     feed_forward_part(a, rates, function)}));
+}
+
+// Before the last linear module of a head for labels: classifier_dropout, or that of hidden features where it is null.
+Modules label_dropout(const ModelConfig& config, const EncoderDropouts& rates) {
+  if (!is_one_of(config.head().suffix, {"ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice"}))
+    return {};
+  return dropout("dropout", config.has("classifier_dropout") ? config.number("classifier_dropout", 0) : rates.hidden);
 }
 
 // What RoBERTa and ELECTRA put behind the first token.
-Modules classification_head(const ModelConfig& config, const Architecture& a, const std::string& function) {
+Modules classification_head(const ModelConfig& config, const Architecture& a, const EncoderDropouts& rates,
+                            const std::string& function) {
   return below("classifier",
                join({linear("dense", a.hidden, a.hidden, true), activation("activation", function, a.hidden),
-                     linear("out_proj", a.hidden, config.labels(), true)}));
+                     linear("out_proj", a.hidden, config.labels(), true), label_dropout(config, rates)}));
 }
 
 // ---- BERT (modeling_bert.py) ----
@@ -123,9 +140,10 @@ void bert(ModelConfig& config, ModelBuilder& model) {
   const Architecture a = read_decoder(config, kBert);
   const std::string function = config.text("hidden_act", "gelu");
   const std::string_view head = config.head().suffix;
+  const EncoderDropouts rates = read_encoder_dropouts(config, 0.1);
   model.describe(a);
-  model.add(word_embeddings(config, a, a.hidden));
-  add_encoder(config, model, a, function);
+  model.add(word_embeddings(config, a, a.hidden, rates));
+  add_encoder(config, model, a, rates, function);
   if (!is_one_of(head, {"ForMaskedLM", "LMHeadModel", "ForTokenClassification", "ForQuestionAnswering"})) {
     model.add(pooler("pooler.dense", "tanh", a.hidden));
   }
@@ -135,6 +153,7 @@ void bert(ModelConfig& config, ModelBuilder& model) {
   if (is_one_of(head, {"ForPreTraining", "ForNextSentencePrediction"})) {
     model.add_outside(linear("cls.seq_relationship", a.hidden, 2, true));
   }
+  model.add_outside(label_dropout(config, rates));
   add_linear_head(config, model, a);
 }
 
@@ -154,14 +173,19 @@ constexpr WordHead kRobertaWords{"lm_head.dense", "lm_head.layer_norm", "lm_head
 void add_roberta(ModelConfig& config, ModelBuilder& model, const Architecture& defaults) {
   const Architecture a = read_decoder(config, defaults);
   const std::string_view head = config.head().suffix;
+  const EncoderDropouts rates = read_encoder_dropouts(config, 0.1);
   model.describe(a);
-  model.add(word_embeddings(config, a, a.hidden));
-  add_encoder(config, model, a, config.text("hidden_act", "gelu"));
+  model.add(word_embeddings(config, a, a.hidden, rates));
+  add_encoder(config, model, a, rates, config.text("hidden_act", "gelu"));
   if (is_one_of(head, {"Model", "ForMultipleChoice"})) model.add(pooler("pooler.dense", "tanh", a.hidden));
   if (is_one_of(head, {"ForMaskedLM", "ForCausalLM"})) {
     add_word_head(config, model, kRobertaWords, a, a.hidden, "gelu");
   }
-  if (head == "ForSequenceClassification") model.add_outside(classification_head(config, a, "tanh"));
+  if (head == "ForSequenceClassification") {
+    model.add_outside(classification_head(config, a, rates, "tanh"));
+  } else {
+    model.add_outside(label_dropout(config, rates));
+  }
   add_linear_head(config, model, a);
 }
 
@@ -211,15 +235,17 @@ void electra(ModelConfig& config, ModelBuilder& model) {
   const std::uint64_t width = config.size("embedding_size", 128);
   const std::string function = config.text("hidden_act", "gelu");
   const std::string_view head = config.head().suffix;
+  const EncoderDropouts rates = read_encoder_dropouts(config, 0.1);
   model.describe(a);
-  model.add(word_embeddings(config, a, width));
+  model.add(word_embeddings(config, a, width, rates));
   if (width != a.hidden) model.add(linear("embeddings_project", width, a.hidden, true));
-  add_encoder(config, model, a, function);
+  add_encoder(config, model, a, rates, function);
   if (head == "ForPreTraining") model.add_outside(discriminator(a, function));
   if (is_one_of(head, {"ForMaskedLM", "ForCausalLM"})) {
     add_word_head(config, model, kElectraWords, a, width, "gelu");
   }
-  if (head == "ForSequenceClassification") model.add_outside(classification_head(config, a, "gelu"));
+  if (head == "ForSequenceClassification") model.add_outside(classification_head(config, a, rates, "gelu"));
+  if (head == "ForTokenClassification") model.add_outside(label_dropout(config, rates));
   if (head == "ForMultipleChoice") model.add_outside(sequence_summary(config, a));
   add_linear_head(config, model, a);
 }
@@ -240,14 +266,14 @@ constexpr Head kDistilbertHeads[] = {
 };
 constexpr WordHead kDistilbertWords{"vocab_transform", "vocab_layer_norm", "vocab_projector", ""};
 
-Modules distilbert_block(const Architecture& a, const std::string& function) {
+Modules distilbert_block(const Architecture& a, const EncoderDropouts& rates, const std::string& function) {
   const Modules parts =
       join({linear("q_lin", a.hidden, a.hidden, true), linear("k_lin", a.hidden, a.hidden, true),
             linear("v_lin", a.hidden, a.hidden, true), attention("attention", attention_sizes(a, false)),
-            linear("out_lin", a.hidden, a.hidden, true)});
+            linear("out_lin", a.hidden, a.hidden, true), dropout("dropout", rates.attended)});
   return join({below("attention", parts), layer_norm("sa_layer_norm", a.hidden),
                plain_mlp("ffn", "lin1", "lin2", a.hidden, a.intermediate, function, true),
-               layer_norm("output_layer_norm", a.hidden)});
+               dropout("ffn.dropout", rates.hidden), layer_norm("output_layer_norm", a.hidden)});
 }
 
 void distilbert(ModelConfig& config, ModelBuilder& model) {
@@ -257,16 +283,24 @@ void distilbert(ModelConfig& config, ModelBuilder& model) {
   const std::string function = config.text("activation", "gelu");
   const std::string_view head = config.head().suffix;
   model.describe(a);
+  const EncoderDropouts rates{.attended = config.number("attention_dropout", 0.1),
+                              .hidden = config.number("dropout", 0.1)};
   const Modules positions = embedding("position_embeddings", a.max_positions, a.hidden);
   const bool sines = config.flag("sinusoidal_pos_embds", false);
-  model.add(below("embeddings", join({embedding("word_embeddings", a.vocabulary, a.hidden),
-                                      sines ? frozen(positions) : positions, layer_norm("LayerNorm", a.hidden)})));
-  model.blocks("transformer.layer", a.layers, distilbert_block(a, function));
+  model.add(below("embeddings",
+                  join({embedding("word_embeddings", a.vocabulary, a.hidden), sines ? frozen(positions) : positions,
+                        layer_norm("LayerNorm", a.hidden), dropout("dropout", rates.hidden)})));
+  model.blocks("transformer.layer", a.layers, distilbert_block(a, rates, function));
   if (head == "ForMaskedLM") add_word_head(config, model, kDistilbertWords, a, a.hidden, function);
   if (is_one_of(head, {"ForSequenceClassification", "ForMultipleChoice"})) {
     model.add_outside(join({linear("pre_classifier", a.hidden, a.hidden, true),
                             activation("pre_classifier.activation", "relu", a.hidden)}));
   }
+  if (is_one_of(head, {"ForSequenceClassification", "ForMultipleChoice"})) {
+    model.add_outside(dropout("dropout", config.number("seq_classif_dropout", 0.2)));
+  }
+  if (head == "ForTokenClassification") model.add_outside(dropout("dropout", rates.hidden));
+  if (head == "ForQuestionAnswering") model.add_outside(dropout("dropout", config.number("qa_dropout", 0.1)));
   if (head == "ForQuestionAnswering" && config.labels() != 2) {
     config.fail(config.has("num_labels") ? "num_labels" : "id2label",
                 fmt::format("expected 2 labels to answer questions, found {}", config.labels()));
@@ -290,10 +324,12 @@ constexpr Architecture kAlbert{
 constexpr WordHead kAlbertWords{"predictions.dense", "predictions.LayerNorm", "predictions.decoder",
                                 "predictions.bias"};
 
-Modules albert_layer(ModelConfig& config, const Architecture& a, const std::string& function) {
+Modules albert_layer(ModelConfig& config, const Architecture& a, const EncoderDropouts& rates,
+                     const std::string& function) {
   const Modules parts =
       join({projections(a, ""), distances(config, a), attention("attention", attention_sizes(a, false)),
-            linear("dense", a.hidden, a.hidden, true), layer_norm("LayerNorm", a.hidden)});
+            linear("dense", a.hidden, a.hidden, true), layer_norm("LayerNorm", a.hidden),
+            dropout("attention_dropout", rates.attended), dropout("output_dropout", rates.hidden)});
   return join({layer_norm("full_layer_layer_norm", a.hidden), below("attention", parts),
                plain_mlp("", "ffn", "ffn_output", a.hidden, a.intermediate, function, true)});
 }
@@ -303,12 +339,13 @@ void albert(ModelConfig& config, ModelBuilder& model) {
   const std::uint64_t width = config.size("embedding_size", 128);
   const std::string function = config.text("hidden_act", "gelu_new");
   const std::string_view head = config.head().suffix;
+  const EncoderDropouts rates = read_encoder_dropouts(config, 0);
   model.describe(a);
-  model.add(
-      join({word_embeddings(config, a, width), linear("encoder.embedding_hidden_mapping_in", width, a.hidden, true)}));
+  model.add(join({word_embeddings(config, a, width, rates),
+                  linear("encoder.embedding_hidden_mapping_in", width, a.hidden, true)}));
   const std::uint64_t inner = config.listed("inner_group_num", 1);
   model.blocks("encoder.albert_layer_groups", config.size("num_hidden_groups", 1),
-               repeated("albert_layers", inner, albert_layer(config, a, function)));
+               repeated("albert_layers", inner, albert_layer(config, a, rates, function)));
   if (!is_one_of(head, {"ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"})) {
     model.add(pooler("pooler", "tanh", a.hidden));
   }
@@ -317,6 +354,9 @@ void albert(ModelConfig& config, ModelBuilder& model) {
   }
   if (head == "ForPreTraining") {
     model.add_outside(linear("sop_classifier.classifier", a.hidden, config.labels(), true));
+  }
+  if (is_one_of(head, {"ForPreTraining", "ForSequenceClassification", "ForTokenClassification", "ForMultipleChoice"})) {
+    model.add_outside(dropout("dropout", config.number("classifier_dropout_prob", 0.1)));
   }
   add_linear_head(config, model, a);
 }

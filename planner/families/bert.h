@@ -15,13 +15,21 @@ namespace shardplan {
 
 bool is_one_of(std::string_view text, std::initializer_list<std::string_view> words);
 
+// Rates of dropout: of the attention's probabilities, and of what the embedding and each part of a block give.
+struct EncoderDropouts {
+  double attended = 0;
+  double hidden = 0;
+};
+// From hidden_dropout_prob and attention_probs_dropout_prob.
+EncoderDropouts read_encoder_dropouts(const ModelConfig& config, double class_default);
+
 // self.query, self.key, self.value (each with `suffix`), `positions`, self-attention, the projection from the heads and
 // its norm. `positions` is what the attention has for them.
-Modules attention_part(std::string_view name, const Architecture& architecture, const Modules& positions,
-                       std::string_view suffix);
+Modules attention_part(std::string_view name, const Architecture& architecture, const EncoderDropouts& rates,
+                       const Modules& positions, std::string_view suffix);
 
 // intermediate.dense, the function, output.dense and its norm.
-Modules feed_forward_part(const Architecture& architecture, const std::string& function);
+Modules feed_forward_part(const Architecture& architecture, const EncoderDropouts& rates, const std::string& function);
 
 // A dense layer for the first token.
 Modules pooler(const std::string& dense, const std::string& function, std::uint64_t hidden);

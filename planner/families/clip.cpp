@@ -9,25 +9,26 @@ bool is(const ModelConfig& config, std::string_view head) {
 }
 
 // One block for images and for texts.
-Modules clip_block(const Architecture& a, const std::string& function) {
+Modules clip_block(const ModelConfig& config, const Architecture& a, const std::string& function) {
   return join(
       {split_attention("self_attn", a, {.bias = true, .output_bias = true, .rotary = false, .output = "out_proj"}),
-       layer_norm("layer_norm1", a.hidden), plain_mlp("mlp", "fc1", "fc2", a.hidden, a.intermediate, function, true),
-       layer_norm("layer_norm2", a.hidden)});
+       dropout("self_attn.dropout", config.number("attention_dropout", 0)), layer_norm("layer_norm1", a.hidden),
+       plain_mlp("mlp", "fc1", "fc2", a.hidden, a.intermediate, function, true), layer_norm("layer_norm2", a.hidden)});
 }
 
-void text_encoder(ModelBuilder& model, const Architecture& a, const std::string& function) {
+void text_encoder(const ModelConfig& config, ModelBuilder& model, const Architecture& a, const std::string& function) {
   model.describe(a);
   model.add(below("embeddings", join({embedding("token_embedding", a.vocabulary, a.hidden),
                                       embedding("position_embedding", a.max_positions, a.hidden)})));
-  model.blocks("encoder.layers", a.layers, clip_block(a, function));
+  model.blocks("encoder.layers", a.layers, clip_block(config, a, function));
   model.add(layer_norm("final_layer_norm", a.hidden));
 }
 
-void image_encoder(ModelBuilder& model, const Architecture& a, const std::string& function, Modules embeddings) {
+void image_encoder(const ModelConfig& config, ModelBuilder& model, const Architecture& a, const std::string& function,
+                   Modules embeddings) {
   model.describe(a);
   model.add(std::move(embeddings));
-  model.blocks("encoder.layers", a.layers, clip_block(a, function));
+  model.blocks("encoder.layers", a.layers, clip_block(config, a, function));
   model.add(layer_norm("post_layernorm", a.hidden));
 }
 
@@ -35,7 +36,7 @@ void clip_text(ModelConfig& config, ModelBuilder& model) {
   const Architecture a = read_decoder(
       config,
       {.vocabulary = 49408, .hidden = 512, .intermediate = 2048, .layers = 12, .heads = 8, .max_positions = 77});
-  text_encoder(model, a, config.text("hidden_act", "quick_gelu"));
+  text_encoder(config, model, a, config.text("hidden_act", "quick_gelu"));
   if (is(config, "TextModelWithProjection"))
     model.add_outside(linear("text_projection", a.hidden, config.size("projection_dim", 512), false));
 }
@@ -44,7 +45,7 @@ void clip_vision(ModelConfig& config, ModelBuilder& model) {
   Architecture a = read_image_encoder(config, {.hidden = 768, .intermediate = 3072, .layers = 12, .heads = 12});
   const ImageSizes image = read_image(config, {.channels = 3, .image = 224, .patch = 32});
   a.max_positions = image.patches() + 1;
-  image_encoder(model, a, config.text("hidden_act", "quick_gelu"),
+  image_encoder(config, model, a, config.text("hidden_act", "quick_gelu"),
                 join({parameter("embeddings.class_embedding", {a.hidden}),
                       patches_to_tokens("embeddings.patch_embedding", image, a.hidden, false),
                       embedding("embeddings.position_embedding", a.max_positions, a.hidden),
@@ -57,7 +58,7 @@ void siglip_text(ModelConfig& config, ModelBuilder& model) {
   const Architecture a = read_decoder(
       config,
       {.vocabulary = 32000, .hidden = 768, .intermediate = 3072, .layers = 12, .heads = 12, .max_positions = 64});
-  text_encoder(model, a, config.text("hidden_act", "gelu_pytorch_tanh"));
+  text_encoder(config, model, a, config.text("hidden_act", "gelu_pytorch_tanh"));
   model.add(linear("head", a.hidden, config.optional_size("projection_size").value_or(a.hidden), true));
 }
 
@@ -77,7 +78,7 @@ void siglip_vision(ModelConfig& config, ModelBuilder& model) {
   const ImageSizes image = read_image(config, {.channels = 3, .image = 224, .patch = 16});
   const std::string function = config.text("hidden_act", "gelu_pytorch_tanh");
   a.max_positions = image.patches();
-  image_encoder(model, a, function,
+  image_encoder(config, model, a, function,
                 join({patches_to_tokens("embeddings.patch_embedding", image, a.hidden, true),
                       embedding("embeddings.position_embedding", a.max_positions, a.hidden)}));
   if (config.flag("vision_use_head", true)) model.add(pooling_by_attention(a, function));

@@ -45,7 +45,7 @@ bool contains(const std::vector<std::string>& words, std::string_view word) {
   return std::find(words.begin(), words.end(), word) != words.end();
 }
 
-Modules deberta_embeddings(ModelConfig& config, const Architecture& a, std::uint64_t width) {
+Modules deberta_embeddings(ModelConfig& config, const Architecture& a, std::uint64_t width, double dropped) {
   Modules tables = embedding("word_embeddings", a.vocabulary, width);
   if (config.flag("position_biased_input", true)) {
     tables = join({tables, embedding("position_embeddings", a.max_positions, width)});
@@ -54,7 +54,7 @@ Modules deberta_embeddings(ModelConfig& config, const Architecture& a, std::uint
     tables = join({tables, embedding("token_type_embeddings", types, width)});
   }
   if (width != a.hidden) tables = join({tables, linear("embed_proj", width, a.hidden, false)});
-  return below("embeddings", join({tables, layer_norm("LayerNorm", a.hidden)}));
+  return below("embeddings", join({tables, layer_norm("LayerNorm", a.hidden), dropout("dropout", dropped)}));
 }
 
 // Projections of relative positions to keys and queries, where they do not use those of the content.
@@ -126,11 +126,13 @@ void deberta_v2(ModelConfig& config, ModelBuilder& model) {
     config.fail("attention_head_size",
                 fmt::format("expected {}, hidden_size / num_attention_heads, found {}", a.head_size, head_size));
   }
+  const EncoderDropouts rates = read_encoder_dropouts(config, 0.1);
   model.describe(a);
-  model.add(deberta_embeddings(config, a, width));
-  model.blocks(
-      "encoder.layer", a.layers,
-      join({attention_part("attention", a, position_projections(config, a), "_proj"), feed_forward_part(a, function)}));
+  model.add(deberta_embeddings(config, a, width, rates.hidden));
+  model.blocks("encoder.layer", a.layers,
+               join({attention_part("attention", a, rates, position_projections(config, a), "_proj"),
+                     dropout("attention.self.pos_dropout", rates.hidden), feed_forward_part(a, rates, function)}));
+  model.add(dropout("encoder.dropout", rates.hidden));
   model.add(join({relative_positions(config, a), convolution_of_tokens(config, a)}));
   add_deberta_head(config, model, a, width, function);
 }

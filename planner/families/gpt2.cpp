@@ -53,10 +53,27 @@ Modules biased_linear(std::string name, std::uint64_t input, std::uint64_t outpu
   return linear(std::move(name), input, output, true);
 }
 
-Modules fused_attention(const Architecture& a, Projection project) {
-  return below("attn",
-               join({project("c_attn", a.hidden, a.hidden + 2 * a.kv_heads * a.head_size),
-                     attention("attention", attention_sizes(a, false)), project("c_proj", a.hidden, a.hidden)}));
+// Rates of dropout: of what the embedding, the attention's probabilities and each part of a block give.
+struct Dropouts {
+  double embedded = 0;
+  double attended = 0;
+  double residual = 0;
+};
+
+Dropouts read_dropouts(const ModelConfig& config, double class_default) {
+  return {.embedded = config.number("embd_pdrop", class_default),
+          .attended = config.number("attn_pdrop", class_default),
+          .residual = config.number("resid_pdrop", class_default)};
+}
+
+Modules attention_dropouts(const Dropouts& rates) {
+  return join({dropout("attn_dropout", rates.attended), dropout("resid_dropout", rates.residual)});
+}
+
+Modules fused_attention(const Architecture& a, Projection project, const Dropouts& rates) {
+  return below("attn", join({project("c_attn", a.hidden, a.hidden + 2 * a.kv_heads * a.head_size),
+                             attention("attention", attention_sizes(a, false)), project("c_proj", a.hidden, a.hidden),
+                             attention_dropouts(rates)}));
 }
 
 // Keys and values from an encoder: in the state dict they come before the queries.
@@ -68,21 +85,23 @@ Modules cross_attention(const Architecture& a, Projection project) {
 }
 
 // Queries come last in the state dict.
-Modules split_attention_keys_first(std::string_view name, const Architecture& a, bool rotary, bool output_bias) {
-  return below(name,
-               join({linear("k_proj", a.hidden, a.hidden, false), linear("v_proj", a.hidden, a.hidden, false),
-                     linear("q_proj", a.hidden, a.hidden, false), attention("attention", attention_sizes(a, rotary)),
-                     linear("out_proj", a.hidden, a.hidden, output_bias)}));
+Modules split_attention_keys_first(std::string_view name, const Architecture& a, const AttentionSizes& sizes,
+                                   bool output_bias, const Dropouts& rates) {
+  return below(name, join({linear("k_proj", a.hidden, a.hidden, false), linear("v_proj", a.hidden, a.hidden, false),
+                           linear("q_proj", a.hidden, a.hidden, false), attention("attention", sizes),
+                           linear("out_proj", a.hidden, a.hidden, output_bias), attention_dropouts(rates)}));
 }
 
 void positioned_decoder(ModelConfig& config, ModelBuilder& model, const Architecture& a, Projection project,
-                        std::string_view class_function, const Modules& attention, const Modules& crossed = {}) {
+                        std::string_view class_function, const Dropouts& rates, const Modules& attention,
+                        const Modules& crossed = {}) {
   const std::string function = config.text("activation_function", class_function);
   const Modules mlp =
       below("mlp", join({project("c_fc", a.hidden, a.intermediate), activation("act", function, a.intermediate),
-                         project("c_proj", a.intermediate, a.hidden)}));
+                         project("c_proj", a.intermediate, a.hidden), dropout("dropout", rates.residual)}));
   model.describe(a);
-  model.add(join({embedding("wte", a.vocabulary, a.hidden), embedding("wpe", a.max_positions, a.hidden)}));
+  model.add(join({embedding("wte", a.vocabulary, a.hidden), embedding("wpe", a.max_positions, a.hidden),
+                  dropout("drop", rates.embedded)}));
   model.blocks("h", a.layers,
                join({layer_norm("ln_1", a.hidden), attention, layer_norm("ln_2", a.hidden), crossed, mlp}));
   model.add(layer_norm("ln_f", a.hidden));
@@ -92,8 +111,10 @@ void positioned_decoder(ModelConfig& config, ModelBuilder& model, const Architec
 // Weights are stored transposed (modeling_gpt2.py).
 void gpt2(ModelConfig& config, ModelBuilder& model) {
   const Architecture a = read_decoder(config, kGpt2);
+  const Dropouts rates = read_dropouts(config, 0.1);
   const bool crossed = config.flag("add_cross_attention", false);
-  positioned_decoder(config, model, a, transposed_linear, "gelu_new", fused_attention(a, transposed_linear),
+  positioned_decoder(config, model, a, transposed_linear, "gelu_new", rates,
+                     fused_attention(a, transposed_linear, rates),
                      crossed ? cross_attention(a, transposed_linear) : Modules{});
   if (config.head().suffix == kDoubleHeads && config.flag("summary_use_proj", true)) {
     const std::uint64_t width = config.flag("summary_proj_to_labels", true) ? 1 : a.hidden;
@@ -108,8 +129,9 @@ void gpt_bigcode(ModelConfig& config, ModelBuilder& model) {
   const bool crossed = config.flag("add_cross_attention", false);
   if (multi_query && crossed) config.fail("add_cross_attention", "expected false with multi_query, found true");
   if (multi_query) a.kv_heads = 1;
-  positioned_decoder(config, model, a, biased_linear, "gelu_pytorch_tanh", fused_attention(a, biased_linear),
-                     crossed ? cross_attention(a, biased_linear) : Modules{});
+  const Dropouts rates = read_dropouts(config, 0.1);
+  positioned_decoder(config, model, a, biased_linear, "gelu_pytorch_tanh", rates,
+                     fused_attention(a, biased_linear, rates), crossed ? cross_attention(a, biased_linear) : Modules{});
 }
 
 // Every other layer looks back over a window only; that is a mask, no tensor.
@@ -132,8 +154,21 @@ void gpt_neo(ModelConfig& config, ModelBuilder& model) {
   const Architecture a =
       read_decoder(config, {.vocabulary = 50257, .hidden = 2048, .layers = 24, .heads = 16, .max_positions = 2048});
   require_attention_layers(config, a.layers);
-  positioned_decoder(config, model, a, biased_linear, "gelu_new",
-                     split_attention_keys_first("attn.attention", a, false, true));
+  const Dropouts rates{.embedded = config.number("embed_dropout", 0),
+                       .attended = config.number("attention_dropout", 0),
+                       .residual = config.number("resid_dropout", 0)};
+  positioned_decoder(config, model, a, biased_linear, "gelu_new", rates,
+                     split_attention_keys_first("attn.attention", a, attention_sizes(a, false), true, rates));
+}
+
+// The first rotary_dim features of each head, all of them where that is null.
+std::uint64_t rotary_features(const ModelConfig& config, std::uint64_t head_size) {
+  const std::uint64_t features =
+      config.present("rotary_dim") ? config.optional_size("rotary_dim").value_or(head_size) : 64;
+  if (features > head_size) {
+    config.fail("rotary_dim", fmt::format("expected at most the {} features of a head, found {}", head_size, features));
+  }
+  return features == head_size ? 0 : features;
 }
 
 // Rotary; attention and MLP are parallel, behind one norm; the head has a bias (modeling_gptj.py).
@@ -141,11 +176,15 @@ void gptj(ModelConfig& config, ModelBuilder& model) {
   const Architecture a =
       read_decoder(config, {.vocabulary = 50400, .hidden = 4096, .layers = 28, .heads = 16, .max_positions = 2048});
   const std::string function = config.text("activation_function", "gelu_new");
+  const Dropouts rates = read_dropouts(config, 0);
+  AttentionSizes sizes = attention_sizes(a, true);
+  sizes.rotary_size = rotary_features(config, a.head_size);
   model.describe(a);
-  model.add(embedding("wte", a.vocabulary, a.hidden));
+  model.add(join({embedding("wte", a.vocabulary, a.hidden), dropout("drop", rates.embedded)}));
   model.blocks("h", a.layers,
-               join({layer_norm("ln_1", a.hidden), split_attention_keys_first("attn", a, true, false),
-                     plain_mlp("mlp", "fc_in", "fc_out", a.hidden, a.intermediate, function, true)}));
+               join({layer_norm("ln_1", a.hidden), split_attention_keys_first("attn", a, sizes, false, rates),
+                     plain_mlp("mlp", "fc_in", "fc_out", a.hidden, a.intermediate, function, true),
+                     dropout("mlp.dropout", rates.residual)}));
   model.add(layer_norm("ln_f", a.hidden));
   model.head("wte", false);
 }

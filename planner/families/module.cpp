@@ -54,6 +54,10 @@ std::string_view name(ModuleKind kind) {
       return "multiply";
     case ModuleKind::router:
       return "router";
+    case ModuleKind::dropout:
+      return "dropout";
+    case ModuleKind::residual:
+      return "residual";
     case ModuleKind::parameter:
       return "parameter";
   }
@@ -129,6 +133,19 @@ Modules activation(std::string name, std::string function, std::uint64_t width) 
 
 Modules multiply(std::string name, std::uint64_t width) {
   return {module(std::move(name), ModuleKind::multiply, checked_multiply(2, width), width)};
+}
+
+Modules dropout(std::string name, double rate) {
+  if (rate == 0) return {};
+  Module core = module(std::move(name), ModuleKind::dropout, 0, 0);
+  core.rate = rate;
+  return {std::move(core)};
+}
+
+Modules residual(std::string way) {
+  Module sum = module("residual", ModuleKind::residual, 0, 0);
+  sum.function = std::move(way);
+  return {std::move(sum)};
 }
 
 Modules router(std::string name, std::uint64_t input, std::uint64_t experts, bool bias) {

@@ -29,6 +29,8 @@ enum class ModuleKind : std::uint8_t {
   activation,  // element by element
   multiply,    // element by element: the gate of a gated MLP
   router,      // a linear module that chooses experts for each token
+  dropout,     // keeps which elements it let through
+  residual,    // how parts are added to what came in, where a family has more than one way
   parameter,   // a tensor that a module owns besides its submodules: a token, a scale, a table of positions
 };
 std::string_view name(ModuleKind kind);
@@ -66,7 +68,8 @@ struct Module {
   // Named below the module: "weight", "bias". The one tensor of a parameter has no name but the module's.
   std::vector<Tensor> tensors;
   std::optional<AttentionSizes> attention;  // of an attention
-  std::string function;                     // of an activation: "silu", "gelu_new"
+  std::string function;                     // of an activation: "silu", "gelu_new"; of a residual: "parallel"
+  double rate = 0;                          // of a dropout
   std::optional<Routing> routing;           // inside an expert
   bool operator==(const Module&) const = default;
 };
@@ -93,6 +96,11 @@ Modules attention(std::string name, const AttentionSizes& sizes);
 Modules scan(std::string name, std::uint64_t channels, std::uint64_t state);
 Modules activation(std::string name, std::string function, std::uint64_t width);
 Modules multiply(std::string name, std::uint64_t width);
+// None where the rate is 0: such a layer is its input.
+Modules dropout(std::string name, double rate);
+// Called "residual". `way`: "parallel", where attention and MLP read the same features; "normed", where a part's input is
+// added behind its norm.
+Modules residual(std::string way);
 // Weight [experts, input].
 Modules router(std::string name, std::uint64_t input, std::uint64_t experts, bool bias);
 // The tensor is called `name` itself.

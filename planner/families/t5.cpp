@@ -66,23 +66,24 @@ T5Function read_t5_function(const ModelConfig& config, std::string_view class_de
   return {.name = config.text("dense_act_fn", name), .gated = config.flag("is_gated_act", gated)};
 }
 
-Modules t5_attention(std::string_view name, const Architecture& a, const Modules& bias) {
+Modules t5_attention(std::string_view name, const Architecture& a, double dropped, const Modules& bias) {
   const std::uint64_t inner = a.heads * a.head_size;
   return join({below(name, join({linear("q", a.hidden, inner, false), linear("k", a.hidden, inner, false),
                                  linear("v", a.hidden, inner, false), attention("attention", attention_sizes(a, false)),
-                                 linear("o", inner, a.hidden, false), bias})),
-               rms_norm("layer_norm", a.hidden)});
+                                 linear("o", inner, a.hidden, false), dropout("dropout", dropped), bias})),
+               rms_norm("layer_norm", a.hidden), dropout("dropout", dropped)});
 }
 
-Modules t5_mlp(const Architecture& a, const T5Function& function) {
+Modules t5_mlp(const Architecture& a, const T5Function& function, double dropped) {
   const Modules up =
       function.gated
           ? join({linear("wi_0", a.hidden, a.intermediate, false), linear("wi_1", a.hidden, a.intermediate, false)})
           : linear("wi", a.hidden, a.intermediate, false);
   const Modules gate = function.gated ? multiply("gate", a.intermediate) : Modules{};
-  return join({below("DenseReluDense", join({up, activation("act", function.name, a.intermediate), gate,
-                                             linear("wo", a.intermediate, a.hidden, false)})),
-               rms_norm("layer_norm", a.hidden)});
+  return join(
+      {below("DenseReluDense", join({up, activation("act", function.name, a.intermediate), gate,
+                                     linear("wo", a.intermediate, a.hidden, false), dropout("dropout", dropped)})),
+       rms_norm("layer_norm", a.hidden), dropout("dropout", dropped)});
 }
 
 struct T5Stack {
@@ -90,13 +91,15 @@ struct T5Stack {
   std::uint64_t layers = 0;
   bool crossed = false;  // attends to the encoder's output
   std::uint64_t buckets = 0;
+  double dropped = 0;
 };
 
 Modules t5_block(const Architecture& a, const T5Function& function, const T5Stack& stack, bool first) {
   const Modules bias = first ? embedding("relative_attention_bias", stack.buckets, a.heads) : Modules{};
-  const Modules self = below("layer.0", t5_attention("SelfAttention", a, bias));
-  if (!stack.crossed) return join({self, below("layer.1", t5_mlp(a, function))});
-  return join({self, below("layer.1", t5_attention("EncDecAttention", a, {})), below("layer.2", t5_mlp(a, function))});
+  const Modules self = below("layer.0", t5_attention("SelfAttention", a, stack.dropped, bias));
+  const Modules mlp = t5_mlp(a, function, stack.dropped);
+  if (!stack.crossed) return join({self, below("layer.1", mlp)});
+  return join({self, below("layer.1", t5_attention("EncDecAttention", a, stack.dropped, {})), below("layer.2", mlp)});
 }
 
 void add_t5_stack(ModelBuilder& model, const Architecture& a, const T5Function& function, const T5Stack& stack) {
@@ -105,7 +108,8 @@ void add_t5_stack(ModelBuilder& model, const Architecture& a, const T5Function& 
                  model.whole("shared.weight")));
   model.blocks(blocks, 1, t5_block(a, function, stack, true));
   model.blocks(blocks, stack.layers - 1, t5_block(a, function, stack, false));
-  model.add(rms_norm(fmt::format("{}.final_layer_norm", stack.name), a.hidden));
+  model.add(join({rms_norm(fmt::format("{}.final_layer_norm", stack.name), a.hidden),
+                  dropout(fmt::format("{}.dropout", stack.name), stack.dropped)}));
 }
 
 // A dense layer, tanh and the labels, for one token of each sequence.
@@ -118,15 +122,17 @@ void add_t5(ModelConfig& config, ModelBuilder& model, const T5Defaults& defaults
   const Architecture a = read_t5(config, defaults.architecture);
   const T5Function function = read_t5_function(config, defaults.feed_forward);
   const std::uint64_t buckets = config.size("relative_attention_num_buckets", 32);
+  const double dropped = config.number("dropout_rate", 0.1);
   const std::string_view head = config.head().suffix;
   model.describe(a);
   model.add(embedding("shared", a.vocabulary, a.hidden));
-  add_t5_stack(model, a, function, {.name = "encoder", .layers = a.layers, .buckets = buckets});
+  add_t5_stack(model, a, function, {.name = "encoder", .layers = a.layers, .buckets = buckets, .dropped = dropped});
   if (head != "EncoderModel" && head != "ForTokenClassification") {
     // The class takes its default before it looks at num_hidden_layers, the other name of num_layers.
     const std::uint64_t alike = config.optional_size("num_layers").value_or(defaults.architecture.layers);
     const std::uint64_t layers = config.optional_size("num_decoder_layers").value_or(alike);
-    add_t5_stack(model, a, function, {.name = "decoder", .layers = layers, .crossed = true, .buckets = buckets});
+    add_t5_stack(model, a, function,
+                 {.name = "decoder", .layers = layers, .crossed = true, .buckets = buckets, .dropped = dropped});
   }
   if (head == "ForSequenceClassification") model.add_outside(sequence_head(a.hidden, config.labels()));
   model.head("shared", defaults.tied);
@@ -165,25 +171,42 @@ Architecture read_stack(ModelConfig& config, const std::string& stack, const Arc
   return a;
 }
 
+// Rates of dropout: of what the embedding and each part of a layer give, of the attention's probabilities, and behind the
+// function inside the MLP.
+struct LayerDropouts {
+  double hidden = 0;
+  double attended = 0;
+  double inside = 0;
+};
+
+LayerDropouts read_layer_dropouts(const ModelConfig& config, double class_default) {
+  return {.hidden = config.number("dropout", class_default),
+          .attended = config.number("attention_dropout", 0),
+          .inside = config.number("activation_dropout", 0)};
+}
+
 struct LayerOptions {
   bool crossed = false;   // attends to the encoder's output
   bool key_bias = false;  // the other projections always have one
   std::string function{};
+  LayerDropouts rates{};
 };
 
-Modules biased_attention(const std::string& name, const Architecture& a, bool key_bias) {
+Modules biased_attention(const std::string& name, const Architecture& a, const LayerOptions& options) {
   return join(
-      {below(name, join({linear("k_proj", a.hidden, a.hidden, key_bias), linear("v_proj", a.hidden, a.hidden, true),
-                         linear("q_proj", a.hidden, a.hidden, true), attention("attention", attention_sizes(a, false)),
-                         linear("out_proj", a.hidden, a.hidden, true)})),
+      {below(name,
+             join({linear("k_proj", a.hidden, a.hidden, options.key_bias), linear("v_proj", a.hidden, a.hidden, true),
+                   linear("q_proj", a.hidden, a.hidden, true), attention("attention", attention_sizes(a, false)),
+                   linear("out_proj", a.hidden, a.hidden, true), dropout("dropout", options.rates.attended)})),
        layer_norm(name + "_layer_norm", a.hidden)});
 }
 
 Modules layer(const Architecture& a, const LayerOptions& options) {
-  return join({biased_attention("self_attn", a, options.key_bias),
-               options.crossed ? biased_attention("encoder_attn", a, options.key_bias) : Modules{},
+  return join({biased_attention("self_attn", a, options),
+               options.crossed ? biased_attention("encoder_attn", a, options) : Modules{},
                plain_mlp("", "fc1", "fc2", a.hidden, a.intermediate, options.function, true),
-               layer_norm("final_layer_norm", a.hidden)});
+               layer_norm("final_layer_norm", a.hidden), dropout("dropout", options.rates.hidden),
+               dropout("activation_dropout", options.rates.inside)});
 }
 
 // ---- BART: LayerNorm behind each part, one more behind the embedding (modeling_bart.py) ----
@@ -202,8 +225,9 @@ constexpr Head kBartHeads[] = {
 // Positions have two extra rows, of the padding.
 void add_bart_stack(ModelBuilder& model, const std::string& stack, const Modules& words, const Architecture& a,
                     const LayerOptions& options) {
-  model.add(below(stack, join({words, embedding("embed_positions", a.max_positions + 2, a.hidden),
-                               layer_norm("layernorm_embedding", a.hidden)})));
+  model.add(
+      below(stack, join({words, embedding("embed_positions", a.max_positions + 2, a.hidden),
+                         layer_norm("layernorm_embedding", a.hidden), dropout("dropout", options.rates.hidden)})));
   model.blocks(stack + ".layers", a.layers, layer(a, options));
 }
 
@@ -211,7 +235,10 @@ void bart(ModelConfig& config, ModelBuilder& model) {
   Architecture common = read_common(config, kBart);
   common.max_positions = config.size("max_position_embeddings", 1024);
   const Architecture decoder = read_stack(config, "decoder", common, kBart);
-  const LayerOptions crossed{.crossed = true, .key_bias = true, .function = config.text("activation_function", "gelu")};
+  const LayerOptions crossed{.crossed = true,
+                             .key_bias = true,
+                             .function = config.text("activation_function", "gelu"),
+                             .rates = read_layer_dropouts(config, 0.1)};
   const std::string_view head = config.head().suffix;
   const std::string base = head == "Model" ? "" : "model.";
   const Modules words = embedding("embed_tokens", decoder.vocabulary, decoder.hidden);
@@ -224,7 +251,9 @@ void bart(ModelConfig& config, ModelBuilder& model) {
   const Architecture encoder = read_stack(config, "encoder", common, kBart);
   const Modules shared_words = tied(words, model.whole(base + "shared.weight"));
   model.add(embedding(base + "shared", decoder.vocabulary, decoder.hidden));
-  add_bart_stack(model, base + "encoder", shared_words, encoder, {.key_bias = true, .function = crossed.function});
+  LayerOptions plain = crossed;
+  plain.crossed = false;
+  add_bart_stack(model, base + "encoder", shared_words, encoder, plain);
   add_bart_stack(model, base + "decoder", shared_words, decoder, crossed);
   if (head == "ForConditionalGeneration") model.buffer("final_logits_bias", {1, decoder.vocabulary});
   if (head == "ForSequenceClassification") {
@@ -247,26 +276,29 @@ constexpr Head kWhisperHeads[] = {
 };
 
 Architecture add_whisper_encoder(ModelConfig& config, ModelBuilder& model, const Architecture& common,
-                                 const std::string& function) {
+                                 const LayerOptions& options) {
   const Architecture a = read_stack(config, "encoder", common, kWhisper);
   const std::uint64_t bins = config.size("num_mel_bins", 80);
   const std::uint64_t positions = config.size("max_source_positions", 1500);
   const Modules sound =
       join({convolution("conv1", bins, a.hidden, {3}, true), activation("conv1.activation", "gelu", a.hidden),
             convolution("conv2", a.hidden, a.hidden, {3}, true), activation("conv2.activation", "gelu", a.hidden)});
-  model.add(below("encoder", join({sound, frozen(embedding("embed_positions", positions, a.hidden))})));
-  model.blocks("encoder.layers", a.layers, layer(a, {.function = function}));
+  model.add(below("encoder", join({sound, frozen(embedding("embed_positions", positions, a.hidden)),
+                                   dropout("dropout", options.rates.hidden)})));
+  model.blocks("encoder.layers", a.layers, layer(a, options));
   model.add(layer_norm("encoder.layer_norm", a.hidden));
   return a;
 }
 
 Architecture add_whisper_decoder(ModelConfig& config, ModelBuilder& model, const Architecture& common,
-                                 const std::string& function) {
+                                 LayerOptions options) {
   Architecture a = read_stack(config, "decoder", common, kWhisper);
+  options.crossed = true;
   a.max_positions = config.size("max_target_positions", 448);
   model.add(below("decoder", join({embedding("embed_tokens", a.vocabulary, a.hidden),
-                                   embedding("embed_positions", a.max_positions, a.hidden)})));
-  model.blocks("decoder.layers", a.layers, layer(a, {.crossed = true, .function = function}));
+                                   embedding("embed_positions", a.max_positions, a.hidden),
+                                   dropout("dropout", options.rates.hidden)})));
+  model.blocks("decoder.layers", a.layers, layer(a, options));
   model.add(layer_norm("decoder.layer_norm", a.hidden));
   return a;
 }
@@ -284,14 +316,15 @@ void add_audio_head(ModelConfig& config, ModelBuilder& model, const Architecture
 
 void whisper(ModelConfig& config, ModelBuilder& model) {
   const Architecture common = read_common(config, kWhisper);
-  const std::string function = config.text("activation_function", "gelu");
+  const LayerOptions options{.function = config.text("activation_function", "gelu"),
+                             .rates = read_layer_dropouts(config, 0)};
   const std::string_view head = config.head().suffix;
   Architecture last;
-  if (head != "ForCausalLM") last = add_whisper_encoder(config, model, common, function);
+  if (head != "ForCausalLM") last = add_whisper_encoder(config, model, common, options);
   if (head == "ForAudioClassification") {
     add_audio_head(config, model, last);
   } else {
-    last = add_whisper_decoder(config, model, common, function);
+    last = add_whisper_decoder(config, model, common, options);
   }
   model.describe(last);
   model.head("decoder.embed_tokens", true);

@@ -48,13 +48,25 @@ bool is(const ModelConfig& config, std::string_view head) {
   return config.head().suffix == head;
 }
 
+// Rates of dropout: of the attention's probabilities, and of what the embedding and each part of a block give.
+struct VisionDropouts {
+  double attended = 0;
+  double hidden = 0;
+};
+
+VisionDropouts read_vision_dropouts(const ModelConfig& config) {
+  return {.attended = config.number("attention_probs_dropout_prob", 0),
+          .hidden = config.number("hidden_dropout_prob", 0)};
+}
+
 // Queries, keys and values below attention.<inner>.
-Modules vit_attention(const std::string& inner, const AttentionSizes& sizes, bool bias) {
+Modules vit_attention(const std::string& inner, const AttentionSizes& sizes, bool bias, const VisionDropouts& rates) {
   const std::uint64_t width = sizes.heads * sizes.head_size;
   return below("attention",
                join({below(inner, join({linear("query", width, width, bias), linear("key", width, width, bias),
-                                        linear("value", width, width, bias), attention("attention", sizes)})),
-                     linear("output.dense", width, width, true)}));
+                                        linear("value", width, width, bias), attention("attention", sizes),
+                                        dropout("dropout", rates.attended)})),
+                     linear("output.dense", width, width, true), dropout("output.dropout", rates.hidden)}));
 }
 
 Modules vit_mlp(std::uint64_t width, std::uint64_t intermediate, const std::string& function) {
@@ -74,17 +86,20 @@ void vit(ModelConfig& config, ModelBuilder& model) {
   Architecture a = read_image_encoder(config, {.hidden = 768, .intermediate = 3072, .layers = 12, .heads = 12});
   const ImageSizes image = read_image(config, {.channels = 3, .image = 224, .patch = 16});
   const bool masked = is(config, "ForMaskedImageModeling");
+  const VisionDropouts rates = read_vision_dropouts(config);
   const Shape token{1, 1, a.hidden};
   a.max_positions = image.patches() + 1;
   model.describe(a);
   model.add(
       below("embeddings", join({parameter("cls_token", token), masked ? parameter("mask_token", token) : Modules{},
                                 parameter("position_embeddings", {1, a.max_positions, a.hidden}),
-                                patches_to_tokens("patch_embeddings.projection", image, a.hidden, true)})));
+                                patches_to_tokens("patch_embeddings.projection", image, a.hidden, true),
+                                dropout("dropout", rates.hidden)})));
   model.blocks("encoder.layer", a.layers,
-               join({vit_attention("attention", attention_sizes(a, false), config.flag("qkv_bias", true)),
+               join({vit_attention("attention", attention_sizes(a, false), config.flag("qkv_bias", true), rates),
                      vit_mlp(a.hidden, a.intermediate, config.text("hidden_act", "gelu")),
-                     layer_norm("layernorm_before", a.hidden), layer_norm("layernorm_after", a.hidden)}));
+                     dropout("output.dropout", rates.hidden), layer_norm("layernorm_before", a.hidden),
+                     layer_norm("layernorm_after", a.hidden)}));
   model.add(layer_norm("layernorm", a.hidden));
   if (is(config, "Model")) {
     const std::uint64_t pooled = config.optional_size("pooler_output_size").value_or(a.hidden);
@@ -121,6 +136,7 @@ Modules dinov2_gated_mlp(std::uint64_t width, std::uint64_t intermediate) {
 void dinov2(ModelConfig& config, ModelBuilder& model) {
   Architecture a = read_image_encoder(config, {.hidden = 768, .layers = 12, .heads = 12});
   const ImageSizes image = read_image(config, {.channels = 3, .image = 224, .patch = 14});
+  const VisionDropouts rates = read_vision_dropouts(config);
   a.intermediate = scaled_width(config, config.factor("mlp_ratio", 4), a.hidden);
   a.max_positions = image.patches() + 1;
   model.describe(a);
@@ -128,15 +144,16 @@ void dinov2(ModelConfig& config, ModelBuilder& model) {
                   join({parameter("cls_token", {1, 1, a.hidden}),
                         config.flag("use_mask_token", true) ? parameter("mask_token", {1, a.hidden}) : Modules{},
                         parameter("position_embeddings", {1, a.max_positions, a.hidden}),
-                        patches_to_tokens("patch_embeddings.projection", image, a.hidden, true)})));
+                        patches_to_tokens("patch_embeddings.projection", image, a.hidden, true),
+                        dropout("dropout", rates.hidden)})));
   const Modules mlp = config.flag("use_swiglu_ffn", false) ? dinov2_gated_mlp(a.hidden, a.intermediate)
                                                            : plain_mlp("mlp", "fc1", "fc2", a.hidden, a.intermediate,
                                                                        config.text("hidden_act", "gelu"), true);
   model.blocks("encoder.layer", a.layers,
                join({layer_norm("norm1", a.hidden),
-                     vit_attention("attention", attention_sizes(a, false), config.flag("qkv_bias", true)),
+                     vit_attention("attention", attention_sizes(a, false), config.flag("qkv_bias", true), rates),
                      layer_scale("layer_scale1", a.hidden), layer_norm("norm2", a.hidden), mlp,
-                     layer_scale("layer_scale2", a.hidden)}));
+                     layer_scale("layer_scale2", a.hidden), dropout("drop_path", config.number("drop_path_rate", 0))}));
   model.add(layer_norm("layernorm", a.hidden));
   if (is(config, "ForImageClassification"))
     model.add_outside(linear("classifier", 2 * a.hidden, config.labels(), true));
@@ -178,8 +195,9 @@ Modules swin_block(const ModelConfig& config, const SwinStage& stage, std::uint6
   return join(
       {layer_norm("layernorm_before", stage.width),
        parameter("attention.self.relative_position_bias_table", {(2 * window - 1) * (2 * window - 1), stage.heads}),
-       vit_attention("self", sizes, config.flag("qkv_bias", true)), layer_norm("layernorm_after", stage.width),
-       vit_mlp(stage.width, mlp, config.text("hidden_act", "gelu"))});
+       vit_attention("self", sizes, config.flag("qkv_bias", true), read_vision_dropouts(config)),
+       layer_norm("layernorm_after", stage.width), vit_mlp(stage.width, mlp, config.text("hidden_act", "gelu")),
+       dropout("output.dropout", read_vision_dropouts(config).hidden)});
 }
 
 // Four neighbours become one token of twice the width.

@@ -123,7 +123,7 @@ Value attend(const ForwardContext& context, const Value& q, const Value& k, cons
   const Value keys = repeat_heads(k, times);
   const Value values = repeat_heads(v, times);
   const Value output =
-      scaled_dot_product_attention(q, keys, values, {.mask = call.mask, .causal = !call.mask.defined()});
+      scaled_dot_product_attention(q, keys, values, {.mask = call.mask, .causal = call.causal && !call.mask.defined()});
   return view(transpose(output), joined);
 }
 

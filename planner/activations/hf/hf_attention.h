@@ -18,6 +18,7 @@ struct AttentionCall {
   Value mask{};
   double dropout = 0;  // of the probabilities
   bool softcap = false;
+  bool causal = true;  // without a mask: every token sees those before it
 };
 
 // DynamicCache.update: the first keys and values of a layer are appended to nothing, which copies them.

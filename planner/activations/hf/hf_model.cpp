@@ -27,18 +27,21 @@ bool holds(const ModuleRun& run, std::string_view module) {
 Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run, const ModuleRun& modules,
                 std::uint64_t index, std::uint64_t times, const Value& hidden) {
   context.tape.enter(unit_name(run, index), times);
-  auto forward = [&context, shared = context.shared, block, &run, &modules, index](const Value& input) {
-    const UnitView view(context.tape, modules.modules, run, index, context.parameter_dtype());
-    SharedByBlocks before = std::exchange(context.shared, shared);
-    Value output = block(context, view, input);
-    context.shared = std::move(before);
-    return output;
+  auto forward = [&context, block, &run, &modules, index](const Value& input) {
+    return block(context, UnitView(context.tape, modules.modules, run, index, context.parameter_dtype()), input);
   };
   const ClientSetup& client = context.client;
   const bool recomputed =
       client.recompute == RecomputeKind::full ||
       (client.recompute == RecomputeKind::every && (run.first_number + index) % client.recompute_every == 0);
-  return recomputed ? context.tape.checkpoint(forward, hidden) : forward(hidden);
+  if (!recomputed) return forward(hidden);
+  auto with_shared = [&context, forward, shared = context.shared](const Value& input) {
+    SharedByBlocks before = std::exchange(context.shared, shared);
+    Value output = forward(input);
+    context.shared = std::move(before);
+    return output;
+  };
+  return context.tape.checkpoint(with_shared, hidden);
 }
 
 // Blocks that attend within a window and others that do not differ, where the window decides anything.
@@ -51,9 +54,9 @@ bool alternates(const ForwardContext& context, const ModuleRun& modules) {
 
 }  // namespace
 
-Value run_blocks(ForwardContext& context, BlockForward block, Value hidden) {
+Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std::string_view stack) {
   for (const UnitRun& run : context.held.runs) {
-    if (!run.numbered) continue;
+    if (!run.numbered || (!stack.empty() && run.name != stack)) continue;
     const ModuleRun* modules = modules_of(context.model, run);
     const std::uint64_t middle = run.count > 3 && !context.unfolded && !alternates(context, *modules) &&
                                          context.client.recompute != RecomputeKind::every
@@ -84,7 +87,8 @@ std::optional<UnitView> unit_with(ForwardContext& context, std::string_view modu
 }
 
 const HfFamily* find_hf_family(std::string_view model_type) {
-  static constexpr std::array kTables{hf_llama_families};
+  static constexpr std::array kTables{hf_bert_families,  hf_gpt2_families, hf_gpt_neox_families,
+                                      hf_llama_families, hf_t5_families,   hf_vision_families};
   for (const auto table : kTables) {
     for (const HfFamily& family : table()) {
       if (family.model_type == model_type) return &family;

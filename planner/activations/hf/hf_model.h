@@ -25,6 +25,11 @@ struct SharedByBlocks {
   RotaryTables window_tables{};  // of layers that see a window, where theirs differ
   Value mask{};                  // undefined where attention needs none
   Value window_mask{};
+  Value bias{};  // of positions, added to all scores
+  // Of a decoder beside an encoder: the encoder's output, and the mask and bias of attention to it.
+  Value encoded{};
+  Value cross_mask{};
+  Value cross_bias{};
 };
 
 // What the forward of one rank's part of a model can ask for.
@@ -56,14 +61,20 @@ struct HfFamily {
   Value (*forward)(ForwardContext& context);
 };
 
+std::span<const HfFamily> hf_bert_families();
+std::span<const HfFamily> hf_gpt2_families();
+std::span<const HfFamily> hf_gpt_neox_families();
 std::span<const HfFamily> hf_llama_families();
+std::span<const HfFamily> hf_t5_families();
+std::span<const HfFamily> hf_vision_families();
 
 // Null if the profile does not know it.
 const HfFamily* find_hf_family(std::string_view model_type);
 
 // Runs `block` on each of the blocks that the rank holds, from `hidden` on. Of more than three equal ones in a row only
 // the first, one of the middle and the last are run: the middle ones leave behind the same.
-Value run_blocks(ForwardContext& context, BlockForward block, Value hidden);
+// `stack`: only those of this name; all if it is empty.
+Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std::string_view stack = {});
 
 bool has_module(const ForwardContext& context, std::string_view module);
 

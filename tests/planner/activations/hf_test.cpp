@@ -41,8 +41,8 @@ struct Run {
 
 // Nothing where the run has something that is not modelled.
 std::optional<Run> read_run(const json::object& setup) {
-  static const std::set<std::string> known{"attention", "dtype",     "batch", "sequence",
-                                           "operators", "use_cache", "mask",  "checkpoint"};
+  static const std::set<std::string> known{"attention", "dtype",  "batch", "sequence",  "operators",
+                                           "use_cache", "target", "mask",  "checkpoint"};
   for (const auto& member : setup) {
     if (!known.contains(std::string(member.key()))) return std::nullopt;
   }
@@ -52,7 +52,8 @@ std::optional<Run> read_run(const json::object& setup) {
   run.setup.policy = policy_named(dtype);
   run.client.profile = text(setup, "attention") == "eager" ? Profile::hf_eager : Profile::hf_sdpa;
   run.client.micro_batch = number(setup.at("batch"));
-  run.client.sequence = number(setup.at("sequence"));
+  if (!setup.at("sequence").is_null()) run.client.sequence = number(setup.at("sequence"));
+  if (setup.contains("target")) run.client.target = number(setup.at("target"));
   run.client.use_cache = !setup.contains("use_cache") || setup.at("use_cache").as_bool();
   const std::string mask = text(setup, "mask", "none");
   run.client.mask = mask == "none" ? MaskKind::none : mask == "ones" ? MaskKind::ones : MaskKind::padded;
@@ -88,6 +89,12 @@ std::string listed(const Activity& activity) {
   return lines;
 }
 
+// Of the peak, where saved bytes always agree to the byte. Models with a tied embedding that several modules use are the
+// ones that differ: their gradients are added up in another order.
+double tolerance(std::string_view file) {
+  return file == "encoders" || file == "gpt_neox" || file == "t5" ? 0.01 : 0.001;
+}
+
 class HfActivations : public testing::TestWithParam<std::string> {};
 
 TEST_P(HfActivations, SavedTensorsAndPeak) {
@@ -100,6 +107,10 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       const auto run = read_run(entry.at("setup").as_object());
       if (!run) continue;
       SCOPED_TRACE(text(c.as_object(), "name") + " " + json::serialize(entry.at("setup")));
+      if (model.catalog.family == "siglip_vision_model") {  // its pooling head is not written yet
+        EXPECT_FALSE(activity_of(model, model.catalog, run->setup, run->client).activity);
+        continue;
+      }
       const ActivityResult exact = activity_of(model, model.catalog, run->setup, run->client, {.rounding = 1});
       ASSERT_TRUE(exact.activity) << exact.unknown_because;
       // What a checkpoint keeps is not in PyTorch's graph, so not in the golden.
@@ -112,8 +123,8 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       const double measured = static_cast<double>(number(step.at("peak")));
       const double planned =
           static_cast<double>(resident(step)) + static_cast<double>(sum(peak_of(*rounded.activity).held));
-      const double tolerance = run->client.recompute == RecomputeKind::none ? 0.001 : 0.01;
-      EXPECT_NEAR(planned / measured, 1.0, tolerance) << planned << " against " << measured;
+      const double most = run->client.recompute == RecomputeKind::none ? tolerance(GetParam()) : 0.01;
+      EXPECT_NEAR(planned / measured, 1.0, most) << planned << " against " << measured;
       ++compared;
     }
   }
@@ -147,7 +158,8 @@ TEST(HfLlama, ABlockKeepsWhatTheClosedFormSays) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, HfActivations, testing::Values("decoders", "llama"));
+INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
+                         testing::Values("decoders", "encoders", "gpt2", "gpt_neox", "llama", "t5", "vision"));
 
 }  // namespace
 }  // namespace shardplan

@@ -45,13 +45,15 @@ TEST(Gpt2, DescribesItself) {
   for (const Module& module : block.modules) {
     modules.push_back(fmt::format("{} {} {}->{}", module.name, name(module.kind), module.input, module.output));
   }
-  const std::vector<std::string> expected{"ln_1 layer_norm 48->48",           "attn.c_attn linear 48->144",
-                                          "attn.attention attention 144->48", "attn.c_proj linear 48->48",
-                                          "ln_2 layer_norm 48->48",           "mlp.c_fc linear 48->192",
-                                          "mlp.act activation 192->192",      "mlp.c_proj linear 192->48"};
+  const std::vector<std::string> expected{
+      "ln_1 layer_norm 48->48",    "attn.c_attn linear 48->144",     "attn.attention attention 144->48",
+      "attn.c_proj linear 48->48", "attn.attn_dropout dropout 0->0", "attn.resid_dropout dropout 0->0",
+      "ln_2 layer_norm 48->48",    "mlp.c_fc linear 48->192",        "mlp.act activation 192->192",
+      "mlp.c_proj linear 192->48", "mlp.dropout dropout 0->0"};
   EXPECT_EQ(modules, expected);
   EXPECT_EQ(block.modules[2].attention, (AttentionSizes{6, 6, 8, false}));
-  EXPECT_EQ(block.modules[6].function, "gelu_new");
+  EXPECT_EQ(block.modules[8].function, "gelu_new");
+  EXPECT_EQ(block.modules[4].rate, 0.1);
 }
 
 TEST(Gpt2, BigCodeHasOneHeadOfKeysUnlessItIsAskedForAll) {

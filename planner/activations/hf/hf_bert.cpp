@@ -1,0 +1,240 @@
+// BERT and its kin (modeling_bert.py, modeling_roberta.py, modeling_electra.py, modeling_distilbert.py, modeling_albert.py
+// of transformers 4.57): encoders with LayerNorm behind each part.
+#include <fmt/format.h>
+
+#include <array>
+
+#include "planner/activations/hf/hf_attention.h"
+#include "planner/activations/hf/hf_layers.h"
+#include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_ops.h"
+
+namespace shardplan::autograd {
+namespace {
+
+// ---- Parts ----
+
+Value first_token(const Value& x) {
+  return slice(x, {x.size(0), x.size(2)});
+}
+
+Value self_attention(ForwardContext& context, const UnitView& block, const Value& hidden, const std::string& prefix) {
+  const std::uint64_t heads = block.module(prefix + "attention").attention->heads;
+  const Value q = split_heads(linear(hidden, block[prefix + "query"]), heads);
+  const Value k = split_heads(linear(hidden, block[prefix + "key"]), heads);
+  const Value v = split_heads(linear(hidden, block[prefix + "value"]), heads);
+  if (block.has(prefix + "distance_embedding")) throw NotModelled("relative positions");
+  if (context.attention() == AttentionKind::eager) {
+    return eager_attention(q, k, v, {.mask = context.shared.mask, .dropout = dropout_rate(block, prefix + "dropout")});
+  }
+  return attend(context, q, k, v, {.mask = context.shared.mask, .causal = false});
+}
+
+// BertSelfOutput, BertOutput: LayerNorm(dropout(dense(x)) + input).
+Value output_part(const UnitView& block, const std::string& prefix, const Value& x, const Value& input) {
+  Value hidden = linear(x, block[prefix + "dense"]);
+  hidden = dropout(hidden, block, prefix + "dropout");
+  return layer_norm(block[prefix + "LayerNorm"], add(hidden, input));
+}
+
+Value bert_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  if (block.has("crossattention.self.query")) throw NotModelled("cross attention");
+  const auto attention = [&] {
+    const Value mixed = self_attention(context, block, input, "attention.self.");
+    return output_part(block, "attention.output.", mixed, input);
+  };
+  const Value attended = attention();
+  const Value inner =
+      activate(linear(attended, block["intermediate.dense"]), block, "intermediate.intermediate_act_fn");
+  return output_part(block, "output.", inner, attended);
+}
+
+// The mask of a model that sees all tokens (get_extended_attention_mask, _prepare_4d_attention_mask_for_sdpa): eager
+// attention always adds one, of keys; sdpa takes one of all pairs where tokens are padding.
+Value make_encoder_mask(ForwardContext& context) {
+  Tape& tape = context.tape;
+  const DType dtype = context.setup.policy.compute;
+  const std::uint64_t s = context.tokens();
+  if (context.attention() == AttentionKind::eager) {
+    const Shape keys{context.batch(), 1, 1, s};
+    const Value cast = tape.allocate("to", keys, dtype);
+    const Value inverted = tape.allocate("rsub", keys, dtype);
+    return tape.allocate("mul", keys, dtype);
+  }
+  if (context.client.mask != MaskKind::padded) return {};
+  const Shape pairs{context.batch(), 1, s, s};
+  const Value expanded = tape.allocate("to", pairs, dtype);
+  const Value inverted = tape.allocate("rsub", pairs, dtype);
+  const Value hidden = tape.allocate("to", pairs, DType::boolean);
+  return tape.allocate("masked_fill", pairs, dtype);
+}
+
+// Positions that follow from which tokens are padding (create_position_ids_from_input_ids).
+Value positions_of_tokens(ForwardContext& context) {
+  Tape& tape = context.tape;
+  const Shape tokens{context.batch(), context.tokens()};
+  const Value mask = tape.allocate("to", tokens, DType::i32);
+  const Value summed = tape.allocate("cumsum", tokens, DType::i64);
+  const Value counted = tape.allocate("mul", tokens, DType::i64);
+  return tape.allocate("add", tokens, DType::i64);
+}
+
+struct EncoderKind {
+  bool positions_of_tokens = false;
+  bool makes_mask = true;  // of ones, where the batch has none
+};
+
+Value embeddings(ForwardContext& context, const UnitView& unit, const std::string& base, const EncoderKind& kind) {
+  Tape& tape = context.tape;
+  const Shape tokens{context.batch(), context.tokens()};
+  const auto table = [&](std::string_view name) { return unit[fmt::format("{}embeddings.{}", base, name)]; };
+  Value places;
+  if (kind.positions_of_tokens) {
+    places = positions_of_tokens(context);
+  } else {
+    places = tape.outside({1, context.tokens()}, DType::i64);  // a buffer
+  }
+  const Value words = embedding(tape.outside(tokens, DType::i64), table("word_embeddings").weight);
+  Value sum;
+  if (unit.has(base + "embeddings.token_type_embeddings")) {
+    const Value types = embedding(tape.outside(tokens, DType::i64), table("token_type_embeddings").weight);
+    sum = add(words, types);
+    const Value positions = embedding(places, table("position_embeddings").weight);
+    sum = add_in_place(sum, positions);
+  } else {
+    const Value positions = embedding(places, table("position_embeddings").weight);
+    sum = add(words, positions);
+  }
+  sum = layer_norm(table("LayerNorm"), sum);
+  return dropout(sum, dropout_rate(context, base + "embeddings.dropout"));
+}
+
+// ---- Heads ----
+
+// torch.nn.CrossEntropyLoss in the logits' dtype, with labels of the batch.
+Value token_loss(const Value& logits) {
+  return cross_entropy(view(logits, {logits.elements() / logits.size(-1), logits.size(-1)}));
+}
+
+struct WordHead {
+  std::string_view dense;
+  std::string_view norm;
+  std::string_view decoder;
+};
+
+constexpr std::array<WordHead, 5> kWordHeads{
+    {{"cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.decoder"},
+     {"lm_head.dense", "lm_head.layer_norm", "lm_head.decoder"},
+     {"generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head"},
+     {"vocab_transform", "vocab_layer_norm", "vocab_projector"},
+     {"predictions.dense", "predictions.LayerNorm", "predictions.decoder"}}};
+
+Value word_logits(const UnitView& unit, const WordHead& head, const Value& hidden) {
+  Value x = linear(hidden, unit[head.dense]);
+  x = activate(x, unit, fmt::format("{}.activation", head.dense));
+  x = layer_norm(unit[head.norm], x);
+  return linear(x, unit[head.decoder]);
+}
+
+// The head of the file's architecture; `pooled` where its model pools the first token.
+Value loss_of(ForwardContext& context, const Value& hidden) {
+  Tape& tape = context.tape;
+  const Purpose before = tape.set_purpose(Purpose::loss);
+  Value loss;
+  for (const WordHead& head : kWordHeads) {
+    const auto unit = unit_with(context, head.decoder);
+    if (!unit) continue;
+    if (unit->has("cls.seq_relationship") || unit->has("sop_classifier.classifier")) {
+      throw NotModelled("two heads at once");
+    }
+    loss = token_loss(word_logits(*unit, head, hidden));
+    tape.set_purpose(before);
+    return loss;
+  }
+  const auto unit = unit_with(context, "classifier");
+  if (!unit) throw NotModelled("its head");
+  const std::string base = prefix_of(context, "embeddings.word_embeddings");
+  Value features = hidden;
+  if (unit->has(base + "pooler.dense")) {
+    features = linear(first_token(hidden), (*unit)[base + "pooler.dense"]);
+    features = activate(features, *unit, base + "pooler.activation");
+  } else if (unit->has("pre_classifier")) {
+    features = activate(linear(first_token(hidden), (*unit)["pre_classifier"]), *unit, "pre_classifier.activation");
+  }
+  features = dropout(features, dropout_rate(context, "dropout"));
+  loss = token_loss(linear(features, (*unit)["classifier"]));
+  tape.set_purpose(before);
+  return loss;
+}
+
+// ---- The model around the blocks ----
+
+Value encoder(ForwardContext& context, BlockForward block, const EncoderKind& kind) {
+  Tape& tape = context.tape;
+  const std::string base = prefix_of(context, "embeddings.word_embeddings");
+  const auto unit = unit_with(context, base + "embeddings.word_embeddings");
+  if (!unit) throw NotModelled("a part of the model without its embedding");
+  Value embedded = embeddings(context, *unit, base, kind);
+  Value ones;
+  if (context.client.mask == MaskKind::none) {
+    ones = tape.allocate("ones", {context.batch(), context.tokens()}, DType::f32);
+  }
+  context.shared.mask = make_encoder_mask(context);
+  if (const auto projection = unit_with(context, base + "embeddings_project")) {
+    embedded = linear(embedded, (*projection)[base + "embeddings_project"]);
+  }
+  Value hidden = run_blocks(context, block, embedded);
+  context.shared.mask.reset();
+  return hidden;
+}
+
+Value bert(ForwardContext& context, BlockForward block) {
+  return loss_of(context, encoder(context, block, {}));
+}
+
+Value roberta(ForwardContext& context, BlockForward block) {
+  return loss_of(context, encoder(context, block, {.positions_of_tokens = true}));
+}
+
+// ---- DistilBERT ----
+
+Value distilbert_attention(ForwardContext& context, const UnitView& block, const Value& input) {
+  Tape& tape = context.tape;
+  const std::uint64_t heads = block.module("attention.attention").attention->heads;
+  Value q = split_heads(linear(input, block["attention.q_lin"]), heads);
+  const Value k = split_heads(linear(input, block["attention.k_lin"]), heads);
+  const Value v = split_heads(linear(input, block["attention.v_lin"]), heads);
+  if (context.attention() != AttentionKind::eager) {
+    return linear(attend(context, q, k, v, {.mask = context.shared.mask, .causal = false}), block["attention.out_lin"]);
+  }
+  q = scale(q);
+  Value scores = batched_matmul(q, k, {q.size(0), q.size(1), q.size(2), k.size(2)});
+  const Value hidden = tape.allocate("eq", {context.batch(), context.tokens()}, DType::boolean);
+  scores = where(hidden, scores);
+  Value weights = softmax(scores);
+  weights = dropout(weights, block, "attention.dropout");
+  const Value mixed = contiguous(transpose(batched_matmul(weights, v, q.shape())));
+  return linear(view(mixed, input.shape()), block["attention.out_lin"]);
+}
+
+Value distilbert_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  Value attended = distilbert_attention(context, block, input);
+  attended = layer_norm(block["sa_layer_norm"], add(attended, input));
+  Value inner = activate(linear(attended, block["ffn.lin1"]), block, "ffn.act");
+  inner = dropout(linear(inner, block["ffn.lin2"]), block, "ffn.dropout");
+  return layer_norm(block["output_layer_norm"], add(inner, attended));
+}
+
+}  // namespace
+
+std::span<const HfFamily> hf_bert_families() {
+  static constexpr HfFamily families[] = {
+      {"bert", [](ForwardContext& context) { return bert(context, bert_block); }},
+      {"roberta", [](ForwardContext& context) { return roberta(context, bert_block); }},
+      {"xlm-roberta", [](ForwardContext& context) { return roberta(context, bert_block); }},
+      {"electra", [](ForwardContext& context) { return bert(context, bert_block); }},
+      {"distilbert", [](ForwardContext& context) { return bert(context, distilbert_block); }}};
+  return families;
+}
+
+}  // namespace shardplan::autograd

@@ -1,0 +1,119 @@
+#include "planner/activations/hf/hf_modules.h"
+
+#include <fmt/format.h>
+
+#include <array>
+
+#include "planner/activations/hf/hf_layers.h"
+#include "planner/activations/torch_ops.h"
+
+namespace shardplan::autograd {
+namespace {
+
+bool ends_with(std::string_view name, std::string_view module) {
+  return name.ends_with(module) && (name.size() == module.size() || name[name.size() - module.size() - 1] == '.');
+}
+
+// 0.5 * x * (1.0 + tanh(sqrt(2 / pi) * (x + 0.044715 * pow(x, 3)))) (NewGELUActivation)
+Value gelu_new(const Value& x) {
+  const Value half = scale(x);
+  Value inner;
+  {
+    const Value cubed = scale(pow(x));
+    inner = add(x, cubed);
+  }
+  inner = scale(inner);
+  inner = unary_of_output("tanh", inner);
+  return mul(half, shift(inner));
+}
+
+// x * sigmoid(1.702 * x) (QuickGELUActivation)
+Value quick_gelu(const Value& x) {
+  return mul(x, unary_of_output("sigmoid", scale(x)));
+}
+
+}  // namespace
+
+double dropout_rate(const UnitView& unit, std::string_view module) {
+  return unit.has(module) ? unit.module(module).rate : 0;
+}
+
+Value dropout(const Value& x, const UnitView& unit, std::string_view module) {
+  return dropout(x, dropout_rate(unit, module));
+}
+
+double dropout_rate(const ForwardContext& context, std::string_view module) {
+  for (const ModuleRun& run : context.model.modules) {
+    for (const Module& m : run.modules) {
+      if (!run.numbered && m.kind == ModuleKind::dropout && m.name == module) return m.rate;
+    }
+  }
+  return 0;
+}
+
+Value activate(const Value& x, std::string_view function) {
+  if (function == "gelu_new") return gelu_new(x);
+  if (function == "quick_gelu") return quick_gelu(x);
+  for (const std::string_view saves_output : {"relu", "tanh", "sigmoid"}) {
+    if (function == saves_output) return unary_of_output(saves_output, x);
+  }
+  for (const std::string_view saves_input : {"gelu", "gelu_pytorch_tanh", "silu", "swish", "mish"}) {
+    if (function == saves_input) return unary(saves_input, x);
+  }
+  throw NotModelled(fmt::format("the activation function {}", function));
+}
+
+Value activate(const Value& x, const UnitView& unit, std::string_view module) {
+  return activate(x, unit.module(module).function);
+}
+
+std::string prefix_of(const ForwardContext& context, std::string_view module) {
+  for (const ModuleRun& run : context.model.modules) {
+    for (const Module& m : run.modules) {
+      if (!run.numbered && ends_with(m.name, module)) return m.name.substr(0, m.name.size() - module.size());
+    }
+  }
+  throw NotModelled(fmt::format("a model without {}", module));
+}
+
+Value arange(ForwardContext& context, std::uint64_t count) {
+  return context.tape.allocate("arange", {count}, DType::i64);
+}
+
+Value make_older_mask(ForwardContext& context, bool always) {
+  Tape& tape = context.tape;
+  const NoGrad no_grad(tape);
+  const std::uint64_t s = context.tokens();
+  const bool given = always || context.client.mask != MaskKind::none;
+  if (context.attention() != AttentionKind::eager && context.client.mask != MaskKind::padded) return {};
+  const Shape pairs{1, 1, s, given ? s : s + 1};
+  Value mask = tape.allocate("full", pairs, context.setup.policy.compute);
+  mask = tape.allocate("triu", pairs, context.setup.policy.compute);
+  if (!given) return mask.viewed({1, 1, s, s});
+  return tape.allocate("clone", {context.batch(), 1, s, s}, context.setup.policy.compute);
+}
+
+Value eager_attention(const Value& q, const Value& k, const Value& v, const AttentionCall& call) {
+  Value scores = batched_matmul(q, k, {q.size(0), q.size(1), q.size(2), k.size(2)});
+  scores = scale(scores);
+  if (call.mask.defined()) scores = add(scores, call.mask);
+  Value weights = softmax(scores);
+  weights = dropout(weights, call.dropout);
+  const Value mixed = contiguous(transpose(batched_matmul(weights, v, {q.size(0), q.size(1), q.size(2), v.size(-1)})));
+  return view(mixed, {q.size(0), q.size(2), q.size(1) * v.size(-1)});
+}
+
+Value language_loss(ForwardContext& context, std::string_view head, const Value& hidden, bool wide) {
+  Tape& tape = context.tape;
+  const auto unit = unit_with(context, head);
+  if (!unit) return hidden;
+  const Purpose before = tape.set_purpose(Purpose::loss);
+  Value logits = linear(hidden, (*unit)[head]);
+  if (wide) logits = to(logits, DType::f32);
+  Value loss = causal_loss(context, logits);
+  if (wide) loss = to(loss, hidden.dtype());
+  tape.set_purpose(before);
+  return loss;
+}
+
+}  // namespace shardplan::autograd

@@ -1,0 +1,44 @@
+// Modules of torch.nn and of transformers as a unit has them: by name, with what its family says of each.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "planner/activations/hf/hf_attention.h"
+#include "planner/activations/hf/hf_model.h"
+
+namespace shardplan::autograd {
+
+// Thrown where a model asks for something that no forward has: the text names it. activity_of makes it a reason.
+struct NotModelled : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// nn.Dropout; the rate is 0 where the unit has no such module.
+double dropout_rate(const UnitView& unit, std::string_view module);
+Value dropout(const Value& x, const UnitView& unit, std::string_view module);
+// Of a module outside the blocks, whichever unit it is in.
+double dropout_rate(const ForwardContext& context, std::string_view module);
+
+// A function of transformers' ACT2FN (activations.py), by the name that a config has for it. Throws NotModelled.
+Value activate(const Value& x, std::string_view function);
+Value activate(const Value& x, const UnitView& unit, std::string_view module);
+
+// What stands before the name of a module in this model: "transformer." of transformer.wte, nothing in a bare base model.
+std::string prefix_of(const ForwardContext& context, std::string_view module);
+
+// Positions 0, 1, ... of tokens, as int64.
+Value arange(ForwardContext& context, std::uint64_t count);
+
+// The mask of models that make one themselves (_update_causal_mask): eager attention adds it to the scores, sdpa takes
+// none where no token is padding. `always`: the model makes an attention_mask of ones where the batch has none.
+Value make_older_mask(ForwardContext& context, bool always);
+
+// softmax(q k^T x scale + mask) v, all in the model's dtype: eager_attention_forward of BERT, BART, Whisper and others.
+Value eager_attention(const Value& q, const Value& k, const Value& v, const AttentionCall& call);
+
+// A head's logits of all tokens and their causal loss; `wide`: logits are cast to fp32 as they are made.
+Value language_loss(ForwardContext& context, std::string_view head, const Value& hidden, bool wide = false);
+
+}  // namespace shardplan::autograd

@@ -1,0 +1,194 @@
+// Encoders of images (modeling_vit.py, modeling_dinov2.py, modeling_clip.py of transformers 4.57).
+// How many tokens there are is the model's: one for each patch, and one of its own in most.
+#include <array>
+
+#include "planner/activations/hf/hf_attention.h"
+#include "planner/activations/hf/hf_layers.h"
+#include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_ops.h"
+
+namespace shardplan::autograd {
+namespace {
+
+Value first_token(const Value& x) {
+  return slice(x, {x.size(0), x.size(2)});
+}
+
+// A convolution that cuts the image into patches, [b, patches, width]. The image is the batch's.
+Value patches(ForwardContext& context, const Parameters& projection, std::uint64_t count) {
+  const Value image = context.tape.outside({context.batch(), projection.module->input}, context.setup.policy.compute);
+  const Shape shape{context.batch(), projection.module->output, count};
+  const Value channels = convolution(image, projection.weight, projection.bias, shape);
+  return view(channels, {shape[0], shape[2], shape[1]});
+}
+
+// `token`, which the model owns, before the patches of each image.
+Value behind_token(const Value& token, const Value& patches) {
+  const Shape one{patches.size(0), 1, patches.size(2)};
+  const std::array parts{expand(token, one), patches};
+  return cat(parts, {one[0], patches.size(1) + 1, one[2]});
+}
+
+std::optional<UnitView> first_unit(ForwardContext& context, const std::string& module) {
+  auto unit = unit_with(context, module);
+  if (!unit) throw NotModelled("a part of the model without its embedding");
+  return unit;
+}
+
+// ---- ViT and DINOv2 ----
+
+Value vit_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
+  const std::string inner = "attention.attention.";
+  const std::uint64_t heads = block.module(inner + "attention").attention->heads;
+  const Value k = split_heads(linear(hidden, block[inner + "key"]), heads);
+  const Value v = split_heads(linear(hidden, block[inner + "value"]), heads);
+  const Value q = split_heads(linear(hidden, block[inner + "query"]), heads);
+  const double dropped = dropout_rate(block, inner + "dropout");
+  const Value mixed = attend(context, q, k, v, {.dropout = dropped, .causal = false});
+  return dropout(linear(mixed, block["attention.output.dense"]), block, "attention.output.dropout");
+}
+
+Value vit_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  const Value normed = layer_norm(block["layernorm_before"], input);
+  const Value mixed = vit_attention(context, block, normed);
+  const Value hidden = add(mixed, input);
+  Value output = layer_norm(block["layernorm_after"], hidden);
+  output = activate(linear(output, block["intermediate.dense"]), block, "act");
+  output = dropout(linear(output, block["output.dense"]), block, "output.dropout");
+  return add(output, hidden);
+}
+
+Value dinov2_mlp(const UnitView& block, const Value& x) {
+  if (!block.has("mlp.weights_in")) {
+    Value hidden = linear(x, block["mlp.fc1"]);
+    hidden = activate(hidden, block, "mlp.act");
+    return linear(hidden, block["mlp.fc2"]);
+  }
+  const Value both = linear(x, block["mlp.weights_in"]);
+  const std::vector<Value> halves = split(both, std::array{both.size(-1) / 2, both.size(-1) / 2});
+  const Value gated = mul(unary("silu", halves[0]), halves[1]);
+  return linear(gated, block["mlp.weights_out"]);
+}
+
+Value dinov2_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  if (block.has("drop_path")) throw NotModelled("drop_path_rate");
+  const Value normed = layer_norm(block["norm1"], input);
+  Value mixed = vit_attention(context, block, normed);
+  mixed = mul(mixed, block.tensor("layer_scale1.lambda1"));
+  const Value hidden = add(mixed, input);
+  Value output = layer_norm(block["norm2"], hidden);
+  output = dinov2_mlp(block, output);
+  output = mul(output, block.tensor("layer_scale2.lambda1"));
+  return add(output, hidden);
+}
+
+// Features of all tokens, behind the last norm.
+Value vit_encoder(ForwardContext& context, BlockForward block) {
+  const std::string base = prefix_of(context, "embeddings.patch_embeddings.projection");
+  const auto unit = first_unit(context, base + "embeddings.patch_embeddings.projection");
+  const auto embedded = [&] {
+    Value tokens = patches(context, (*unit)[base + "embeddings.patch_embeddings.projection"],
+                           context.model.architecture.max_positions - 1);
+    tokens = behind_token(unit->tensor(base + "embeddings.cls_token"), tokens);
+    tokens = add(tokens, unit->tensor(base + "embeddings.position_embeddings"));
+    return dropout(tokens, dropout_rate(context, base + "embeddings.dropout"));
+  };
+  const Value start = embedded();
+  Value hidden = run_blocks(context, block, start);
+  const auto last = unit_with(context, base + "layernorm");
+  if (!last) return hidden;
+  return layer_norm((*last)[base + "layernorm"], hidden);
+}
+
+// Mean cross entropy of each image's class, in the logits' dtype.
+Value class_loss(ForwardContext& context, const UnitView& head, const Value& features) {
+  const Purpose before = context.tape.set_purpose(Purpose::loss);
+  Value loss = cross_entropy(linear(features, head["classifier"]));
+  context.tape.set_purpose(before);
+  return loss;
+}
+
+Value vit(ForwardContext& context, BlockForward block) {
+  const Value hidden = vit_encoder(context, block);
+  const auto head = unit_with(context, "classifier");
+  if (!head) throw NotModelled("its head");
+  return class_loss(context, *head, first_token(hidden));
+}
+
+// The classifier reads the model's own token beside the mean of the patches.
+Value dinov2(ForwardContext& context, BlockForward block) {
+  const Value hidden = vit_encoder(context, block);
+  const auto head = unit_with(context, "classifier");
+  if (!head) throw NotModelled("its head");
+  const Value token = first_token(hidden);
+  const Value others = slice(hidden, {hidden.size(0), hidden.size(1) - 1, hidden.size(2)});
+  const Value features = cat(std::array{token, mean(others, token.shape())}, {token.size(0), 2 * token.size(1)});
+  return class_loss(context, *head, features);
+}
+
+// ---- CLIP ----
+
+Value clip_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
+  const std::uint64_t heads = block.module("self_attn.attention").attention->heads;
+  Value q = linear(hidden, block["self_attn.q_proj"]);
+  Value k = linear(hidden, block["self_attn.k_proj"]);
+  Value v = linear(hidden, block["self_attn.v_proj"]);
+  q = split_heads(q, heads);
+  k = split_heads(k, heads);
+  v = split_heads(v, heads);
+  const double dropped = dropout_rate(block, "self_attn.dropout");
+  return linear(attend(context, q, k, v, {.dropout = dropped, .causal = false}), block["self_attn.out_proj"]);
+}
+
+Value clip_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  Value residual = input;
+  Value hidden = layer_norm(block["layer_norm1"], input);
+  hidden = clip_attention(context, block, hidden);
+  hidden = add(residual, hidden);
+  residual = hidden;
+  hidden = layer_norm(block["layer_norm2"], hidden);
+  hidden = linear(hidden, block["mlp.fc1"]);
+  hidden = activate(hidden, block, "mlp.act");
+  hidden = linear(hidden, block["mlp.fc2"]);
+  return add(residual, hidden);
+}
+
+Value positions(ForwardContext& context, const UnitView& unit, const std::string& base, std::uint64_t count) {
+  const Value places = context.tape.outside({1, count}, DType::i64);  // a buffer
+  return embedding(places, unit[base + "embeddings.position_embedding"].weight);
+}
+
+// Without labels: what is trained is the sum of the image's features.
+Value clip_vision(ForwardContext& context, BlockForward block) {
+  const std::string base = prefix_of(context, "embeddings.patch_embedding");
+  const auto unit = first_unit(context, base + "embeddings.patch_embedding");
+  const std::uint64_t tokens = context.model.architecture.max_positions;
+  Value pooled;
+  {
+    const auto embedded = [&] {
+      Value x = patches(context, (*unit)[base + "embeddings.patch_embedding"], tokens - 1);
+      x = behind_token(unit->tensor(base + "embeddings.class_embedding"), x);
+      return add(x, positions(context, *unit, base, tokens));
+    };
+    Value hidden = embedded();
+    hidden = layer_norm((*unit)[base + "pre_layrnorm"], hidden);
+    const Value last = run_blocks(context, block, hidden);
+    pooled = first_token(last);
+    const auto norm = unit_with(context, base + "post_layernorm");
+    pooled = layer_norm((*norm)[base + "post_layernorm"], pooled);
+  }
+  if (const auto head = unit_with(context, "visual_projection")) pooled = linear(pooled, (*head)["visual_projection"]);
+  return total(pooled);
+}
+
+}  // namespace
+
+std::span<const HfFamily> hf_vision_families() {
+  static constexpr HfFamily families[] = {
+      {"vit", [](ForwardContext& context) { return vit(context, vit_block); }},
+      {"dinov2", [](ForwardContext& context) { return dinov2(context, dinov2_block); }},
+      {"clip_vision_model", [](ForwardContext& context) { return clip_vision(context, clip_block); }}};
+  return families;
+}
+
+}  // namespace shardplan::autograd

@@ -1,0 +1,241 @@
+"""The models and set-ups of the goldens: FILES[file] is a list of (name, config, runs)."""
+
+
+def model(model_type, architecture, **config):
+    return {"model_type": model_type, "architectures": [architecture], **config}
+
+
+def run(attention, dtype, batch, sequence, **options):
+    return {"attention": attention, "dtype": dtype, "batch": batch, "sequence": sequence, **options}
+
+
+SMALL = ((2, 17), (3, 64))
+
+
+def plain(shapes=SMALL, attentions=("sdpa", "eager"), dtypes=("bf16", "fp32"), **options):
+    return [run(attention, dtype, *shape, **options) for attention in attentions for dtype in dtypes for shape in shapes]
+
+
+def brief(attentions=("sdpa", "eager"), lengths=(17, 40), **options):
+    """Each attention and each type at least once."""
+    first, last = attentions[0], attentions[-1]
+    short, long = lengths
+    runs = [run(first, "bf16", 2, short, **options), run(first, "fp32", 3, long, **options)]
+    return runs if first == last else [*runs, run(last, "bf16", 3, long, **options)]
+
+
+def masked():
+    return [*brief(mask="ones"), *brief(mask="padded"), *brief(mask="ones", use_cache=False)]
+
+
+TEXT = {"vocab_size": 96, "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 3, "num_attention_heads": 4}
+GROUPED = {**TEXT, "num_key_value_heads": 2}
+HEADS_OF_40 = {**GROUPED, "head_dim": 40}
+LLAMA_7B = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 2,
+            "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096}
+GPT2 = {"vocab_size": 96, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128}
+ENCODER = {**TEXT, "max_position_embeddings": 130}
+EXPERTS = {**GROUPED, "num_local_experts": 5, "num_experts_per_tok": 2}
+QWEN_EXPERTS = {**GROUPED, "head_dim": 32, "moe_intermediate_size": 48, "num_experts": 6, "num_experts_per_tok": 3}
+MLA = {"vocab_size": 96, "hidden_size": 128, "intermediate_size": 320, "moe_intermediate_size": 48, "num_hidden_layers": 3,
+       "num_attention_heads": 4, "num_key_value_heads": 4, "n_shared_experts": 1, "n_routed_experts": 8, "kv_lora_rank": 32,
+       "q_lora_rank": 48, "qk_rope_head_dim": 16, "v_head_dim": 32, "qk_nope_head_dim": 32, "n_group": 2, "topk_group": 1,
+       "num_experts_per_tok": 2, "first_k_dense_replace": 1}
+T5 = {"vocab_size": 96, "d_model": 128, "d_kv": 32, "d_ff": 320, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4,
+      "decoder_start_token_id": 0}
+BART = {"vocab_size": 96, "d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 320, "decoder_ffn_dim": 320, "max_position_embeddings": 128}
+VISION = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 40,
+          "patch_size": 8}
+WHISPER = {"vocab_size": 96, "num_mel_bins": 16, "d_model": 128, "encoder_layers": 2, "decoder_layers": 2,
+           "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 320, "decoder_ffn_dim": 320,
+           "max_source_positions": 25, "max_target_positions": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+           "decoder_start_token_id": 1}
+
+CHECKPOINTED = [run("sdpa", "bf16", 3, 40, mask="ones", checkpoint=True), run("sdpa", "bf16", 2, 17, checkpoint=True),
+                run("eager", "fp32", 3, 40, checkpoint=True), run("sdpa", "amp-bf16", 3, 40, mask="ones", checkpoint=True),
+                run("eager", "bf16", 2, 17, mask="ones", checkpoint=True), run("sdpa", "fp32", 2, 17, checkpoint=True)]
+AMP = [run("sdpa", "amp-bf16", 3, 40), run("eager", "amp-bf16", 2, 17), run("sdpa", "amp-bf16", 2, 17, use_cache=False)]
+QV = {"r": 8, "target_modules": ["q_proj", "v_proj"]}
+LORA = [run("sdpa", "bf16", 3, 40, lora=QV), run("sdpa", "fp32", 3, 40, lora=QV), run("sdpa", "amp-bf16", 3, 40, lora=QV),
+        run("sdpa", "bf16", 3, 40, lora={**QV, "lora_dropout": 0.1}),
+        run("sdpa", "bf16", 3, 40, lora={**QV, "autocast_adapter_dtype": False}),
+        run("sdpa", "bf16", 2, 17, lora={"r": 4, "target_modules": "all-linear"}),
+        run("sdpa", "bf16", 3, 40, lora={"r": 4, "target_modules": "all-linear"}, mask="ones", checkpoint=True)]
+FROZEN = [run("sdpa", dtype, 3, 40, freeze=names) for dtype in ("bf16", "fp32") for names in (
+    ["model.embed_tokens.*"], ["model.embed_tokens.*", "model.layers.0.*"], ["*.mlp.*"], ["*norm.weight"],
+    ["model.*"])]
+
+FILES = {
+    "llama": [
+        ("llama, grouped queries", model("llama", "LlamaForCausalLM", **GROUPED), plain()),
+        ("llama, as many key heads as query heads", model("llama", "LlamaForCausalLM", **TEXT), plain()),
+        ("llama, two layers of Llama-2-7B", model("llama", "LlamaForCausalLM", **LLAMA_7B),
+         plain(shapes=((1, 4096), (3, 1023)))),
+        ("llama, the head tied to the embedding, no cache",
+         model("llama", "LlamaForCausalLM", **GROUPED, tie_word_embeddings=True), plain(use_cache=False)),
+        ("llama, with a mask of the batch", model("llama", "LlamaForCausalLM", **GROUPED), masked()),
+        ("llama, biases, heads of 36", model("llama", "LlamaForCausalLM", **{**GROUPED, "head_dim": 36}, attention_bias=True,
+                                             mlp_bias=True), brief()),
+    ],
+    "gpt2": [
+        ("gpt2", model("gpt2", "GPT2LMHeadModel", **GPT2), plain()),
+        ("gpt2, no dropout", model("gpt2", "GPT2LMHeadModel", **GPT2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+         plain()),
+        ("gpt2, no cache", model("gpt2", "GPT2LMHeadModel", **GPT2), plain(use_cache=False)),
+        ("gpt2, two layers of gpt2-xl", model("gpt2", "GPT2LMHeadModel", vocab_size=50257, n_embd=1600, n_layer=2,
+                                              n_head=25, n_positions=1024), plain(shapes=((4, 1024), (1, 1023)))),
+        ("gpt2, with a mask of the batch", model("gpt2", "GPT2LMHeadModel", **GPT2), masked()),
+        ("gpt2, relu", model("gpt2", "GPT2LMHeadModel", **GPT2, activation_function="relu"), brief()),
+        ("gpt_bigcode", model("gpt_bigcode", "GPTBigCodeForCausalLM", **GPT2), brief()),
+        ("gpt_neo", model("gpt_neo", "GPTNeoForCausalLM", vocab_size=96, hidden_size=64, num_layers=2, num_heads=4,
+                          attention_types=[[["global", "local"], 1]], max_position_embeddings=128, window_size=16),
+         brief(attentions=("eager",))),
+        ("gptj", model("gptj", "GPTJForCausalLM", **GPT2, rotary_dim=8), brief(attentions=("eager",))),
+    ],
+    "decoders": [
+        ("mistral", model("mistral", "MistralForCausalLM", **GROUPED), brief()),
+        ("mistral, a window shorter than the text", model("mistral", "MistralForCausalLM", **GROUPED, sliding_window=16),
+         brief()),
+        ("qwen2", model("qwen2", "Qwen2ForCausalLM", **GROUPED), brief()),
+        ("qwen3", model("qwen3", "Qwen3ForCausalLM", **HEADS_OF_40), brief()),
+        ("gemma", model("gemma", "GemmaForCausalLM", **HEADS_OF_40), brief()),
+        ("gemma2", model("gemma2", "Gemma2ForCausalLM", **HEADS_OF_40), brief()),
+        ("gemma2, a window shorter than the text", model("gemma2", "Gemma2ForCausalLM", **HEADS_OF_40, sliding_window=16),
+         brief()),
+        ("gemma3_text", model("gemma3_text", "Gemma3ForCausalLM", **HEADS_OF_40, sliding_window=16), brief()),
+        ("phi3", model("phi3", "Phi3ForCausalLM", **GROUPED, pad_token_id=0), brief()),
+        ("olmo", model("olmo", "OlmoForCausalLM", **GROUPED), brief()),
+        ("olmo2", model("olmo2", "Olmo2ForCausalLM", **GROUPED), brief()),
+        ("olmo3", model("olmo3", "Olmo3ForCausalLM", **GROUPED, sliding_window=16), brief()),
+        ("cohere", model("cohere", "CohereForCausalLM", **GROUPED), brief()),
+        ("granite", model("granite", "GraniteForCausalLM", **GROUPED), brief()),
+        ("nemotron", model("nemotron", "NemotronForCausalLM", **GROUPED), brief()),
+        ("phi", model("phi", "PhiForCausalLM", **TEXT), brief()),
+    ],
+    "gpt_neox": [
+        ("gpt_neox", model("gpt_neox", "GPTNeoXForCausalLM", **TEXT), brief()),
+        ("gpt_neox, one after the other, dropout", model("gpt_neox", "GPTNeoXForCausalLM", **TEXT, use_parallel_residual=False,
+                                                         attention_dropout=0.1, hidden_dropout=0.1), brief()),
+        ("falcon, one key head", model("falcon", "FalconForCausalLM", vocab_size=96, hidden_size=128, num_hidden_layers=3,
+                                       num_attention_heads=4), brief()),
+        ("falcon, new decoder", model("falcon", "FalconForCausalLM", vocab_size=96, hidden_size=128, num_hidden_layers=2,
+                                      num_attention_heads=4, num_kv_heads=2, new_decoder_architecture=True), brief()),
+        ("opt", model("opt", "OPTForCausalLM", vocab_size=96, hidden_size=128, ffn_dim=320, num_hidden_layers=3,
+                      num_attention_heads=4, max_position_embeddings=128, word_embed_proj_dim=128), brief()),
+        ("bloom", model("bloom", "BloomForCausalLM", vocab_size=96, hidden_size=128, n_layer=3, n_head=4),
+         brief(attentions=("eager",))),
+        ("bloom, dropout", model("bloom", "BloomForCausalLM", vocab_size=96, hidden_size=128, n_layer=2, n_head=4,
+                                 hidden_dropout=0.1, attention_dropout=0.1), brief(attentions=("eager",))),
+        ("mpt", model("mpt", "MptForCausalLM", vocab_size=96, d_model=128, n_heads=4, n_layers=3, max_seq_len=128),
+         brief(attentions=("eager",))),
+    ],
+    "experts": [
+        ("mixtral", model("mixtral", "MixtralForCausalLM", **EXPERTS), brief()),
+        ("mixtral, with the router's loss", model("mixtral", "MixtralForCausalLM", **EXPERTS, output_router_logits=True),
+         brief()),
+        ("qwen2_moe", model("qwen2_moe", "Qwen2MoeForCausalLM", **QWEN_EXPERTS, shared_expert_intermediate_size=96), brief()),
+        ("qwen3_moe", model("qwen3_moe", "Qwen3MoeForCausalLM", **QWEN_EXPERTS), brief()),
+        ("olmoe", model("olmoe", "OlmoeForCausalLM", **GROUPED, num_experts=6, num_experts_per_tok=3), brief()),
+        ("gpt_oss", model("gpt_oss", "GptOssForCausalLM", **GROUPED, head_dim=32, num_local_experts=4, num_experts_per_tok=2,
+                          sliding_window=16), brief(attentions=("eager",))),
+        ("deepseek_v3", model("deepseek_v3", "DeepseekV3ForCausalLM", **MLA), brief()),
+        ("deepseek_v3, no query rank", model("deepseek_v3", "DeepseekV3ForCausalLM", **{**MLA, "q_lora_rank": None}),
+         brief()),
+    ],
+    "encoders": [
+        ("bert", model("bert", "BertForMaskedLM", **ENCODER), brief()),
+        ("bert, no dropout", model("bert", "BertForMaskedLM", **ENCODER, hidden_dropout_prob=0.0,
+                                   attention_probs_dropout_prob=0.0), brief()),
+        ("bert, with a mask of the batch", model("bert", "BertForMaskedLM", **ENCODER),
+         [*brief(mask="ones"), *brief(mask="padded")]),
+        ("bert, classes", model("bert", "BertForSequenceClassification", **ENCODER), brief()),
+        ("roberta", model("roberta", "RobertaForMaskedLM", **ENCODER, pad_token_id=1), brief()),
+        ("electra", model("electra", "ElectraForMaskedLM", **ENCODER, embedding_size=64), brief(attentions=("eager",))),
+        ("distilbert", model("distilbert", "DistilBertForMaskedLM", vocab_size=96, dim=128, hidden_dim=320, n_layers=3,
+                             n_heads=4, max_position_embeddings=128), brief()),
+        ("albert", model("albert", "AlbertForMaskedLM", **ENCODER, embedding_size=64), brief()),
+        ("deberta-v2", model("deberta-v2", "DebertaV2ForMaskedLM", **ENCODER, relative_attention=True,
+                             pos_att_type=["p2c", "c2p"], position_buckets=16, share_att_key=True,
+                             norm_rel_ebd="layer_norm", type_vocab_size=0), brief(attentions=("eager",))),
+    ],
+    "t5": [
+        ("t5", model("t5", "T5ForConditionalGeneration", **T5),
+         brief(attentions=("eager",), target=9) + brief(attentions=("eager",), target=33)),
+        ("t5, gated, its own head", model("t5", "T5ForConditionalGeneration", **T5, feed_forward_proj="gated-gelu",
+                                          tie_word_embeddings=False), brief(attentions=("eager",), target=9)),
+        ("bart", model("bart", "BartForConditionalGeneration", **BART),
+         brief(target=9) + brief(target=33)),
+        ("bart, dropout of attention", model("bart", "BartForConditionalGeneration", **BART, attention_dropout=0.1,
+                                             activation_dropout=0.1), brief(target=9)),
+        ("whisper", model("whisper", "WhisperForConditionalGeneration", **WHISPER), brief()),
+    ],
+    "vision": [
+        ("vit", model("vit", "ViTForImageClassification", **VISION), brief(lengths=(None, None))),
+        ("vit, dropout", model("vit", "ViTForImageClassification", **VISION, hidden_dropout_prob=0.1,
+                               attention_probs_dropout_prob=0.1), brief(lengths=(None, None))),
+        ("clip_vision_model", model("clip_vision_model", "CLIPVisionModelWithProjection", **VISION, projection_dim=48),
+         brief(lengths=(None, None))),
+        ("dinov2", model("dinov2", "Dinov2ForImageClassification", **{**VISION, "intermediate_size": 512}, mlp_ratio=4),
+         brief(lengths=(None, None))),
+        ("siglip_vision_model", model("siglip_vision_model", "SiglipVisionModel", **VISION),
+         brief(lengths=(None, None))),
+    ],
+    "mamba": [
+        ("mamba", model("mamba", "MambaForCausalLM", vocab_size=96, hidden_size=64, state_size=8, num_hidden_layers=3),
+         brief(attentions=("eager",))),
+        ("mamba, residual not in fp32", model("mamba", "MambaForCausalLM", vocab_size=96, hidden_size=64, state_size=8,
+                                              num_hidden_layers=2, residual_in_fp32=False), brief(attentions=("eager",))),
+        ("falcon_mamba", model("falcon_mamba", "FalconMambaForCausalLM", vocab_size=96, hidden_size=64, state_size=8,
+                               num_hidden_layers=2), brief(attentions=("eager",))),
+        ("mamba2", model("mamba2", "Mamba2ForCausalLM", vocab_size=96, hidden_size=64, state_size=16, num_hidden_layers=3,
+                         num_heads=8, head_dim=16, expand=2, n_groups=2, chunk_size=16), brief(attentions=("eager",))),
+    ],
+    "checkpoint": [
+        ("llama", model("llama", "LlamaForCausalLM", **GROUPED), CHECKPOINTED),
+        ("llama, many words, a head tied to the embedding",
+         model("llama", "LlamaForCausalLM", **{**GROUPED, "vocab_size": 1000}, tie_word_embeddings=True), CHECKPOINTED[:3]),
+        ("gpt2", model("gpt2", "GPT2LMHeadModel", **GPT2), CHECKPOINTED),
+        ("qwen3", model("qwen3", "Qwen3ForCausalLM", **HEADS_OF_40), CHECKPOINTED[:3]),
+        ("gemma2", model("gemma2", "Gemma2ForCausalLM", **HEADS_OF_40), CHECKPOINTED[:3]),
+        ("phi3", model("phi3", "Phi3ForCausalLM", **GROUPED, pad_token_id=0), CHECKPOINTED[:3]),
+        ("gpt_neox", model("gpt_neox", "GPTNeoXForCausalLM", **TEXT), CHECKPOINTED[:3]),
+        ("falcon", model("falcon", "FalconForCausalLM", vocab_size=96, hidden_size=128, num_hidden_layers=3,
+                         num_attention_heads=4), CHECKPOINTED[:3]),
+        ("opt", model("opt", "OPTForCausalLM", vocab_size=96, hidden_size=128, ffn_dim=320, num_hidden_layers=3,
+                      num_attention_heads=4, max_position_embeddings=128, word_embed_proj_dim=128), CHECKPOINTED[:3]),
+        ("mixtral", model("mixtral", "MixtralForCausalLM", **EXPERTS), CHECKPOINTED[:3]),
+        ("deepseek_v3", model("deepseek_v3", "DeepseekV3ForCausalLM", **MLA), CHECKPOINTED[:3]),
+        ("bert", model("bert", "BertForMaskedLM", **ENCODER), CHECKPOINTED[:3]),
+        ("t5", model("t5", "T5ForConditionalGeneration", **T5), brief(attentions=("eager",), target=9, checkpoint=True)[:2]),
+        ("vit", model("vit", "ViTForImageClassification", **VISION), [run("sdpa", "bf16", 5, None, checkpoint=True)]),
+        ("mamba", model("mamba", "MambaForCausalLM", vocab_size=96, hidden_size=64, state_size=8, num_hidden_layers=3),
+         [run("eager", "bf16", 3, 40, checkpoint=True)]),
+    ],
+    "amp": [
+        ("llama", model("llama", "LlamaForCausalLM", **GROUPED), AMP),
+        ("gpt2", model("gpt2", "GPT2LMHeadModel", **GPT2), AMP),
+        ("bert", model("bert", "BertForMaskedLM", **ENCODER), AMP[:2]),
+        ("t5", model("t5", "T5ForConditionalGeneration", **T5), [run("eager", "amp-bf16", 3, 40, target=9)]),
+        ("vit", model("vit", "ViTForImageClassification", **VISION), [run("sdpa", "amp-bf16", 5, None)]),
+        ("qwen3", model("qwen3", "Qwen3ForCausalLM", **HEADS_OF_40), AMP[:2]),
+        ("gemma", model("gemma", "GemmaForCausalLM", **HEADS_OF_40), AMP[:2]),
+        ("gpt_neox", model("gpt_neox", "GPTNeoXForCausalLM", **TEXT), AMP[:2]),
+        ("mixtral", model("mixtral", "MixtralForCausalLM", **EXPERTS), AMP[:2]),
+    ],
+    "partly": [
+        ("llama, LoRA", model("llama", "LlamaForCausalLM", **GROUPED), LORA),
+        ("llama, frozen parts", model("llama", "LlamaForCausalLM", **GROUPED), FROZEN),
+        ("gpt2, LoRA", model("gpt2", "GPT2LMHeadModel", **GPT2),
+         [run("sdpa", dtype, 3, 40, lora={"r": 8, "target_modules": ["c_attn"]}) for dtype in ("bf16", "fp32")]),
+    ],
+    "loss": [
+        ("llama, many words", model("llama", "LlamaForCausalLM", **{**GROUPED, "vocab_size": 1000}),
+         [run("sdpa", dtype, 3, 41, **options) for dtype in ("bf16", "fp32") for options in
+          ({}, {"num_items_in_batch": True}, {"outputs": "kept"}, {"outputs": "kept", "mask": "ones", "checkpoint": True})]),
+        ("bert, many words", model("bert", "BertForMaskedLM", **{**ENCODER, "vocab_size": 1000}),
+         [run("sdpa", "bf16", 3, 41), run("sdpa", "bf16", 3, 41, outputs="kept"), run("sdpa", "fp32", 3, 41)]),
+        ("t5, many words", model("t5", "T5ForConditionalGeneration", **{**T5, "vocab_size": 1000}),
+         [run("eager", "bf16", 3, 41, target=37), run("eager", "fp32", 3, 41, target=37)]),
+    ],
+}
