@@ -1,8 +1,10 @@
 #include "planner/activations/client_rank.h"
 
+#include <deque>
 #include <utility>
 #include <vector>
 
+#include "planner/activations/allocator.h"
 #include "planner/activations/pipeline.h"
 
 namespace shardplan {
@@ -38,6 +40,31 @@ ClientSide client_of_rank(const Model& model, const Catalog& held, const Setup& 
   holds.peak = peak_of(chunks, setup.parallel, stage, setup.accumulation).peak;
   add_resident(model, held, setup, client, machine, holds);
   return {std::move(holds), {}};
+}
+
+std::optional<Bytes> peak_reserved(const EngineBlocks& engine, const Model& model, const Catalog& held,
+                                   const Setup& setup, const ClientSetup& client, std::uint64_t stage,
+                                   const std::optional<MegatronMachine>& machine) {
+  const PipelineSchedule schedule = resolved_schedule(setup.parallel);
+  const bool ordered = schedule == PipelineSchedule::one_f_one_b || schedule == PipelineSchedule::interleaved;
+  if (!ordered && setup.parallel.pipeline > 1) return std::nullopt;
+  ReplayedRank rank{.resident = engine.resident, .in_step = engine.computing, .chunks = {}};
+  if (client.profile == Profile::megatron) {
+    for (const MegatronTerm& term : megatron_client_terms(model, held, setup, client, machine)) {
+      if (term.at_peak) (term.after_step ? rank.resident : rank.in_step).push_back(term.bytes);
+    }
+  } else if (machine) {
+    for (const Workspace& workspace : workspaces_of(machine->generation, {}).list) {
+      if (workspace.in_allocator) rank.resident.insert(rank.resident.end(), workspace.count, workspace.bytes);
+    }
+  }
+  std::deque<autograd::Tape> tapes;
+  for (const Catalog& chunk : chunks_of(model, held, setup.parallel, stage)) {
+    autograd::Tape& tape = tapes.emplace_back(autograd::TapeOptions{.folds = false, .keeps_gradients = false});
+    run_profile(tape, model, chunk, setup, client);
+    rank.chunks.push_back(&tape);
+  }
+  return replay_steps(rank, setup.parallel, stage, setup.accumulation, {}).peak_reserved;
 }
 
 }  // namespace shardplan

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "planner/activations/client_memory.h"
 #include "planner/activations/megatron/megatron_model.h"
@@ -20,5 +21,18 @@ struct ClientSide {
 // `held`: all that the ranks of this stage have (planner/parallel.h). Without a machine, libraries' workspaces are left out.
 ClientSide client_of_rank(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
                           std::uint64_t stage, const std::optional<MegatronMachine>& machine);
+
+// What the engine holds on the device, as it allocates it.
+struct EngineBlocks {
+  std::vector<Bytes> resident;   // all the time
+  std::vector<Bytes> computing;  // besides, while the model computes
+};
+
+// The most that torch's caching allocator reserves for engine and client in a step, on a GPU that is large enough (planner/
+// activations/allocator.h). Nothing for schedules whose order of passes is not written out. Where the profile refuses, a
+// CHECK fails.
+std::optional<Bytes> peak_reserved(const EngineBlocks& engine, const Model& model, const Catalog& held,
+                                   const Setup& setup, const ClientSetup& client, std::uint64_t stage,
+                                   const std::optional<MegatronMachine>& machine);
 
 }  // namespace shardplan

@@ -53,6 +53,7 @@ std::string hf_refuses(const Model& model, const Catalog& held, const Setup& set
 void run_hf(Tape& tape, const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
             std::vector<SavedByUnit>* saved) {
   ForwardContext context{tape, model, held, setup, client};
+  context.unfolded = !tape.options().folds;
   Value loss = find_hf_family(model.catalog.family)->forward(context);
   tape.release_kept();  // of all outputs only the loss is kept
   if (saved != nullptr) *saved = saved_tensors(tape);

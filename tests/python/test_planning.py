@@ -34,6 +34,16 @@ def test_the_textbook_example() -> None:
     assert (device.parameters, device.gradients, device.optimizer_states) == (14 * 10**9, 14 * 10**9, 84 * 10**9)
 
 
+@needs_memcalc
+def test_fit_says_what_memcalc_says() -> None:
+    words = ["tinyllama-1.1b", "--gpus", "2", "--gpu", "24GiB", "--seq", "1024", "--zero", "2", "--ask", "micro-batch"]
+    expected = without(memcalc("fit", *words), "schema", "seconds")
+    fit = shardplan.fit("tinyllama-1.1b", gpus=2, gpu="24GiB", seq=1024, zero=2, ask="micro-batch")
+    assert without(as_json(fit), "seconds") == expected
+    assert fit.answer and fit.plans[0].worst.device.total == fit.plans[0].needed_bytes
+    assert shardplan.fit("tinyllama-1.1b", gpu="2GiB", seq=1024).answer is None
+
+
 def test_results_are_frozen_and_typed() -> None:
     plan = shardplan.plan("gpt2", gpus=4, zero=1)
     assert isinstance(plan.ranks, tuple) and plan.ranks[0] == plan.worst

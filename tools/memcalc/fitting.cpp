@@ -48,7 +48,9 @@ class Search {
   void search(const PlanOptions& structure);
   void search(const PlanOptions& structure, const std::vector<std::uint64_t>& micro_batches);
   bool try_set_up(const PlanOptions& options, std::string change = {});
+  Bytes needed(const PlanOptions& options);
   bool fits(const PlanOptions& options);
+  void confirm();
   void reject(const PlanOptions& options, std::string why, std::uint64_t count = 1);
   void accept(const PlanOptions& options, Bytes needed, std::string change);
 
@@ -80,10 +82,16 @@ void Search::accept(const PlanOptions& options, Bytes needed, std::string change
   fit_.plans.push_back(std::move(plan));
 }
 
+// With what the allocator reserves and the context takes; a search through many set-ups leaves that for the best ones.
+Bytes Search::needed(const PlanOptions& options) {
+  ++fit_.evaluated;
+  if (question_.question == FitQuestion::best) return evaluator_.needed(options);
+  return least_device_bytes(make_planned(options, evaluator_.model()).worst());
+}
+
 bool Search::try_set_up(const PlanOptions& options, std::string change) {
   try {
-    ++fit_.evaluated;
-    const Bytes needed = evaluator_.needed(options);
+    const Bytes needed = this->needed(options);
     if (needed <= fit_.gpu.bytes) {
       accept(options, needed, std::move(change));
       return true;
@@ -97,8 +105,25 @@ bool Search::try_set_up(const PlanOptions& options, std::string change) {
 
 bool Search::fits(const PlanOptions& options) {
   ++fit_.decided;
-  ++fit_.evaluated;
-  return evaluator_.needed(options) <= fit_.gpu.bytes;
+  return needed(options) <= fit_.gpu.bytes;
+}
+
+// Plans the best ones whole, as many as are listed. What turns out not to fit goes to the rejected.
+void Search::confirm() {
+  std::vector<FittedPlan> plans;
+  for (FittedPlan& plan : fit_.plans) {
+    if (plans.size() < question_.most_plans) {
+      plan.needed = least_device_bytes(make_planned(plan.options, evaluator_.model()).worst());
+      if (plan.needed > fit_.gpu.bytes) {
+        --fit_.decided;
+        reject(plan.options,
+               fmt::format("needs {} with what the allocator reserves and the context takes", in_gb(plan.needed)));
+        continue;
+      }
+    }
+    plans.push_back(std::move(plan));
+  }
+  fit_.plans = std::move(plans);
 }
 
 std::vector<RecomputeKind> Search::recomputes() const {
@@ -196,6 +221,7 @@ void Search::best() {
   for (const PlanOptions& structure : structures()) search(structure);
   std::stable_sort(fit_.plans.begin(), fit_.plans.end(),
                    [](const FittedPlan& a, const FittedPlan& b) { return a.time.seconds() < b.time.seconds(); });
+  confirm();
   if (!fit_.plans.empty()) fit_.answer = axes_of(fit_.plans.front().options);
 }
 
@@ -241,10 +267,10 @@ Model with_blocks(const Model& model, std::uint64_t blocks) {
 
 void Search::model() {
   const auto evaluate = [&](std::uint64_t blocks) {
-    Evaluator evaluator(base_, with_blocks(fit_.model, blocks), fit_.cluster);
     ++fit_.decided;
     ++fit_.evaluated;
-    return evaluator.needed(base_) <= fit_.gpu.bytes;
+    const Planned planned = make_planned(base_, with_blocks(fit_.model, blocks));
+    return least_device_bytes(planned.worst()) <= fit_.gpu.bytes;
   };
   const std::uint64_t step = base_.setup.parallel.pipeline * base_.setup.parallel.virtual_stages;
   std::uint64_t low = 0;
@@ -350,8 +376,7 @@ std::vector<Change> changes_of(const PlanOptions& base) {
 
 // Single changes, then pairs of them where no single one is enough.
 void Search::cheapest() {
-  ++fit_.evaluated;
-  base_needed_ = evaluator_.needed(base_);
+  base_needed_ = needed(base_);
   if (try_set_up(base_, "nothing: it fits as it is")) {
     fit_.answer = fit_.plans.front().change;
     return;

@@ -230,6 +230,12 @@ std::string client_lines(const PlanOptions& options, const RankReport& rank, con
   add("workspace", peak.workspace, "of libraries and kernels");
   text += fmt::format("  {}{:<22}{:>24}{}   {}the peak is at: {}{}\n", style.bold, "peak allocated",
                       in_gb(*device.peak_allocated), style.off, style.dim, device.peak_at, style.off);
+  if (device.peak_reserved) add("peak reserved", device.peak_reserved, "by torch's allocator, replayed");
+  if (device.context) add("context", device.context, "the driver's, and NCCL's buffers");
+  if (device.total) {
+    text += fmt::format("  {}{:<22}{:>24}{}   {}{}, what nvidia-smi shows{}\n", style.bold, "total",
+                        in_gb(*device.total), style.off, style.dim, in_gib(*device.total), style.off);
+  }
   return text;
 }
 
@@ -276,7 +282,7 @@ std::string verdict(const Planned& planned, const Style& style) {
   const Bytes needed = least_device_bytes(rank);
   const DeviceMemory& device = rank.device;
   const bool counted = device.peak_allocated.has_value();
-  const char* what = counted ? "peak" : rank.arenas ? "arena" : device.live_peak ? "engine's peak" : "model states";
+  const char* what = counted ? "total" : rank.arenas ? "arena" : device.live_peak ? "engine's peak" : "model states";
   std::pair<const char*, Bytes> largest{"parameters", device.parameters};
   for (const auto& [part, bytes] : {std::pair{"gradients", device.gradients},
                                     {"optimizer states", device.optimizer_states},
@@ -290,8 +296,7 @@ std::string verdict(const Planned& planned, const Style& style) {
     text = fmt::format("{}It does not fit:{} the {} alone is {} more than the GPU has", style.bad, style.off, what,
                        in_gb(needed - planned.gpu->bytes));
   } else if (planned.gpu && counted) {
-    text = fmt::format("{}The peak fits{} and leaves {} for what the allocator and the driver take", style.good,
-                       style.off, in_gb(planned.gpu->bytes - needed));
+    text = fmt::format("{}It fits{} and leaves {}", style.good, style.off, in_gb(planned.gpu->bytes - needed));
   } else if (planned.gpu) {
     text = fmt::format("{}The {}{} and leaves {} for activations, which are not yet counted", style.good,
                        rank.device.live_peak && !rank.arenas ? "engine's peak fits"

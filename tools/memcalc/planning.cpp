@@ -57,6 +57,53 @@ Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   return sized;
 }
 
+// Of the GPU that was named; where that does not say its generation, Hopper's.
+MegatronMachine machine_of(const PlanOptions& options) {
+  const auto named = options.gpu ? generation_of_gpu(*options.gpu) : std::nullopt;
+  return {.generation = named.value_or(GpuGeneration::hopper), .cublas_workspace_config = {}};
+}
+
+// The blocks that an engine allocates: one for each of its terms, or our one arena.
+EngineBlocks engine_blocks(const Sized& sized) {
+  EngineBlocks blocks;
+  if (sized.terms) {
+    for (const Term& term : sized.terms->terms) {
+      if (term.tier != Tier::device || !held(term.span, Span::backward)) continue;
+      (term.span == Span::always ? blocks.resident : blocks.computing).push_back(term.bytes);
+    }
+    return blocks;
+  }
+  const RankReport& rank = sized.report.ranks.front();
+  blocks.resident.push_back(rank.arenas ? rank.arenas->device : rank.device.model_states());
+  return blocks;
+}
+
+// One communicator for each axis that has more than one rank. NCCL makes each with its first collective.
+std::uint64_t communicators(const Setup& setup) {
+  const Parallelism& p = setup.parallel;
+  std::uint64_t count = 0;
+  for (const std::uint64_t ranks : {setup.world_size, p.tensor, p.pipeline, p.context, p.expert}) count += ranks > 1;
+  return count;
+}
+
+// Reserved by the allocator, and with the driver's context and NCCL's buffers: what nvidia-smi shows.
+void add_reserved(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage,
+                  Sized& sized) {
+  const MegatronMachine machine = machine_of(options);
+  DeviceMemory& device = sized.report.ranks.front().device;
+  const std::optional<Bytes> reserved =
+      peak_reserved(engine_blocks(sized), model, catalog, options.setup, options.whole_client(), stage, machine);
+  if (!reserved) return;
+  device.peak_reserved = std::max(*reserved, *device.peak_allocated);
+  LibraryUse use;
+  use.communicators = communicators(options.setup);
+  use.channels = kNvlinkChannels;
+  const std::optional<Bytes> context = cuda_context(machine.generation);
+  if (!context) return;
+  device.context = workspaces_of(machine.generation, use).outside();
+  device.total = *device.peak_reserved + *device.context;
+}
+
 // Counts activations where the client says enough; else says in a note what is missing.
 void add_activations(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage,
                      Sized& sized) {
@@ -64,6 +111,7 @@ void add_activations(const PlanOptions& options, const Model& model, const Catal
   const ClientSide client = client_side(options, model, catalog, stage);
   if (client.holds) {
     add_client(sized.report.ranks.front().device, engine_holds(options, sized), *client.holds);
+    add_reserved(options, model, catalog, stage, sized);
   } else {
     sized.report.notes.push_back(fmt::format("activations are not counted: {}", client.unknown_because));
   }
@@ -88,7 +136,11 @@ Planned plan_and_report(const PlanOptions& options, Model model) {
   planned.terms = std::move(worst.terms);
   planned.catalog = std::move(model.catalog);
   add_notes(options, planned.catalog, planned.report);
-  if (planned.gpu && least_device_bytes(planned.worst()) > planned.gpu->bytes) planned.fits = false;
+  if (planned.gpu && least_device_bytes(planned.worst()) > planned.gpu->bytes) {
+    planned.fits = false;
+  } else if (planned.gpu && planned.worst().device.total) {
+    planned.fits = true;
+  }
   return planned;
 }
 
@@ -194,9 +246,7 @@ EngineHolds engine_holds(const PlanOptions& options, const Sized& sized) {
 }
 
 ClientSide client_side(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage) {
-  const auto named = options.gpu ? generation_of_gpu(*options.gpu) : std::nullopt;
-  const MegatronMachine machine{.generation = named.value_or(GpuGeneration::hopper), .cublas_workspace_config = {}};
-  return client_of_rank(model, catalog, options.setup, options.whole_client(), stage, machine);
+  return client_of_rank(model, catalog, options.setup, options.whole_client(), stage, machine_of(options));
 }
 
 Planned make_planned(const PlanOptions& options) {

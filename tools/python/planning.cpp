@@ -30,6 +30,11 @@ std::string explain(Words words) {
   return memcalc::explain_json(options, memcalc::make_planned(options));
 }
 
+std::string fit(Words words) {
+  const memcalc::CommandLine line = command_line("fit", std::move(words));
+  return memcalc::fit_json(memcalc::make_fit(line.plan, line.fit), line.fit);
+}
+
 std::string simulate(Words words) {
   const memcalc::CommandLine line = command_line("simulate", std::move(words));
   const auto no_progress = [](const std::string&) {};
@@ -50,6 +55,7 @@ void bind_planning(nb::module_& module) {
   using Released = nb::call_guard<nb::gil_scoped_release>;
   module.def("plan", plan, nb::arg("words"), Released());
   module.def("explain", explain, nb::arg("words"), Released());
+  module.def("fit", fit, nb::arg("words"), Released());
   module.def("simulate", simulate, nb::arg("words"), Released());
   module.def("models", models);
   module.def("gpus", gpus, nb::arg("files"));

@@ -61,8 +61,11 @@ TEST(Memcalc, TheFieldsThatScriptsRead) {
   EXPECT_GE(number(worst.at("arenas").at("device")), number(device.at("live_peak")));
   EXPECT_EQ(result.at("gpu").at("name").as_string(), "h100-80gb");
   EXPECT_EQ(number(result.at("gpu").at("capacity_bytes")), 81559ULL << 20);
-  EXPECT_TRUE(result.at("fits").is_null());
-  EXPECT_TRUE(result.at("headroom_bytes").is_null());
+  EXPECT_GE(number(device.at("peak_reserved")), number(device.at("peak_allocated")));
+  EXPECT_EQ(number(device.at("total")), number(device.at("peak_reserved")) + number(device.at("context")));
+  EXPECT_TRUE(result.at("fits").as_bool());
+  EXPECT_EQ(number(result.at("headroom_bytes")),
+            number(result.at("gpu").at("capacity_bytes")) - number(device.at("total")));
   std::uint64_t sent = 0;
   for (const auto& operation : result.at("communication").at("by_operation").as_object())
     sent += number(operation.value());

@@ -1,5 +1,5 @@
 #!/bin/bash
-# python_keywords.sh MEMCALC PLANNING_PY: the keywords of the Python package's plan() and simulate() are memcalc's flags, all of
+# python_keywords.sh MEMCALC PLANNING_PY: the keywords of the Python package's plan(), fit() and simulate() are memcalc's flags, all of
 # them and no others, but for those of its output. Needs no Python.
 set -euo pipefail
 memcalc=$1 source=$2
@@ -21,4 +21,5 @@ compare() { # COMMAND FUNCTION...
 
 compare plan plan
 compare explain plan
+compare fit plan fit
 compare simulate plan simulate

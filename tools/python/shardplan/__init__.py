@@ -21,7 +21,21 @@ from .errors import (
     IoError,
     OutOfMemory,
 )
-from .planning import Explained, Explanation, Gpu, Plan, Preset, Simulation, explain, gpus, models, plan, simulate
+from .planning import (
+    Explained,
+    Explanation,
+    Fit,
+    Gpu,
+    Plan,
+    Preset,
+    Simulation,
+    explain,
+    fit,
+    gpus,
+    models,
+    plan,
+    simulate,
+)
 
 if TYPE_CHECKING:
     from .zero_adamw import GradScaler, LossScaling, StepReport, ZeroAdamW
@@ -37,6 +51,7 @@ __all__ = [
     "Error",
     "Explained",
     "Explanation",
+    "Fit",
     "Gpu",
     "GradScaler",
     "IoError",
@@ -49,6 +64,7 @@ __all__ = [
     "ZeroAdamW",
     "__version__",
     "explain",
+    "fit",
     "gpus",
     "models",
     "plan",

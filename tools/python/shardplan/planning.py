@@ -228,6 +228,46 @@ class Simulation(SimulatedStage):
 
 
 @dataclass(frozen=True)
+class FittedPlan:
+    words: str  # the axes that were searched
+    change: Optional[str]
+    setup: Any
+    worst: Rank
+    needed_bytes: int
+    saved_bytes: Optional[int]
+    step_seconds: float
+    computing_seconds: float
+    communicating_seconds: float
+    bubble_seconds: float
+    updating_seconds: float
+    sequences_per_second: float
+
+
+@dataclass(frozen=True)
+class RejectedPlan:
+    setup: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    question: str
+    answer: Optional[str]
+    model: ModelSize
+    gpu: Capacity
+    cluster: str
+    global_batch: int
+    plans: Tuple[FittedPlan, ...]
+    fitting: int
+    rejected: Tuple[RejectedPlan, ...]
+    rejections: int
+    decided: int
+    evaluated: int
+    seconds: float
+    notes: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Preset:
     name: str
     family: str
@@ -330,6 +370,23 @@ def plan(
 def explain(model: Optional[_Path] = None, **keywords: Any) -> Explained:
     """The numbers of plan(), each with its formula, inputs and source. Takes plan()'s keywords."""
     return _build(Explained, _shardplan.explain(words_of(model, _checked(keywords))))
+
+
+def fit(
+    model: _Path,
+    *,
+    ask: _Word = None,
+    cluster: Optional[_Path] = None,
+    global_batch: _Count = None,
+    plans: _Count = None,
+    rejected: _Count = None,
+    **keywords: Any,
+) -> Fit:
+    """Which set-up fits a GPU, and is fastest; or, as `ask` says, the largest micro-batch, seq or model, the fewest gpus, or
+    the cheapest change that makes it fit. Takes plan()'s keywords too; what they say is not varied. An answer of None means
+    that nothing fits. Raises ConfigError."""
+    own = dict(ask=ask, cluster=cluster, global_batch=global_batch, plans=plans, rejected=rejected)
+    return _build(Fit, _shardplan.fit(words_of(model, {**_checked(keywords), **own})))
 
 
 def simulate(
