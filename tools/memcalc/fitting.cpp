@@ -83,9 +83,11 @@ void Search::accept(const PlanOptions& options, Bytes needed, std::string change
 }
 
 // With what the allocator reserves and the context takes; a search through many set-ups leaves that for the best ones.
+// Throws ConfigError where activations are not known.
 Bytes Search::needed(const PlanOptions& options) {
   ++fit_.evaluated;
-  if (question_.question == FitQuestion::best) return evaluator_.needed(options);
+  const Bytes without_allocator = evaluator_.needed(options);
+  if (question_.question == FitQuestion::best) return without_allocator;
   return least_device_bytes(make_planned(options, evaluator_.model()).worst());
 }
 
