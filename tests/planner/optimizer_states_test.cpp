@@ -93,7 +93,8 @@ TEST(OptimizerStates, InTheBackwardOnlyTheLargestGradientIsThere) {
   auto setup = setup_of(OptimizerKind::adamw, "bf16-mixed");
   setup.optimizer_in_backward = true;
   EXPECT_EQ(report_paper(catalog, setup).ranks.front().device.gradients, Bytes{2ULL * 32000 * 4096});
-  expect_config_error([&] { make_step_plan(catalog, setup); }, "--optimizer-in-backward", "", "--engine fsdp2 or paper");
+  expect_config_error([&] { make_step_plan(catalog, setup); }, "--optimizer-in-backward", "",
+                      "--engine fsdp2 or paper");
   setup.accumulation = 2;
   expect_config_error([&] { validate(setup); }, "--optimizer-in-backward", "", "--grad-accum 1");
 }
