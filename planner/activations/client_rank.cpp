@@ -4,7 +4,6 @@
 #include <utility>
 #include <vector>
 
-#include "planner/activations/allocator.h"
 #include "planner/activations/pipeline.h"
 
 namespace shardplan {
@@ -44,7 +43,7 @@ ClientSide client_of_rank(const Model& model, const Catalog& held, const Setup& 
 
 std::optional<Bytes> peak_reserved(const EngineBlocks& engine, const Model& model, const Catalog& held,
                                    const Setup& setup, const ClientSetup& client, std::uint64_t stage,
-                                   const std::optional<MegatronMachine>& machine) {
+                                   const std::optional<MegatronMachine>& machine, const AllocatorOptions& allocator) {
   const PipelineSchedule schedule = resolved_schedule(setup.parallel);
   const bool ordered = schedule == PipelineSchedule::one_f_one_b || schedule == PipelineSchedule::interleaved;
   if (!ordered && setup.parallel.pipeline > 1) return std::nullopt;
@@ -64,7 +63,7 @@ std::optional<Bytes> peak_reserved(const EngineBlocks& engine, const Model& mode
     run_profile(tape, model, chunk, setup, client);
     rank.chunks.push_back(&tape);
   }
-  return replay_steps(rank, setup.parallel, stage, setup.accumulation, {}).peak_reserved;
+  return replay_steps(rank, setup.parallel, stage, setup.accumulation, allocator).peak_reserved;
 }
 
 }  // namespace shardplan

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "planner/activations/allocator.h"
 #include "planner/activations/client_memory.h"
 #include "planner/activations/megatron/megatron_model.h"
 #include "planner/activations/profiles.h"
@@ -33,6 +34,6 @@ struct EngineBlocks {
 // CHECK fails.
 std::optional<Bytes> peak_reserved(const EngineBlocks& engine, const Model& model, const Catalog& held,
                                    const Setup& setup, const ClientSetup& client, std::uint64_t stage,
-                                   const std::optional<MegatronMachine>& machine);
+                                   const std::optional<MegatronMachine>& machine, const AllocatorOptions& allocator);
 
 }  // namespace shardplan

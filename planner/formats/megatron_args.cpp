@@ -305,6 +305,18 @@ void read_world(const Parts& parts, TrainingConfig& config) {
   config.gpus_per_node = said_rank_count((*parts.environment)["LOCAL_WORLD_SIZE"]);
 }
 
+MegatronEnvironment read_environment(const std::optional<JsonView>& environment) {
+  MegatronEnvironment said;
+  if (!environment) return said;
+  if (const JsonView cublas = (*environment)["CUBLAS_WORKSPACE_CONFIG"]; cublas.exists() && !cublas.is_null()) {
+    said.cublas_workspace_config = cublas.as_string();
+  }
+  if (const JsonView torch = (*environment)["PYTORCH_CUDA_ALLOC_CONF"]; torch.exists() && !torch.is_null()) {
+    said.expandable_segments = torch.as_string().find("expandable_segments:True") != std::string_view::npos;
+  }
+  return said;
+}
+
 std::string last_name(std::string_view script) {
   const std::size_t slash = script.rfind('/');
   return std::string(slash == std::string_view::npos ? script : script.substr(slash + 1));
@@ -329,6 +341,7 @@ MegatronRun read_megatron_args(JsonView root) {
   read_engine(arguments, config);
   read_recompute(arguments, config);
   run.client = read_megatron_client(arguments, parts.environment, run.sizes);
+  run.environment = read_environment(parts.environment);
   add_unused(arguments, config.notes);
   try {
     run.model = megatron_model(last_part(root.source()), run.sizes);

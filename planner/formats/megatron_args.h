@@ -29,11 +29,18 @@
 
 namespace shardplan {
 
+// What the environment of a run says about memory.
+struct MegatronEnvironment {
+  std::string cublas_workspace_config;  // CUBLAS_WORKSPACE_CONFIG
+  bool expandable_segments = false;     // PYTORCH_CUDA_ALLOC_CONF
+};
+
 struct MegatronRun {
   MegatronSizes sizes;
   Model model;  // megatron_model of them, named after the file
   TrainingConfig config;
   ClientSetup client;  // whose activations: profile megatron
+  MegatronEnvironment environment;
 };
 
 // `source` names the text in errors and is the model's name. Throws ConfigError.

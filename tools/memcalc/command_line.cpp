@@ -413,6 +413,12 @@ void add_export(CLI::App* app, PlanOptions& options) {
                                                         {"megatron", ExportFormat::megatron}}));
 }
 
+void add_validate_flags(CLI::App* app, ValidateOptions& options) {
+  app->add_option("PATH", options.paths, "files of measured runs, or folders of them (docs/validation.md)")
+      ->type_name("");
+  app->add_flag("--json", options.json, "one JSON object on stdout and nothing else");
+}
+
 void add_simulate_flags(CLI::App* app, SimulateOptions& options) {
   constexpr const char* kGroup = "Simulation";
   app->add_option("--cluster", options.cluster, "a cluster's name or a .json file (docs/cost_model.md) (h100)")
@@ -484,16 +490,9 @@ void require_one_model(const PlanOptions& options, const ConfigFlags& files) {
                                        : "expected a model (a preset, a file, a folder), --params or --megatron-args");
 }
 
-void finish(PlanOptions& options, PlanFlags& flags, const std::set<std::string>& given) {
-  require_one_model(options, flags.config);
-  constexpr std::uint64_t most_in_a_node = 1'000'000;
-  if (options.node_gpus() == 0 || options.node_gpus() > most_in_a_node) {
-    throw ConfigError("--gpus-per-node", "", fmt::format("expected 1 to {}", most_in_a_node));
-  }
-  if (options.micro_batch == 0) throw ConfigError("--micro-batch", "", "expected 1 or more");
-  if (options.sequence && *options.sequence == 0) throw ConfigError("--seq", "", "expected 1 or more");
-  choose_engine_of_export(given, options);
-  const std::optional<TrainingConfig> config = read_config_file(flags.config, options);
+// Flags and file together become the set-up.
+void settle(PlanOptions& options, PlanFlags& flags, const std::set<std::string>& given,
+            const std::optional<TrainingConfig>& config) {
   if (config) apply_config(*config, given, options, flags.policy);
   check_engine_of_export(options);
   options.setup.policy = resolve(flags.policy);
@@ -506,6 +505,18 @@ void finish(PlanOptions& options, PlanFlags& flags, const std::set<std::string>&
   apply_engine_flags(options, given);
 }
 
+void finish(PlanOptions& options, PlanFlags& flags, const std::set<std::string>& given) {
+  require_one_model(options, flags.config);
+  constexpr std::uint64_t most_in_a_node = 1'000'000;
+  if (options.node_gpus() == 0 || options.node_gpus() > most_in_a_node) {
+    throw ConfigError("--gpus-per-node", "", fmt::format("expected 1 to {}", most_in_a_node));
+  }
+  if (options.micro_batch == 0) throw ConfigError("--micro-batch", "", "expected 1 or more");
+  if (options.sequence && *options.sequence == 0) throw ConfigError("--seq", "", "expected 1 or more");
+  choose_engine_of_export(given, options);
+  settle(options, flags, given, read_config_file(flags.config, options));
+}
+
 // The commands with their flags, and what they fill.
 struct Parser {
   CommandLine line;
@@ -515,6 +526,7 @@ struct Parser {
   CLI::App* explain = app.add_subcommand("explain", "The same numbers, each with its formula, inputs and source");
   CLI::App* fit = app.add_subcommand("fit", "The inverse questions: what fits, and which set-up is fastest");
   CLI::App* simulate = app.add_subcommand("simulate", "One step on virtual ranks: time, traffic and memory of each");
+  CLI::App* validate = app.add_subcommand("validate", "Predicted against measured, row by row");
   CLI::App* models = app.add_subcommand("models", "The presets");
   CLI::App* gpus = app.add_subcommand("gpus", "The GPUs that are known by name");
   CLI::App* completion = app.add_subcommand("completion", "Bash completion: eval \"$(memcalc completion)\"");
@@ -534,6 +546,7 @@ Parser::Parser() {
     command->footer(command == simulate ? kSimulateFooter : command == fit ? kFitFooter : kFooter);
   }
   add_fit_flags(fit, line.fit);
+  add_validate_flags(validate, line.validate);
   add_export(plan, line.plan);
   add_simulate_flags(simulate, line.simulate);
   for (CLI::App* command : {models, gpus}) {
@@ -548,7 +561,7 @@ Parser::Parser() {
 }
 
 void Parser::read(std::vector<std::string> words) {
-  constexpr const char* kCommands = "plan, explain, fit, simulate, models, gpus or completion";
+  constexpr const char* kCommands = "plan, explain, fit, simulate, validate, models, gpus or completion";
   if (words.empty()) {
     throw ConfigError("", "", fmt::format("expected a command: {} (memcalc --help)", kCommands));
   }
@@ -562,6 +575,7 @@ void Parser::read(std::vector<std::string> words) {
   line.command = *explain    ? Command::explain
                  : *fit      ? Command::fit
                  : *simulate ? Command::simulate
+                 : *validate ? Command::validate
                  : *models   ? Command::models
                  : *gpus     ? Command::gpus
                              : Command::plan;
@@ -572,6 +586,8 @@ void Parser::read(std::vector<std::string> words) {
     if (command == simulate) given.insert("--engine");  // our own optimizer, whatever a file says
     finish(line.plan, flags, given);
   }
+  if (*validate && line.validate.paths.empty())
+    throw ConfigError("PATH", "", "expected a file of measured runs or a folder");
   // What a file says is not varied, either.
   for (const auto& [flag, origin] : line.plan.origins) line.fit.given.insert(flag);
 }
@@ -592,6 +608,14 @@ ClientSetup PlanOptions::whole_client() const {
   whole.sequence = sequence.value_or(0);
   whole.micro_batch = micro_batch;
   return whole;
+}
+
+PlanOptions options_of(MegatronRun run) {
+  PlanOptions options;
+  PlanFlags flags;
+  options.megatron = std::move(run);
+  settle(options, flags, {}, options.megatron->config);
+  return options;
 }
 
 CommandLine read_command_line(std::vector<std::string> words) {
@@ -625,7 +649,8 @@ ParseResult parse_command_line(int argc, char** argv) {
   } catch (const ConfigError& error) {
     const ConfigError told = told_of_file(error, parser.line.plan);
     std::cerr << "memcalc: " << told.what() << "\n";
-    result.exit_status = told.source().empty() || told.source() == "MODEL" ? 2 : exit_status_of(told);
+    result.exit_status =
+        told.source().empty() || told.source() == "MODEL" || told.source() == "PATH" ? 2 : exit_status_of(told);
   } catch (const Error& error) {  // a configuration file that cannot be read
     std::cerr << "memcalc: " << error.what() << "\n";
     result.exit_status = 3;

@@ -36,6 +36,9 @@ void apply_config(const TrainingConfig& config, const std::set<std::string>& giv
 // Micro-batch and accumulation, once the data axis is known. Throws ConfigError (resolve_batch).
 void apply_batch(const TrainingConfig& config, const std::set<std::string>& given, PlanOptions& options);
 
+// The options of a run whose arguments are `run`, as --megatron-args without any other flag makes them. Throws ConfigError.
+PlanOptions options_of(MegatronRun run);
+
 // An error about a flag that stands for a key of the file, told as one about the file.
 ConfigError told_of_file(const ConfigError& error, const PlanOptions& options);
 

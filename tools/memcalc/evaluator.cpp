@@ -12,8 +12,8 @@ namespace {
 
 std::string axes_key(const Setup& setup) {
   const Parallelism& p = setup.parallel;
-  return fmt::format("{} {} {} {} {} {} {}", setup.world_size, p.tensor, p.pipeline, p.context, p.expert,
-                     resolved_expert_tensor(p), p.virtual_stages);
+  return fmt::format("{} {} {} {} {} {} {} {}", setup.world_size, p.tensor, p.pipeline, p.context, p.expert,
+                     resolved_expert_tensor(p), p.virtual_stages, p.sequence_parallel);
 }
 
 // The part of a forward that runs again. Selective: the scores and their product with the values, 4 s of 24 h + 4 s
@@ -83,7 +83,8 @@ Evaluator::Kinds& Evaluator::kinds_of(const PlanOptions& options) {
 
 const Evaluator::EngineSide& Evaluator::engine(const PlanOptions& options, Kinds& kinds, std::size_t kind) {
   const Setup& setup = options.setup;
-  const std::string key = fmt::format("{} {} {} {}", kind, setup.stage, setup.replicate, setup.accumulation > 1);
+  const std::string key = fmt::format("{} {} {} {} {} {}", kind, setup.stage, setup.replicate, setup.accumulation > 1,
+                                      setup.prefetch, name(setup.recompute));
   const auto found = kinds.engines.find(key);
   if (found != kinds.engines.end()) return found->second;
   const Sized sized = size_kind(options, kinds.kinds[kind].catalog);

@@ -47,6 +47,11 @@ int run(const CommandLine& line) {
       print(line.plan.json ? fit_json(fit, line.fit) : fit_text(fit, line.fit, isatty(STDOUT_FILENO) != 0));
       return fit.answer ? kDone : kDoesNotFit;
     }
+    case Command::validate: {
+      const Validation validation = make_validation(line.validate);
+      print(line.validate.json ? validation_json(validation) : validation_text(validation));
+      return kDone;
+    }
     case Command::simulate: {
       const Simulated simulated = make_simulated(line.plan, line.simulate, say_progress);
       print(line.plan.json ? simulate_json(line.plan, simulated) : simulate_text(line.plan, simulated));

@@ -97,6 +97,11 @@ struct FitOptions {
   std::uint64_t most_rejected = 20;  // likewise
 };
 
+struct ValidateOptions {
+  std::vector<std::string> paths;
+  bool json = false;
+};
+
 struct ListOptions {
   bool json = false;
   bool names = false;   // one a line, and nothing else
@@ -104,12 +109,13 @@ struct ListOptions {
   std::vector<std::string> gpu_files;
 };
 
-enum class Command { plan, explain, fit, simulate, models, gpus };
+enum class Command { plan, explain, fit, simulate, validate, models, gpus };
 
 struct CommandLine {
   Command command = Command::plan;
   PlanOptions plan;  // plan, explain, fit and simulate
   FitOptions fit;
+  ValidateOptions validate;
   SimulateOptions simulate;
   ListOptions list;  // models and gpus
 };

@@ -7,6 +7,7 @@
 #include "tools/memcalc/options.h"
 #include "tools/memcalc/planning.h"
 #include "tools/memcalc/simulating.h"
+#include "tools/memcalc/validating.h"
 
 namespace shardplan::memcalc {
 
@@ -22,6 +23,9 @@ std::string simulate_json(const PlanOptions& options, const Simulated& simulated
 
 std::string fit_text(const Fit& fit, const FitOptions& options, bool colour);
 std::string fit_json(const Fit& fit, const FitOptions& options);
+
+std::string validation_text(const Validation& validation);
+std::string validation_json(const Validation& validation);
 
 std::string models_text(const ListOptions& options);
 std::string gpus_text(const ListOptions& options);

@@ -60,7 +60,8 @@ Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
 // Of the GPU that was named; where that does not say its generation, Hopper's.
 MegatronMachine machine_of(const PlanOptions& options) {
   const auto named = options.gpu ? generation_of_gpu(*options.gpu) : std::nullopt;
-  return {.generation = named.value_or(GpuGeneration::hopper), .cublas_workspace_config = {}};
+  return {.generation = named.value_or(GpuGeneration::hopper),
+          .cublas_workspace_config = options.megatron ? options.megatron->environment.cublas_workspace_config : ""};
 }
 
 // The blocks that an engine allocates: one for each of its terms, or our one arena.
@@ -92,7 +93,8 @@ void add_reserved(const PlanOptions& options, const Model& model, const Catalog&
   const MegatronMachine machine = machine_of(options);
   DeviceMemory& device = sized.report.ranks.front().device;
   const std::optional<Bytes> reserved =
-      peak_reserved(engine_blocks(sized), model, catalog, options.setup, options.whole_client(), stage, machine);
+      peak_reserved(engine_blocks(sized), model, catalog, options.setup, options.whole_client(), stage, machine,
+                    {.expandable_segments = options.megatron && options.megatron->environment.expandable_segments});
   if (!reserved) return;
   device.peak_reserved = std::max(*reserved, *device.peak_allocated);
   LibraryUse use;
