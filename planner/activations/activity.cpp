@@ -5,6 +5,8 @@
 #include <numeric>
 #include <set>
 
+#include "base/checked.h"
+
 namespace shardplan {
 namespace {
 
@@ -13,10 +15,6 @@ using autograd::Pass;
 using autograd::Purpose;
 using autograd::Storage;
 using autograd::Tape;
-
-void add_times(HeldBytes& sum, const HeldBytes& each, std::uint64_t times) {
-  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += each[i] * static_cast<std::int64_t>(times);
-}
 
 // The name of one of the equal units that a span stands for: "model.layers.1" and 28 after it. The backward comes to the
 // last of them first.
@@ -27,12 +25,30 @@ std::string nth_unit(const ActivitySpan& span, std::uint64_t place) {
   return fmt::format("{}{}", span.unit.substr(0, digits), std::stoull(span.unit.substr(digits)) + further);
 }
 
+std::int64_t checked_sum(std::int64_t left, std::int64_t right) {
+  std::int64_t result = 0;
+  if (__builtin_add_overflow(left, right, &result)) {
+    throw_overflow("+", static_cast<std::uint64_t>(left), static_cast<std::uint64_t>(right));
+  }
+  return result;
+}
+
 }  // namespace
+
+void add_times(HeldBytes& sum, const HeldBytes& each, std::uint64_t times) {
+  for (std::size_t i = 0; i < sum.size(); ++i) {
+    std::int64_t product = 0;
+    if (__builtin_mul_overflow(each[i], times, &product)) {
+      throw_overflow("*", static_cast<std::uint64_t>(each[i]), times);
+    }
+    sum[i] = checked_sum(sum[i], product);
+  }
+}
 
 std::int64_t sum(const HeldBytes& held, double gradient_share) {
   const std::int64_t gradients = held[static_cast<std::size_t>(Purpose::gradient)];
-  const std::int64_t rest = std::accumulate(held.begin(), held.end(), std::int64_t{0}) - gradients;
-  return rest + static_cast<std::int64_t>(gradient_share * static_cast<double>(gradients));
+  const std::int64_t rest = std::accumulate(held.begin(), held.end(), -gradients, checked_sum);
+  return checked_sum(rest, static_cast<std::int64_t>(gradient_share * static_cast<double>(gradients)));
 }
 
 std::vector<ActivitySpan> spans_of(const Tape& tape, double gradient_share) {
@@ -48,7 +64,8 @@ std::vector<ActivitySpan> spans_of(const Tape& tape, double gradient_share) {
       const Event& event = tape.events()[e];
       const Storage& storage = tape.storages()[event.storage];
       const auto bytes = static_cast<std::int64_t>(storage.bytes * event.times) * (event.allocated ? 1 : -1);
-      span.net[static_cast<std::size_t>(storage.purpose)] += bytes;
+      std::int64_t& net = span.net[static_cast<std::size_t>(storage.purpose)];
+      net = checked_sum(net, bytes);
       const std::int64_t level = sum(span.net, gradient_share);
       if (level > highest) {
         highest = level;

@@ -13,10 +13,13 @@
 
 namespace shardplan {
 
-// Bytes of each purpose. A difference may be negative: a backward leaves less than it found.
+// Bytes of each purpose. A difference may be negative: a backward leaves less than it found. Sums that do not fit into 63
+// bits throw ArithmeticOverflow, here and in what is made of them.
 using HeldBytes = std::array<std::int64_t, autograd::kPurposes>;
 // `gradient_share`: the part of a gradient that the rank keeps, 1 where nothing is sharded.
 std::int64_t sum(const HeldBytes& held, double gradient_share = 1);
+// sum += times x each
+void add_times(HeldBytes& sum, const HeldBytes& each, std::uint64_t times);
 
 // One pass of a unit, or of `times` equal units one after the other.
 struct ActivitySpan {

@@ -9,14 +9,22 @@
 namespace shardplan {
 namespace {
 
+// A replay runs every unit and every micro-batch under way by itself.
+constexpr std::uint64_t kMostReplayedUnits = 4'096;
+
+LibraryUse libraries_of(const MegatronMachine& machine) {
+  LibraryUse use;
+  use.cublas_workspace_config = machine.cublas_workspace_config;
+  return use;
+}
+
 // Libraries' workspaces, and what Megatron keeps of its own.
 void add_resident(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
                   const std::optional<MegatronMachine>& machine, ClientHolds& holds) {
   if (client.profile != Profile::megatron) {
     if (!machine) return;
-    LibraryUse use;
-    use.cublas_workspace_config = machine->cublas_workspace_config;
-    holds.resident_at_peak = holds.resident_after_step = workspaces_of(machine->generation, use).allocated();
+    holds.resident_at_peak = holds.resident_after_step =
+        workspaces_of(machine->generation, libraries_of(*machine)).allocated();
     return;
   }
   for (const MegatronTerm& term : megatron_client_terms(model, held, setup, client, machine)) {
@@ -47,13 +55,14 @@ std::optional<Bytes> peak_reserved(const EngineBlocks& engine, const Model& mode
   const PipelineSchedule schedule = resolved_schedule(setup.parallel);
   const bool ordered = schedule == PipelineSchedule::one_f_one_b || schedule == PipelineSchedule::interleaved;
   if (!ordered && setup.parallel.pipeline > 1) return std::nullopt;
+  if (unit_count(held) > kMostReplayedUnits) return std::nullopt;
   ReplayedRank rank{.resident = engine.resident, .in_step = engine.computing, .chunks = {}};
   if (client.profile == Profile::megatron) {
     for (const MegatronTerm& term : megatron_client_terms(model, held, setup, client, machine)) {
       if (term.at_peak) (term.after_step ? rank.resident : rank.in_step).push_back(term.bytes);
     }
   } else if (machine) {
-    for (const Workspace& workspace : workspaces_of(machine->generation, {}).list) {
+    for (const Workspace& workspace : workspaces_of(machine->generation, libraries_of(*machine)).list) {
       if (workspace.in_allocator) rank.resident.insert(rank.resident.end(), workspace.count, workspace.bytes);
     }
   }

@@ -30,8 +30,8 @@ struct EngineBlocks {
 };
 
 // The most that torch's caching allocator reserves for engine and client in a step, on a GPU that is large enough (planner/
-// activations/allocator.h). Nothing for schedules whose order of passes is not written out. Where the profile refuses, a
-// CHECK fails.
+// activations/allocator.h). Nothing for schedules whose order of passes is not written out, and for ranks of more than 4,096 units. Only
+// where client_of_rank knows what the client holds.
 std::optional<Bytes> peak_reserved(const EngineBlocks& engine, const Model& model, const Catalog& held,
                                    const Setup& setup, const ClientSetup& client, std::uint64_t stage,
                                    const std::optional<MegatronMachine>& machine, const AllocatorOptions& allocator);

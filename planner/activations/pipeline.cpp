@@ -186,9 +186,7 @@ PipelinePeak peak_of(std::span<const Activity> chunks, const Parallelism& p, std
     SHARDPLAN_CHECK(held.size() == chunks.size() && held[c] > 0, "an activity for each chunk of the rank");
     ActivityPeak peak = peak_of(chunks[c]);
     for (std::size_t k = 0; k < chunks.size(); ++k) {
-      const HeldBytes each = after_forward(chunks[k]);
-      const auto others = static_cast<std::int64_t>(held[k] - (k == c ? 1 : 0));
-      for (std::size_t i = 0; i < each.size(); ++i) peak.held[i] += each[i] * others;
+      add_times(peak.held, after_forward(chunks[k]), held[k] - (k == c ? 1 : 0));
     }
     const std::int64_t all = sum(peak.held, chunks[c].gradient_share);
     if (all <= highest) continue;

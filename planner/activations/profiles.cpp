@@ -36,6 +36,9 @@ std::string hf_refuses(const Model& model, const Catalog& held, const Setup& set
   if (setup.policy.compute != setup.policy.parameter) {
     return fmt::format("profile {} does not know autocast ({}) yet", profile, setup.policy.name);
   }
+  if (client.attention == AttentionKind::flash) {
+    return fmt::format("profile {} does not know attention flash yet", profile);
+  }
   if (client.loss != LossKind::eager) {
     return fmt::format("profile {} does not know loss {} yet", profile, loss_words(client.loss, client.loss_chunks));
   }
@@ -69,7 +72,12 @@ std::string profile_refuses(const Model& model, const Catalog& held, const Setup
   if (client.sequence == 0 && (model.architecture.vocabulary > 0 || client.profile == Profile::megatron)) {
     return "the sequence length is not known (--seq)";
   }
-  return client.profile == Profile::megatron ? megatron_refuses(model, held) : hf_refuses(model, held, setup, client);
+  if (client.profile != Profile::megatron) return hf_refuses(model, held, setup, client);
+  if (client.loss == LossKind::chunked || client.recompute == RecomputeKind::every ||
+      client.recompute == RecomputeKind::invert) {
+    return "profile megatron has neither loss chunked=N nor recompute every=N or invert";
+  }
+  return megatron_refuses(model, held);
 }
 
 void run_profile(Tape& tape, const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,

@@ -23,12 +23,12 @@ struct ActivityResult {
 // Why the profile cannot compute this; empty where it can.
 std::string profile_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client);
 
-// Runs forward and backward of one micro-batch. `saved` is filled between the two, if given. Where the profile refuses, a
-// CHECK fails.
+// Runs forward and backward of one micro-batch. `saved` is filled between the two, if given. Only where the profile does not
+// refuse; throws autograd::NotModelled (hf/hf_modules.h) for what shows only on the way, ArithmeticOverflow.
 void run_profile(autograd::Tape& tape, const Model& model, const Catalog& held, const Setup& setup,
                  const ClientSetup& client, std::vector<SavedByUnit>* saved = nullptr);
 
-// Of the ranks that hold `held` (planner/parallel.h) of `model`. Throws ConfigError for what the profile refuses.
+// Of the ranks that hold `held` (planner/parallel.h) of `model`. Throws ArithmeticOverflow for sizes beyond 63 bits.
 ActivityResult activity_of(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
                            const autograd::TapeOptions& options = {});
 

@@ -157,6 +157,7 @@ std::uint32_t Tape::add_storage(std::string_view operation, const Shape& shape, 
   storage.pass = pass_;
   storage.purpose = purpose;
   storage.bytes = round_up(bytes_for(dtype, shardplan::elements(shape)).count(), options_.rounding);
+  if (storage.bytes > INT64_MAX) throw_overflow("+", storage.bytes, 0);
   storage.shape = shape;
   storage.dtype = dtype;
   const auto index = static_cast<std::uint32_t>(storages_.size());

@@ -356,12 +356,6 @@ Value index(const Value& x, Shape shape) {
   return simple("index", x, x.tape().allocate("index", std::move(shape), x.dtype()), std::move(saved));
 }
 
-Value activation(std::string_view function, const Value& x) {
-  if (function == "relu" || function == "tanh" || function == "sigmoid") return unary_of_output(function, x);
-  if (function == "relu2") return pow(unary_of_output("relu", x));
-  return unary(function, x);
-}
-
 Value unary(std::string_view operation, const Value& x) {
   return simple(operation, x, like(operation, x), {x});
 }

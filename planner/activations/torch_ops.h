@@ -47,8 +47,6 @@ Value where(const Value& mask, const Value& x);
 // x[..., [i]]: a copy. `shape`: what comes out. Its backward writes into zeros of the whole.
 Value index(const Value& x, Shape shape);
 
-// An activation function by the name that transformers has for it: "silu", "gelu_pytorch_tanh", "relu2".
-Value activation(std::string_view function, const Value& x);
 // Saves its input: silu, gelu, relu's kin.
 Value unary(std::string_view operation, const Value& x);
 // Saves its output: tanh, sigmoid, relu, exp.

@@ -56,7 +56,12 @@ Traffic traffic_of(const Model& model, const StepSetup& setup, const Cluster& cl
     const std::uint64_t experts = setup.expert_ranks > 1 ? expert_elements(model.modules[i]) : 0;
     const std::uint64_t held = run.numbered ? divide_up(run.count, setup.stages) : run.count;
     add(held, (elements_of(run, false) - experts) / setup.tensor_ranks, setup.ranks, 1);
-    if (experts > 0) add(held, experts / setup.expert_ranks, setup.ranks / setup.expert_ranks, setup.expert_ranks);
+    // Experts' data axis is what is left of the data and the tensor axis (planner/setup.h, expert_world_size).
+    if (experts > 0) {
+      const std::uint64_t ranks = std::max<std::uint64_t>(setup.ranks * setup.tensor_ranks / setup.expert_ranks, 1);
+      add(held, experts / setup.expert_ranks, ranks,
+          std::max<std::uint64_t>(setup.expert_ranks / setup.tensor_ranks, 1));
+    }
   }
   return traffic;
 }

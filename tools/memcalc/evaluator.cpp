@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/checked.h"
 #include "base/error.h"
 
 namespace shardplan::memcalc {
@@ -46,6 +47,7 @@ std::string axes_of(const PlanOptions& options) {
                                     {"ep", setup.parallel.expert}}) {
     if (ranks > 1) text += fmt::format(", {} {}", axis, ranks);
   }
+  if (setup.parallel.sequence_parallel) text += ", sequence parallel";
   text += fmt::format(", micro-batch {}", options.micro_batch);
   if (setup.accumulation > 1) text += fmt::format(" x {}", setup.accumulation);
   if (options.client.recompute != RecomputeKind::none) {
@@ -135,6 +137,7 @@ StepTime Evaluator::time(const PlanOptions& options) const {
   step.policy = setup.policy;
   step.optimizer = setup.optimizer;
   step.reduced = setup.policy.wire;
+  step.overlapped = setup.prefetch > 0;
   step.recomputed = recomputed_part(client, model_.architecture);
   step.expert_ranks = setup.parallel.expert;
   step.context_ranks = setup.parallel.context;
@@ -143,7 +146,7 @@ StepTime Evaluator::time(const PlanOptions& options) const {
   step.stages = setup.parallel.pipeline;
   step.virtual_stages = setup.parallel.virtual_stages;
   step.schedule = resolved_schedule(setup.parallel);
-  step.work = {.tokens = client.micro_batch * client.sequence / setup.parallel.context,
+  step.work = {.tokens = checked_multiply(client.micro_batch, client.sequence) / setup.parallel.context,
                .sequence = client.sequence,
                .compute = setup.policy.compute,
                .gradient = setup.policy.gradient,

@@ -13,7 +13,8 @@ namespace shardplan::memcalc {
 
 class Evaluator {
  public:
-  // `base`: what no set-up changes: the engine, the optimizer, the profile.
+  // `base`: what no set-up changes: all but the axes, the stage, replicas, prefetch, micro-batch, accumulation, sequence,
+  // recomputation and loss.
   Evaluator(const PlanOptions& base, Model model, Cluster cluster);
 
   // Model states alone of the rank that holds most: less than what is needed. Throws ConfigError for a set-up that
@@ -51,7 +52,7 @@ class Evaluator {
   std::map<std::string, ClientHolds> clients_;
 };
 
-// The set-up's own words on the axes that a search varies, for tables and keys: "zero 3, tp 2, micro-batch 4".
+// The set-up's own words on the axes that a search varies, for tables: "zero 3, tp 2, micro-batch 4".
 std::string axes_of(const PlanOptions& options);
 
 }  // namespace shardplan::memcalc

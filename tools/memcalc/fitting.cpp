@@ -7,6 +7,7 @@
 #include <functional>
 #include <utility>
 
+#include "base/checked.h"
 #include "base/error.h"
 #include "base/text.h"
 #include "tools/memcalc/evaluator.h"
@@ -28,7 +29,8 @@ class Search {
   Search(const PlanOptions& base, const FitOptions& question, Fit& fit)
       : base_(base), question_(question), fit_(fit), evaluator_(base, fit.model, fit.cluster) {
     const std::uint64_t data = data_parallel(base.setup);
-    fit.sequences = question.global_batch.value_or(base.micro_batch * base.setup.accumulation * data);
+    fit.sequences = question.global_batch.value_or(
+        checked_multiply(checked_multiply(base.micro_batch, base.setup.accumulation), data));
   }
 
   void best();
@@ -68,8 +70,8 @@ void Search::reject(const PlanOptions& options, std::string why, std::uint64_t c
 }
 
 void Search::accept(const PlanOptions& options, Bytes needed, std::string change) {
-  ++fit_.decided;
   const StepTime time = evaluator_.time(options);
+  ++fit_.decided;
   const auto sequences =
       static_cast<double>(options.micro_batch * options.setup.accumulation * data_parallel(options.setup));
   FittedPlan plan{.options = options,
@@ -101,20 +103,29 @@ bool Search::try_set_up(const PlanOptions& options, std::string change) {
     reject(options, fmt::format("needs {}, {} more than the GPU has", in_gb(needed), in_gb(needed - fit_.gpu.bytes)));
   } catch (const ConfigError& error) {
     reject(options, error.what());
+  } catch (const ArithmeticOverflow& error) {
+    reject(options, fmt::format("is too large to be counted: {}", error.what()));
   }
   return false;
 }
 
+// A set-up that contradicts itself, or that is too large to be counted, does not fit.
 bool Search::fits(const PlanOptions& options) {
   ++fit_.decided;
-  return needed(options) <= fit_.gpu.bytes;
+  try {
+    return needed(options) <= fit_.gpu.bytes;
+  } catch (const ConfigError&) {
+    return false;
+  } catch (const ArithmeticOverflow&) {
+    return false;
+  }
 }
 
 // Plans the best ones whole, as many as are listed. What turns out not to fit goes to the rejected.
 void Search::confirm() {
   std::vector<FittedPlan> plans;
   for (FittedPlan& plan : fit_.plans) {
-    if (plans.size() < question_.most_plans) {
+    if (plans.size() < std::max<std::uint64_t>(question_.most_plans, 1)) {
       plan.needed = least_device_bytes(make_planned(plan.options, evaluator_.model()).worst());
       if (plan.needed > fit_.gpu.bytes) {
         --fit_.decided;
@@ -175,7 +186,7 @@ void Search::search(const PlanOptions& structure) {
   std::vector<std::uint64_t> micro_batches;
   for (const std::uint64_t size :
        axis("--micro-batch", base_.micro_batch, fit_.sequences / std::max<std::uint64_t>(data, 1))) {
-    if (fit_.sequences % (size * data) == 0) micro_batches.push_back(size);
+    if (fit_.sequences % checked_multiply(size, data) == 0) micro_batches.push_back(size);
   }
   if (micro_batches.empty()) {
     return reject(structure,
@@ -204,6 +215,8 @@ void Search::search(const PlanOptions& structure, const std::vector<std::uint64_
                     recomputes.size() * micro_batches.size());
     }
   } catch (const ConfigError& error) {
+    return reject(structure, error.what(), recomputes.size() * micro_batches.size());
+  } catch (const ArithmeticOverflow& error) {
     return reject(structure, error.what(), recomputes.size() * micro_batches.size());
   }
   for (const RecomputeKind recompute : recomputes) {
@@ -249,47 +262,48 @@ void Search::largest(const char* what, std::uint64_t step,
     try_set_up(with(1));
     return;
   }
-  try_set_up(with(low));
+  if (!try_set_up(with(low))) return;
   if (low * step < kLargest) try_set_up(with(low + 1));
   fit_.answer = fmt::format("{} {}", what, with_commas(low * step));
 }
 
-// The same model with more or fewer equal blocks: those of its last stack.
-Model with_blocks(const Model& model, std::uint64_t blocks) {
+// The same model with more or fewer equal blocks: those of its last stack. Nothing where its blocks are not all alike.
+std::optional<Model> with_blocks(const Model& model, std::uint64_t blocks) {
   Model changed = model;
-  for (std::size_t i = changed.catalog.runs.size(); i-- > 0;) {
-    if (!changed.catalog.runs[i].numbered) continue;
-    changed.catalog.runs[i].count = blocks;
-    if (i < changed.modules.size()) changed.modules[i].count = blocks;
-    break;
-  }
+  const auto numbered = [](const auto& run) { return run.numbered; };
+  std::vector<UnitRun>& runs = changed.catalog.runs;
+  if (std::count_if(runs.begin(), runs.end(), numbered) != 1) return std::nullopt;
+  std::find_if(runs.begin(), runs.end(), numbered)->count = blocks;
+  const auto modules = std::find_if(changed.modules.begin(), changed.modules.end(), numbered);
+  if (modules != changed.modules.end()) modules->count = blocks;
   changed.architecture.layers = blocks;
   return changed;
 }
 
 void Search::model() {
-  const auto evaluate = [&](std::uint64_t blocks) {
-    ++fit_.decided;
-    ++fit_.evaluated;
-    const Planned planned = make_planned(base_, with_blocks(fit_.model, blocks));
-    return least_device_bytes(planned.worst()) <= fit_.gpu.bytes;
+  const Model given = fit_.model;
+  if (!with_blocks(given, 1)) {
+    throw ConfigError("--ask", "", "model: the blocks of this model are of several kinds, or some are frozen");
+  }
+  const auto fits_with = [&](std::uint64_t blocks) {
+    evaluator_ = Evaluator(base_, *with_blocks(given, blocks), fit_.cluster);
+    return fits(base_);
   };
   const std::uint64_t step = base_.setup.parallel.pipeline * base_.setup.parallel.virtual_stages;
+  constexpr std::uint64_t kMostBlocks = 1 << 12;
   std::uint64_t low = 0;
   std::uint64_t high = 1;
-  constexpr std::uint64_t kMostBlocks = 1 << 16;
-  while (high * step <= kMostBlocks && evaluate(high * step)) {
+  while (high * step <= kMostBlocks && fits_with(high * step)) {
     low = high;
     high *= 2;
   }
   while (high - low > 1 && low > 0) {
     const std::uint64_t middle = low + (high - low) / 2;
-    (evaluate(middle * step) ? low : high) = middle;
+    (fits_with(middle * step) ? low : high) = middle;
   }
-  if (low == 0) return;
-  fit_.model = with_blocks(fit_.model, low * step);
+  fit_.model = *with_blocks(given, std::max<std::uint64_t>(low, 1) * step);
   evaluator_ = Evaluator(base_, fit_.model, fit_.cluster);
-  try_set_up(base_);
+  if (!try_set_up(base_)) return;
   fit_.answer = fmt::format("{} blocks, {} parameters", with_commas(low * step),
                             with_commas(parameter_elements(fit_.model.catalog)));
 }
@@ -318,26 +332,27 @@ void Search::gpus() {
     const std::uint64_t middle = low + (high - low) / 2;
     (fits_with(middle) ? high : low) = middle;
   }
-  try_set_up(with(high));
+  if (!try_set_up(with(high))) return;
   if (high > 1) try_set_up(with(high - 1));
   fit_.answer = fmt::format("{} GPUs", with_commas(high * axes.context * model_ranks));
 }
 
 struct Change {
+  std::string kind;  // two of one kind exclude each other
   std::string words;
   std::function<void(PlanOptions&)> apply;
 };
 
 std::vector<Change> changes_of(const PlanOptions& base) {
   std::vector<Change> changes;
-  const auto add = [&](std::string words, std::function<void(PlanOptions&)> apply) {
-    changes.push_back({std::move(words), std::move(apply)});
+  const auto add = [&](const char* kind, std::string words, std::function<void(PlanOptions&)> apply) {
+    changes.push_back({kind, std::move(words), std::move(apply)});
   };
   for (int stage = base.setup.stage + 1; stage <= 3; ++stage) {
-    add(fmt::format("--zero {}", stage), [stage](PlanOptions& o) { o.setup.stage = stage; });
+    add("stage", fmt::format("--zero {}", stage), [stage](PlanOptions& o) { o.setup.stage = stage; });
   }
   if (base.client.recompute != RecomputeKind::full) {
-    add("--recompute full", [](PlanOptions& o) {
+    add("recompute", "--recompute full", [](PlanOptions& o) {
       o.client.recompute = RecomputeKind::full;
       o.setup.recompute = Recompute::full;
     });
@@ -345,17 +360,17 @@ std::vector<Change> changes_of(const PlanOptions& base) {
   for (std::uint64_t size = base.micro_batch / 2; size > 0; size /= 2) {
     if (base.micro_batch % size != 0) continue;
     const std::uint64_t times = base.micro_batch / size;
-    add(fmt::format("--micro-batch {} --grad-accum {}", size, base.setup.accumulation * times),
+    add("mesh", fmt::format("--micro-batch {} --grad-accum {}", size, base.setup.accumulation * times),
         [size, times](PlanOptions& o) {
           o.micro_batch = size;
           o.setup.accumulation *= times;
         });
   }
-  if (base.setup.prefetch > 0) add("--prefetch 0", [](PlanOptions& o) { o.setup.prefetch = 0; });
+  if (base.setup.prefetch > 0) add("prefetch", "--prefetch 0", [](PlanOptions& o) { o.setup.prefetch = 0; });
   for (const std::uint64_t factor : {std::uint64_t{2}, std::uint64_t{4}, std::uint64_t{8}}) {
     const std::uint64_t tensor = base.setup.parallel.tensor * factor;
     if (base.setup.world_size % (factor * base.setup.parallel.context) == 0 && tensor <= base.node_gpus()) {
-      add(fmt::format("--tp {} --sequence-parallel --grad-accum {}", tensor, base.setup.accumulation * factor),
+      add("mesh", fmt::format("--tp {} --sequence-parallel --grad-accum {}", tensor, base.setup.accumulation * factor),
           [tensor, factor](PlanOptions& o) {
             o.setup.parallel.tensor = tensor;
             o.setup.parallel.sequence_parallel = true;
@@ -365,7 +380,7 @@ std::vector<Change> changes_of(const PlanOptions& base) {
     }
     const std::uint64_t pipeline = base.setup.parallel.pipeline * factor;
     if (base.setup.world_size % (factor * base.setup.parallel.context) == 0) {
-      add(fmt::format("--pp {} --grad-accum {}", pipeline, base.setup.accumulation * factor),
+      add("mesh", fmt::format("--pp {} --grad-accum {}", pipeline, base.setup.accumulation * factor),
           [pipeline, factor](PlanOptions& o) {
             o.setup.parallel.pipeline = pipeline;
             o.setup.world_size /= factor;
@@ -376,7 +391,7 @@ std::vector<Change> changes_of(const PlanOptions& base) {
   return changes;
 }
 
-// Single changes, then pairs of them where no single one is enough.
+// Single changes, then pairs of two kinds where no single one is enough. (Those that change the accumulation are one kind.)
 void Search::cheapest() {
   base_needed_ = needed(base_);
   if (try_set_up(base_, "nothing: it fits as it is")) {
@@ -392,7 +407,7 @@ void Search::cheapest() {
   if (fit_.plans.empty()) {
     for (std::size_t i = 0; i < changes.size(); ++i) {
       for (std::size_t k = i + 1; k < changes.size(); ++k) {
-        if (changes[i].words.substr(0, 6) == changes[k].words.substr(0, 6)) continue;
+        if (changes[i].kind == changes[k].kind) continue;
         PlanOptions options = base_;
         changes[i].apply(options);
         changes[k].apply(options);

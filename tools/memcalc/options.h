@@ -77,7 +77,7 @@ struct SimulateOptions {
 };
 
 enum class FitQuestion {
-  best,         // the fastest set-up that fits, over stage x tp x pp x cp x ep x micro-batch x recompute
+  best,         // the fastest set-up that fits, over stage x tp x pp x ep x micro-batch x recompute
   micro_batch,  // the largest that fits the set-up as it is given
   sequence,     // the longest
   model,        // the most blocks of this kind

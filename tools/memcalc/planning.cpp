@@ -112,6 +112,10 @@ void add_activations(const PlanOptions& options, const Model& model, const Catal
   if (!options.sequence || options.parameters) return;
   const ClientSide client = client_side(options, model, catalog, stage);
   if (client.holds) {
+    if (options.gpu && !generation_of_gpu(*options.gpu)) {
+      sized.report.notes.push_back(
+          fmt::format("--gpu {} does not say its generation: libraries and context as on Hopper", *options.gpu));
+    }
     add_client(sized.report.ranks.front().device, engine_holds(options, sized), *client.holds);
     add_reserved(options, model, catalog, stage, sized);
   } else {

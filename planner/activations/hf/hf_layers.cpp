@@ -5,6 +5,7 @@
 #include <array>
 
 #include "planner/activations/hf/hf_attention.h"
+#include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -13,12 +14,13 @@ namespace {
 // The function of the one activation below `name`.
 std::string_view function_of(const UnitView& block, std::string_view name) {
   const Module* found = block.first_of(ModuleKind::activation, name);
-  return found != nullptr ? std::string_view(found->function) : "silu";
+  if (found == nullptr) throw NotModelled(fmt::format("{} without an activation function", name));
+  return found->function;
 }
 
 Value activated(const UnitView& block, std::string_view name, std::string_view layer, const Value& x) {
   const Value gate = linear(x, block[fmt::format("{}.{}", name, layer)]);
-  return activation(function_of(block, name), gate);
+  return activate(gate, function_of(block, name));
 }
 
 Value gated(const UnitView& block, std::string_view name, const Value& x) {

@@ -7,6 +7,7 @@
 
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_layers.h"
+#include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -190,7 +191,7 @@ Value phi3_mlp(const UnitView& block, const Value& x) {
   const std::uint64_t width = both.size(-1) / 2;
   const std::vector<Value> parts = split(both, std::array{width, width});
   const Module& function = block.module("mlp.activation_fn");
-  const Value product = mul(parts[1], activation(function.function, parts[0]));
+  const Value product = mul(parts[1], activate(parts[0], function.function));
   return linear(product, block["mlp.down_proj"]);
 }
 
@@ -353,7 +354,7 @@ constexpr ExpertNames kQwen{"mlp", "gate_proj", "up_proj", "down_proj"};
 Value expert(const UnitView& block, const std::string& name, const ExpertNames& names, const Value& x) {
   const auto layer = [&](std::string_view part) { return block[fmt::format("{}.{}", name, part)]; };
   const Value product = [&] {
-    const Value gate = activation(block.first_of(ModuleKind::activation, name)->function, linear(x, layer(names.gate)));
+    const Value gate = activate(linear(x, layer(names.gate)), block.first_of(ModuleKind::activation, name)->function);
     return mul(gate, linear(x, layer(names.up)));
   }();
   return linear(product, layer(names.down));

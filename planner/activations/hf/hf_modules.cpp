@@ -54,6 +54,7 @@ double dropout_rate(const ForwardContext& context, std::string_view module) {
 Value activate(const Value& x, std::string_view function) {
   if (function == "gelu_new") return gelu_new(x);
   if (function == "quick_gelu") return quick_gelu(x);
+  if (function == "relu2") return pow(unary_of_output("relu", x));
   for (const std::string_view saves_output : {"relu", "tanh", "sigmoid"}) {
     if (function == saves_output) return unary_of_output(saves_output, x);
   }
