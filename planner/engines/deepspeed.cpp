@@ -20,6 +20,9 @@ void check(const Setup& setup, const DeepSpeedOptions& options) {
   const bool offloads_parameters = options.offload_param.device != OffloadDevice::none;
   require(setup.stage == 3 || !offloads_parameters, "--offload", "",
           fmt::format("parameters can be offloaded at stage 3 only, not at stage {}", setup.stage));
+  // runtime/pipe/engine.py: "ZeRO-2 and ZeRO-3 are incompatible with pipeline parallelism".
+  require(setup.stage < 2 || setup.parallel.pipeline == 1, "--zero", "",
+          fmt::format("DeepSpeed runs pipelines at stages 0 and 1, not at stage {}", setup.stage));
   require(setup.stage > 0 || !offloads, "--offload", "", "stage 0 offloads nothing: expected --zero 1, 2 or 3");
   require(setup.stage == 3 || options.offload_optimizer.device != OffloadDevice::nvme, "--offload", "",
           fmt::format("optimizer states can be on nvme at stage 3 only, not at stage {}", setup.stage));

@@ -63,6 +63,10 @@ void write_layers(Lines& lines, const MegatronSizes& s) {
 
 void write_block(Lines& lines, const MegatronSizes& s) {
   lines.word("normalization", s.rms_norm ? "RMSNorm" : "LayerNorm");
+  // As memcalc counts activations where no arguments say otherwise.
+  lines.word("hidden-dropout", "0.0");
+  lines.word("attention-dropout", "0.0");
+  lines.flag("no-create-attention-mask-in-dataloader", true);
   lines.flag("swiglu", s.gated && s.activation == "silu");
   lines.flag("quick-geglu", s.gated && s.activation == "quick_gelu");
   lines.flag("squared-relu", s.activation == "relu2");

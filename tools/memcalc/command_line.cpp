@@ -607,6 +607,14 @@ ClientSetup PlanOptions::whole_client() const {
   whole.profile = profile.value_or(engine == Engine::megatron ? Profile::megatron : Profile::hf_sdpa);
   whole.sequence = sequence.value_or(0);
   whole.micro_batch = micro_batch;
+  if (!megatron) {
+    // Without arguments of a run, as recipes for models of other people run them: what Megatron drops out by default these
+    // models do not, and long sequences have no mask of all pairs.
+    whole.megatron.hidden_dropout = 0;
+    whole.megatron.attention_dropout = 0;
+    whole.megatron.create_attention_mask = false;
+    if (setup.policy.name == "fp8-mixed") whole.megatron.fp8 = Fp8Recipe::delayed;
+  }
   return whole;
 }
 

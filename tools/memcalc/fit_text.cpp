@@ -15,12 +15,12 @@ std::string seconds_text(double seconds) {
 
 std::string plans_table(const Fit& fit, std::size_t most, const char* dim, const char* off) {
   const bool cheapest = fit.question == FitQuestion::cheapest;
-  std::string text = fmt::format("{}{:>12}{:>10}{:>12}   {}{}\n", dim, "needs", "step", "per second",
+  std::string text = fmt::format("{}{:>12} {:>10} {:>14}   {}{}\n", dim, "needs", "step", "per second",
                                  cheapest ? "change" : "set-up", off);
   for (std::size_t i = 0; i < std::min(fit.plans.size(), most); ++i) {
     const FittedPlan& plan = fit.plans[i];
     text += fmt::format(
-        "{:>12}{:>10}{:>12}   {}{}\n", in_gb(plan.needed), seconds_text(plan.time.seconds()),
+        "{:>12} {:>10} {:>14}   {}{}\n", in_gb(plan.needed), seconds_text(plan.time.seconds()),
         fmt::format("{:.3g} seq", plan.sequences_per_second), cheapest ? plan.change : axes_of(plan.options),
         plan.saved && *plan.saved > 0
             ? fmt::format("{}   saves {}{}", dim, in_gb(Bytes{static_cast<std::uint64_t>(*plan.saved)}), off)
@@ -37,13 +37,14 @@ std::string fit_text(const Fit& fit, const FitOptions& options, bool colour) {
   const char* off = colour ? "\033[0m" : "";
   std::string text =
       fmt::format("{}{}{} on {} ({})\n", bold, fit.model.catalog.name, off, fit.gpu.name, in_gb(fit.gpu.bytes));
+  if (fit.question == FitQuestion::best) text += fmt::format("{} sequences a step\n", with_commas(fit.sequences));
   text += fmt::format("{}: {}{}{}\n", name(fit.question), bold, fit.answer.value_or("nothing fits"), off);
   if (!fit.plans.empty()) text += "\n" + plans_table(fit, options.most_plans, dim, off);
   if (fit.plans.size() > options.most_plans) {
     text += fmt::format("{}  and {} more (--plans){}\n", dim, with_commas(fit.plans.size() - options.most_plans), off);
   }
   if (fit.rejections > 0) {
-    text += fmt::format("\n{} do not fit:\n", with_commas(fit.rejections));
+    text += fmt::format("\n{} are rejected:\n", with_commas(fit.rejections));
     for (const RejectedPlan& plan : fit.rejected) {
       text += fmt::format("  {}: {}{}{}\n", axes_of(plan.options), dim, plan.why, off);
     }

@@ -213,7 +213,7 @@ std::string kinds_table(const Planned& planned, const Style& style) {
 std::string client_lines(const PlanOptions& options, const RankReport& rank, const Style& style) {
   const DeviceMemory& device = rank.device;
   if (!device.peak_allocated) {
-    const char* why = options.sequence ? "not counted for this model" : "not counted: say --seq";
+    const char* why = options.sequence ? "not counted (see the note)" : "not counted: say --seq";
     return fmt::format("  {:<22}{:>24}\n", "activations, loss", why);
   }
   const ClientSetup client = options.whole_client();
@@ -223,8 +223,10 @@ std::string client_lines(const PlanOptions& options, const RankReport& rank, con
     text += fmt::format("  {:<22}{:>24}   {}{}{}\n", what, in_gb(bytes.value_or(Bytes{})), style.dim, words, style.off);
   };
   add("activations", peak.activations,
-      fmt::format("{}, {} x {} tokens, recompute {}", name(client.profile), client.micro_batch,
-                  with_commas(client.sequence), recompute_words(client.recompute, client.recompute_every)));
+      fmt::format("{}, {}, recompute {}", name(client.profile),
+                  client.sequence > 0 ? fmt::format("{} x {} tokens", client.micro_batch, with_commas(client.sequence))
+                                      : plural(client.micro_batch, "image"),
+                  recompute_words(client.recompute, client.recompute_every)));
   add("loss", peak.loss,
       fmt::format("logits and what is made of them, {}", loss_words(client.loss, client.loss_chunks)));
   add("workspace", peak.workspace, "of libraries and kernels");
@@ -288,15 +290,19 @@ std::string verdict(const Planned& planned, const Style& style) {
                                     {"optimizer states", device.optimizer_states},
                                     {"gathered parameters", device.at_peak.gathered_parameters.value_or(Bytes{})},
                                     {"activations", device.at_peak.activations.value_or(Bytes{})},
-                                    {"loss", device.at_peak.loss.value_or(Bytes{})}}) {
+                                    {"loss", device.at_peak.loss.value_or(Bytes{})},
+                                    {"workspace", device.at_peak.workspace.value_or(Bytes{})}}) {
     if (bytes > largest.second) largest = {part, bytes};
   }
   std::string text;
   if (planned.gpu && planned.fits == false) {
     text = fmt::format("{}It does not fit:{} the {} alone is {} more than the GPU has", style.bad, style.off, what,
                        in_gb(needed - planned.gpu->bytes));
-  } else if (planned.gpu && counted) {
+  } else if (planned.fits == true) {
     text = fmt::format("{}It fits{} and leaves {}", style.good, style.off, in_gb(planned.gpu->bytes - needed));
+  } else if (planned.gpu && counted) {
+    text = fmt::format("{}The peak fits{} and leaves {} for the allocator and the context, which are not known",
+                       style.good, style.off, in_gb(planned.gpu->bytes - needed));
   } else if (planned.gpu) {
     text = fmt::format("{}The {}{} and leaves {} for activations, which are not yet counted", style.good,
                        rank.device.live_peak && !rank.arenas ? "engine's peak fits"
@@ -396,6 +402,11 @@ std::string explain_text(const PlanOptions& options, const Planned& planned) {
                                : "Each GPU holds, at the peak",
       explain_device(options, planned));
   add("Each GPU sends, in one step", explain_traffic(planned.held, options.setup, planned.report));
+  if (planned.worst().device.peak_allocated) {
+    text += fmt::format(
+        "\nActivations, the loss, workspaces and what the allocator reserves come on top: memcalc plan lists them, "
+        "docs/memory_model.md has their formulas.\n");
+  }
   for (const std::string& note : planned.report.notes) text += fmt::format("\nnote: {}\n", note);
   return text;
 }

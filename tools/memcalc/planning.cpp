@@ -21,7 +21,7 @@ void add_notes(const PlanOptions& options, const Catalog& catalog, Report& repor
     report.notes.push_back(fmt::format("the model's file says {}; {} trains parameters in {}",
                                        name(*catalog.stored_dtype), setup.policy.name, name(setup.policy.parameter)));
   }
-  if (setup.policy.compute != setup.policy.parameter) {
+  if (setup.policy.compute != setup.policy.parameter && options.whole_client().profile != Profile::megatron) {
     report.notes.push_back(
         fmt::format("{}: copies of the weights in {} are made by the client's code and not yet counted",
                     setup.policy.name, name(setup.policy.compute)));
@@ -57,11 +57,27 @@ Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   return sized;
 }
 
-// Of the GPU that was named; where that does not say its generation, Hopper's.
-MegatronMachine machine_of(const PlanOptions& options) {
-  const auto named = options.gpu ? generation_of_gpu(*options.gpu) : std::nullopt;
-  return {.generation = named.value_or(GpuGeneration::hopper),
-          .cublas_workspace_config = options.megatron ? options.megatron->environment.cublas_workspace_config : ""};
+// Of the GPU that was named; Hopper's where none was, or its memory alone. Nothing for one of another vendor.
+std::optional<MegatronMachine> machine_of(const PlanOptions& options) {
+  MegatronMachine machine;
+  machine.generation = GpuGeneration::hopper;
+  if (options.megatron) machine.cublas_workspace_config = options.megatron->environment.cublas_workspace_config;
+  if (!options.gpu || is_capacity(*options.gpu)) return machine;
+  const std::optional<GpuGeneration> named = generation_of_gpu(*options.gpu);
+  if (!named) return std::nullopt;
+  machine.generation = *named;
+  return machine;
+}
+
+// What is not known of the GPU, in words.
+void add_machine_note(const PlanOptions& options, Report& report) {
+  if (!options.gpu) return;
+  if (is_capacity(*options.gpu)) {
+    report.notes.push_back(
+        fmt::format("--gpu {} does not say which GPU: libraries and context as on Hopper", *options.gpu));
+  } else if (!generation_of_gpu(*options.gpu)) {
+    report.notes.push_back(fmt::format("what libraries and the driver take of {} is not known", *options.gpu));
+  }
 }
 
 // The blocks that an engine allocates: one for each of its terms, or our one arena.
@@ -90,7 +106,7 @@ std::uint64_t communicators(const Setup& setup) {
 // Reserved by the allocator, and with the driver's context and NCCL's buffers: what nvidia-smi shows.
 void add_reserved(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage,
                   Sized& sized) {
-  const MegatronMachine machine = machine_of(options);
+  const std::optional<MegatronMachine> machine = machine_of(options);
   DeviceMemory& device = sized.report.ranks.front().device;
   const std::optional<Bytes> reserved =
       peak_reserved(engine_blocks(sized), model, catalog, options.setup, options.whole_client(), stage, machine,
@@ -100,22 +116,18 @@ void add_reserved(const PlanOptions& options, const Model& model, const Catalog&
   LibraryUse use;
   use.communicators = communicators(options.setup);
   use.channels = kNvlinkChannels;
-  const std::optional<Bytes> context = cuda_context(machine.generation);
-  if (!context) return;
-  device.context = workspaces_of(machine.generation, use).outside();
+  if (!machine || !cuda_context(machine->generation)) return;
+  device.context = workspaces_of(machine->generation, use).outside();
   device.total = *device.peak_reserved + *device.context;
 }
 
 // Counts activations where the client says enough; else says in a note what is missing.
 void add_activations(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage,
                      Sized& sized) {
-  if (!options.sequence || options.parameters) return;
+  if (options.parameters || (!options.sequence && model.architecture.vocabulary > 0)) return;
   const ClientSide client = client_side(options, model, catalog, stage);
   if (client.holds) {
-    if (options.gpu && !generation_of_gpu(*options.gpu)) {
-      sized.report.notes.push_back(
-          fmt::format("--gpu {} does not say its generation: libraries and context as on Hopper", *options.gpu));
-    }
+    add_machine_note(options, sized.report);
     add_client(sized.report.ranks.front().device, engine_holds(options, sized), *client.holds);
     add_reserved(options, model, catalog, stage, sized);
   } else {

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
+#include <string_view>
 
 #include "base/checked.h"
 #include "planner/activations/megatron/megatron_layers.h"
@@ -233,7 +235,32 @@ Bytes mask_bytes(const MegatronContext& context) {
 
 }  // namespace
 
+namespace {
+
+// One stack of blocks between an embedding and a head of its vocabulary: what core/models/gpt and bert build.
+bool is_language_model(const Model& model) {
+  const std::uint64_t words = model.architecture.vocabulary;
+  std::set<std::string_view> stacks;
+  bool head = false;
+  for (const ModuleRun& run : model.modules) {
+    if (run.numbered) {
+      stacks.insert(run.name);
+      continue;
+    }
+    head = head || std::any_of(run.modules.begin(), run.modules.end(), [&](const Module& module) {
+             return module.kind == ModuleKind::linear && module.output == words;
+           });
+  }
+  return words > 0 && head && stacks.size() == 1;
+}
+
+}  // namespace
+
 std::string megatron_refuses(const Model& model, const Catalog& held) {
+  if (!model.catalog.family.starts_with("megatron") && !is_language_model(model)) {
+    return fmt::format("profile megatron does not know {}: expected one stack of blocks and a head of words",
+                       model.catalog.family);
+  }
   for (const UnitRun& run : held.runs) {
     if (!run.numbered) continue;
     if (run.name.starts_with("mtp.")) return "profile megatron does not know multi-token prediction yet";

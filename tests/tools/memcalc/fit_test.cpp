@@ -116,6 +116,65 @@ TEST_F(FitTest, TheCheapestChangeSavesWhatItSays) {
   EXPECT_GT(total(before), 24ULL << 30);
 }
 
+TEST_F(FitTest, TheLongestSequence) {
+  const std::string setup = model_ + " --gpus 4 --zero 3 --gpu 24GiB";
+  const json::object fit = ask("fit " + setup + " --ask seq");
+  const std::uint64_t longest = number(fit.at("plans").at(0).at("setup").at("sequence"));
+  const auto status = [&](std::uint64_t tokens) {
+    return memcalc("plan " + setup + " --seq " + std::to_string(tokens)).status;
+  };
+  EXPECT_EQ(longest % 128, 0U);
+  EXPECT_EQ(status(longest), 0);
+  EXPECT_EQ(status(longest + 128), 1);
+}
+
+TEST_F(FitTest, TheLargestModelHasMoreBlocksThanASmallerGpuAllows) {
+  const auto blocks = [&](const char* gpu) {
+    const json::object fit = ask("fit " + model_ + " --gpus 4 --zero 3 --seq 1024 --gpu " + gpu + " --ask model");
+    return std::stoull(std::string(fit.at("answer").as_string()));
+  };
+  const std::uint64_t small = blocks("16GiB");
+  EXPECT_GT(small, 1U);
+  EXPECT_GT(blocks("24GiB"), small);
+}
+
+// Where no single change is enough, two are tried; never two that share out the same ranks.
+TEST_F(FitTest, PairsOfChanges) {
+  const json::object fit = ask("fit " + model_ + " --gpus 8 --gpu 6GiB --seq 2048 --zero 1 --ask cheapest");
+  ASSERT_FALSE(fit.at("plans").as_array().empty());
+  for (const json::value& plan : fit.at("plans").as_array()) {
+    EXPECT_EQ(number(plan.at("setup").at("world_size")), 8U);
+    const std::string change(plan.at("change").as_string());
+    EXPECT_EQ(change.find("--grad-accum"), change.rfind("--grad-accum")) << change;
+    const std::string words = "plan " + model_ + " --gpus 8 --gpu 6GiB --seq 2048 " +
+                              (change.find("--zero") == std::string::npos ? "--zero 1 " : "") + change;
+    EXPECT_EQ(memcalc(words).status, 0) << words;
+  }
+}
+
+// A gather that nothing hides costs time.
+TEST_F(FitTest, WhatHidesNothingIsSlower) {
+  const std::string setup =
+      "fit llama-3.1-8b --gpus 64 --zero 3 --gpu h100-80gb --seq 4096 --tp 1 --pp 1 --micro-batch 1 "
+      "--recompute full --global-batch 64 --plans 1";
+  const auto seconds = [&](const std::string& words) {
+    return ask(setup + words).at("plans").at(0).at("step_seconds").as_double();
+  };
+  EXPECT_GT(seconds(" --prefetch 0"), seconds(""));
+}
+
+TEST_F(FitTest, WhatIsNotKnownDoesNotFit) {
+  const json::object fit = ask("fit " + model_ + " --gpus 2 --tp 2 --gpu 80GiB --seq 1024 --ask micro-batch", 1);
+  EXPECT_TRUE(fit.at("answer").is_null());
+  EXPECT_NE(fit.at("rejected").at(0).at("why").as_string().find("not counted"), json::string::npos);
+}
+
+TEST_F(FitTest, HugeNumbersAreRefused) {
+  EXPECT_EQ(memcalc("fit " + model_ + " --gpus 1048576 --micro-batch 17592186044416 --seq 1 --gpu 80GiB").status, 3);
+  EXPECT_EQ(memcalc("plan " + model_ + " --seq 4096 --micro-batch 8589934592").status, 3);
+  EXPECT_EQ(memcalc("fit " + model_ + " --gpu 2GiB --seq 1024 --ask gpus").status, 1);
+}
+
 TEST_F(FitTest, WhereNothingFitsItSaysSo) {
   const json::object fit = ask("fit " + model_ + " --gpu 2GiB --seq 1024", 1);
   EXPECT_TRUE(fit.at("answer").is_null());
