@@ -15,7 +15,7 @@ using autograd::Pass;
 using autograd::Tape;
 
 constexpr std::uint64_t kMinBlockSize = 512;
-constexpr std::uint64_t kMiB = 1024 * 1024;
+constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
 constexpr std::uint64_t kSmallSize = kMiB;
 constexpr std::uint64_t kSmallBuffer = 2 * kMiB;
 constexpr std::uint64_t kLargeBuffer = 20 * kMiB;

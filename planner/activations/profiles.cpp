@@ -13,7 +13,12 @@ namespace shardplan {
 
 namespace {
 
-using namespace autograd;
+using autograd::find_hf_family;
+using autograd::ForwardContext;
+using autograd::NotModelled;
+using autograd::Tape;
+using autograd::TapeOptions;
+using autograd::Value;
 
 // A kind of rank with tensors that are no model's own: adapters, quantised weights.
 bool is_changed(const Catalog& held) {

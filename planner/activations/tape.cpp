@@ -308,7 +308,9 @@ void Tape::run(std::size_t first) {
     unit_ = node.unit;
     purpose_ = node.purpose;
     mark();
-    std::vector<Value> gradients = node.formula(*this, node.saved, std::move(node.gradients));
+    std::vector<Value> incoming = std::move(node.gradients);
+    std::vector<Value> gradients = node.formula(*this, node.saved, incoming);
+    incoming.clear();
     node.saved.clear();
     node.formula = nullptr;
     SHARDPLAN_CHECK(gradients.size() == node.inputs.size(), "a formula gives one gradient for each input");
@@ -379,7 +381,7 @@ Value Tape::checkpoint(Function function, std::span<const Value> inputs) {
     if (keeps_saved_) node.saved.push_back(input.detached());
   }
   node.formula = [function = std::move(function), trained = std::move(trained)](
-                     Tape& tape, std::span<const Value> saved, std::vector<Value> incoming) {
+                     Tape& tape, std::span<const Value> saved, std::vector<Value>& incoming) {
     return tape.recompute(function, saved, trained, std::move(incoming[0]));
   };
   nodes_.push_back(std::move(node));

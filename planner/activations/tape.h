@@ -108,7 +108,7 @@ class Value {
 // where none is needed). It takes the incoming ones, so that it may hand one on or let it go. It captures shapes, never
 // Values: what a node keeps alive is what it saved.
 using Formula =
-    std::function<std::vector<Value>(Tape& tape, std::span<const Value> saved, std::vector<Value> incoming)>;
+    std::function<std::vector<Value>(Tape& tape, std::span<const Value> saved, std::vector<Value>& incoming)>;
 
 struct Storage {
   std::string_view name;  // of the operation that made it; a literal

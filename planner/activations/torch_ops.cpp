@@ -51,7 +51,7 @@ Formula fresh_gradients(std::string_view operation, std::span<const Value> input
   metas.reserve(inputs.size());
   for (const Value& input : inputs) metas.push_back(meta_of(input));
   return [operation, metas = std::move(metas), order = std::move(order)](Tape& tape, std::span<const Value>,
-                                                                         std::vector<Value> incoming) {
+                                                                         std::vector<Value>& incoming) {
     std::vector<Value> gradients(metas.size());
     for (const std::size_t i : order) {
       const bool alike = metas[i].shape == incoming[0].shape();
@@ -69,7 +69,7 @@ Formula fresh_gradients(std::string_view operation, std::span<const Value> input
 
 // The gradient itself goes on, under the shape that the input has.
 Formula same_gradient(const Value& input) {
-  return [shape = input.shape()](Tape&, std::span<const Value>, std::vector<Value> incoming) {
+  return [shape = input.shape()](Tape&, std::span<const Value>, std::vector<Value>& incoming) {
     std::vector<Value> gradients;
     gradients.push_back(incoming[0].viewed(shape));
     return gradients;
@@ -78,14 +78,14 @@ Formula same_gradient(const Value& input) {
 
 // The same after `temporaries` more tensors of its shape, all of which live until the formula has been evaluated.
 Formula gradient_after(std::string_view operation, const Value& input, int temporaries) {
-  return
-      [operation, temporaries, meta = meta_of(input)](Tape& tape, std::span<const Value>, std::vector<Value> incoming) {
-        std::vector<Value> made;
-        for (int i = 0; i < temporaries; ++i) made.push_back(fresh(tape, operation, meta, incoming[0].layout()));
-        std::vector<Value> gradients;
-        gradients.push_back(fresh(tape, operation, meta, incoming[0].layout()));
-        return gradients;
-      };
+  return [operation, temporaries, meta = meta_of(input)](Tape& tape, std::span<const Value>,
+                                                         std::vector<Value>& incoming) {
+    std::vector<Value> made;
+    for (int i = 0; i < temporaries; ++i) made.push_back(fresh(tape, operation, meta, incoming[0].layout()));
+    std::vector<Value> gradients;
+    gradients.push_back(fresh(tape, operation, meta, incoming[0].layout()));
+    return gradients;
+  };
 }
 
 Value record(std::string_view operation, std::span<const Value> inputs, Value output, std::vector<Value> saved) {
@@ -148,11 +148,11 @@ Value reshaped(Tape& tape, const Value& x, const Shape& shape) {
 
 }  // namespace
 
-Value view(const Value& x, Shape shape) {
+Value view(const Value& x, const Shape& shape) {
   Tape& tape = x.tape();
   if (x.layout() == Layout::swapped && shape == x.shape()) return x;
   return tape.record("view", std::span(&x, 1), reshaped(tape, x, shape), {},
-                     [from = x.shape()](Tape& t, std::span<const Value>, std::vector<Value> incoming) {
+                     [from = x.shape()](Tape& t, std::span<const Value>, std::vector<Value>& incoming) {
                        std::vector<Value> gradients;
                        gradients.push_back(reshaped(t, incoming[0], from));
                        return gradients;
@@ -176,7 +176,7 @@ Value swapped(const Value& x) {
 
 Value transpose(const Value& x) {
   return x.tape().record("transpose", std::span(&x, 1), swapped(x), {},
-                         [](Tape&, std::span<const Value>, std::vector<Value> incoming) {
+                         [](Tape&, std::span<const Value>, std::vector<Value>& incoming) {
                            std::vector<Value> gradients;
                            gradients.push_back(swapped(incoming[0]));
                            return gradients;
@@ -219,7 +219,7 @@ Value cat(std::span<const Value> parts, Shape shape) {
   Value output = tape.allocate("cat", std::move(shape), parts[0].dtype());
   // Gradients of the parts are views of the whole (FunctionsManual.cpp, cat_tensors_backward).
   return tape.record("cat", parts, std::move(output), {},
-                     [shapes = std::move(shapes)](Tape&, std::span<const Value>, std::vector<Value> incoming) {
+                     [shapes = std::move(shapes)](Tape&, std::span<const Value>, std::vector<Value>& incoming) {
                        std::vector<Value> gradients;
                        for (const Shape& part : shapes) gradients.push_back(incoming[0].viewed(part));
                        return gradients;
@@ -234,33 +234,33 @@ Value to(const Value& x, DType dtype) {
 Value add(const Value& a, const Value& b) {
   const std::array inputs{a, b};
   Value output = a.tape().allocate("add", broadcast(a.shape(), b.shape()), promoted(a, b), layout_of(a, b));
-  return a.tape().record(
-      "add", inputs, std::move(output), {},
-      [operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>, std::vector<Value> incoming) {
-        std::vector<Value> gradients(2);
-        for (std::size_t i = 0; i < 2; ++i) {
-          if (operands[i].wanted) gradients[i] = incoming[0];
-        }
-        fit(tape, gradients, operands);
-        return gradients;
-      });
+  return a.tape().record("add", inputs, std::move(output), {},
+                         [operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>,
+                                                                         std::vector<Value>& incoming) {
+                           std::vector<Value> gradients(2);
+                           for (std::size_t i = 0; i < 2; ++i) {
+                             if (operands[i].wanted) gradients[i] = incoming[0];
+                           }
+                           fit(tape, gradients, operands);
+                           return gradients;
+                         });
 }
 
 Value sub(const Value& a, const Value& b) {
   const std::array inputs{a, b};
   Value output = a.tape().allocate("sub", broadcast(a.shape(), b.shape()), promoted(a, b), layout_of(a, b));
-  return a.tape().record(
-      "sub", inputs, std::move(output), {},
-      [operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>, std::vector<Value> incoming) {
-        const Value& gradient = incoming[0];
-        std::vector<Value> gradients(2);
-        if (operands[1].wanted) {
-          gradients[1] = tape.allocate("neg", gradient.shape(), gradient.dtype(), gradient.layout());
-        }
-        if (operands[0].wanted) gradients[0] = gradient;
-        fit(tape, gradients, operands);
-        return gradients;
-      });
+  return a.tape().record("sub", inputs, std::move(output), {},
+                         [operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>,
+                                                                         std::vector<Value>& incoming) {
+                           const Value& gradient = incoming[0];
+                           std::vector<Value> gradients(2);
+                           if (operands[1].wanted) {
+                             gradients[1] = tape.allocate("neg", gradient.shape(), gradient.dtype(), gradient.layout());
+                           }
+                           if (operands[0].wanted) gradients[0] = gradient;
+                           fit(tape, gradients, operands);
+                           return gradients;
+                         });
 }
 
 Value mul(const Value& a, const Value& b) {
@@ -272,7 +272,7 @@ Value mul(const Value& a, const Value& b) {
   if (a.requires_grad()) saved.push_back(b);
   return a.tape().record("mul", inputs, std::move(output), std::move(saved),
                          [whole, operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>,
-                                                                                std::vector<Value> incoming) {
+                                                                                std::vector<Value>& incoming) {
                            std::vector<Value> gradients(2);
                            for (const std::size_t i : {1U, 0U}) {  // "other", "self"
                              if (!operands[i].wanted) continue;
@@ -297,16 +297,16 @@ Value scaled_in_place(const Value& x) {
 
 Value add_in_place(const Value& a, const Value& b) {
   const std::array inputs{a, b};
-  return a.tape().record(
-      "add", inputs, a, {},
-      [operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>, std::vector<Value> incoming) {
-        std::vector<Value> gradients(2);
-        for (std::size_t i = 0; i < 2; ++i) {
-          if (operands[i].wanted) gradients[i] = incoming[0];
-        }
-        fit(tape, gradients, operands);
-        return gradients;
-      });
+  return a.tape().record("add", inputs, a, {},
+                         [operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>,
+                                                                         std::vector<Value>& incoming) {
+                           std::vector<Value> gradients(2);
+                           for (std::size_t i = 0; i < 2; ++i) {
+                             if (operands[i].wanted) gradients[i] = incoming[0];
+                           }
+                           fit(tape, gradients, operands);
+                           return gradients;
+                         });
 }
 
 Value neg(const Value& x) {
@@ -430,7 +430,7 @@ Value index_rows(const Value& x, const Value& index, std::uint64_t rows) {
   Shape shape = x.shape();
   shape[0] = rows;
   return x.tape().record("index", std::span(&x, 1), x.tape().allocate("index", std::move(shape), x.dtype()), {index},
-                         [meta = meta_of(x)](Tape& tape, std::span<const Value>, std::vector<Value>) {
+                         [meta = meta_of(x)](Tape& tape, std::span<const Value>, std::vector<Value>&) {
                            // index_put_ into zeros; subclasses of Tensor get a tensor of their own for it.
                            std::vector<Value> gradients;
                            Value zeros = tape.allocate("index backward", meta.shape, meta.dtype);
@@ -447,7 +447,7 @@ Value index_add(const Value& sum, const Value& index, const Value& rows) {
   if (rows.requires_grad()) saved = {index, rows};
   return sum.tape().record("index_add", inputs, sum.detached(), std::move(saved),
                            [operands = std::array{meta_of(sum), meta_of(rows)}](Tape& tape, std::span<const Value>,
-                                                                                std::vector<Value> incoming) {
+                                                                                std::vector<Value>& incoming) {
                              std::vector<Value> gradients(2);
                              if (operands[0].wanted) gradients[0] = incoming[0];
                              gradients[1] = fresh(tape, "index_select", operands[1]);
@@ -508,7 +508,7 @@ Formula attention_gradients(std::string_view operation, std::span<const Value> i
   };
   std::vector<Input> metas;
   for (const Value& input : inputs) metas.push_back({meta_of(input), layout.value_or(input.layout())});
-  return [operation, metas = std::move(metas)](Tape& tape, std::span<const Value>, std::vector<Value>) {
+  return [operation, metas = std::move(metas)](Tape& tape, std::span<const Value>, std::vector<Value>&) {
     std::vector<Value> gradients;
     for (const Input& input : metas) gradients.push_back(fresh(tape, operation, input.meta, input.layout));
     return gradients;

@@ -14,7 +14,7 @@
 namespace shardplan::autograd {
 
 // torch's reshape: a view, which costs nothing, unless the tensor's layout asks for a copy; its backward likewise.
-Value view(const Value& x, Shape shape);
+Value view(const Value& x, const Shape& shape);
 // Swaps dims 1 and 2: [b, s, h, d] to [b, h, s, d] and back.
 Value transpose(const Value& x);
 // One that several parts are taken of: each part is a view; the backward concatenates their gradients (split, chunk).

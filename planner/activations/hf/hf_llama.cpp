@@ -269,7 +269,6 @@ Value granite(ForwardContext& context) {
 
 // Attention and MLP side by side behind one norm.
 Value cohere_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  const Value residual = input;
   const Value hidden = cohere_norm(block["input_layernorm"], input);
   const Value attention = [&] {
     Heads heads = project_heads(block, hidden);
@@ -277,7 +276,7 @@ Value cohere_block(ForwardContext& context, const UnitView& block, const Value& 
     return attended(context, block, heads);
   }();
   const Value inner = mlp(block, hidden);
-  return add(add(residual, attention), inner);
+  return add(add(input, attention), inner);
 }
 
 Value cohere(ForwardContext& context) {

@@ -94,14 +94,14 @@ Value latent_attention(MegatronContext& context, const MegatronLayer& layer, con
     std::vector<Value> combined = split(column_linear(context, x, latent.key_rank + latent.rotary, whole), widths);
     positions = combined[1];
     if (context.splits_sequence()) {
-      positions = context.tape.record(
-          "gather", std::span(&combined[1], 1), context.allocate("gathered", {context.tokens.tokens, latent.rotary}),
-          {},
-          [shape = combined[1].shape(), dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>) {
-            std::vector<Value> gradients;
-            gradients.push_back(tape.allocate("scattered", shape, dtype));
-            return gradients;
-          });
+      positions = context.tape.record("gather", std::span(&combined[1], 1),
+                                      context.allocate("gathered", {context.tokens.tokens, latent.rotary}), {},
+                                      [shape = combined[1].shape(), dtype = context.dtype](
+                                          Tape& tape, std::span<const Value>, std::vector<Value>&) {
+                                        std::vector<Value> gradients;
+                                        gradients.push_back(tape.allocate("scattered", shape, dtype));
+                                        return gradients;
+                                      });
     }
     keys_and_values = up(combined[0], heads * (plain + layer.value));
   }
@@ -118,7 +118,7 @@ Value latent_attention(MegatronContext& context, const MegatronLayer& layer, con
   std::vector<Value> qkv =
       context.tape.record("latent rope", inputs, std::move(outputs), std::move(saved),
                           [shapes = std::array{query.shape(), keys_and_values.shape(), positions.shape()},
-                           dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>) {
+                           dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>&) {
                             std::vector<Value> gradients;
                             for (const Shape& shape : shapes)
                               gradients.push_back(tape.allocate("latent rope backward", shape, dtype));
@@ -178,7 +178,7 @@ Value route(MegatronContext& context, const MegatronLayer::Experts& experts, con
   saved.push_back(probabilities);
   return tape.record("router", std::span(&x, 1), std::move(probabilities), std::move(saved),
                      [shape, dtype, input = x.shape(), compute = context.dtype](Tape& backward, std::span<const Value>,
-                                                                                std::vector<Value>) {
+                                                                                std::vector<Value>&) {
                        const Value logits = backward.allocate("router backward", shape, dtype);
                        std::vector<Value> gradients;
                        gradients.push_back(backward.allocate("router backward", input, compute));
@@ -218,7 +218,7 @@ Dispatched dispatch(MegatronContext& context, const Value& x, const Value& proba
   std::vector<Value> results =
       tape.record("dispatch", inputs, std::move(outputs), std::move(saved),
                   [shape = x.shape(), pairs, features, dtype = context.dtype, routed = probabilities.shape(),
-                   of_routed = probabilities.dtype()](Tape& backward, std::span<const Value>, std::vector<Value>) {
+                   of_routed = probabilities.dtype()](Tape& backward, std::span<const Value>, std::vector<Value>&) {
                     const Value unpermuted = backward.allocate("dispatch backward", {pairs, features}, dtype);
                     std::vector<Value> gradients;
                     gradients.push_back(backward.allocate("dispatch backward", shape, dtype));
@@ -246,7 +246,7 @@ Value expert_linear(MegatronContext& context, const Value& x, std::uint64_t outp
   return context.tape.record(
       "expert linear", std::span(&x, 1), context.allocate("expert linear", {x.size(0), output}), std::move(saved),
       [shape = x.shape(), input, output, made, fused, again = options.recomputed_input, dtype = context.dtype](
-          Tape& tape, std::span<const Value>, std::vector<Value>) {
+          Tape& tape, std::span<const Value>, std::vector<Value>&) {
         const Value recomputed = again ? tape.allocate("recomputed", shape, dtype) : Value();
         std::vector<Value> gradients;
         gradients.push_back(tape.allocate("expert linear backward", shape, dtype));
@@ -270,7 +270,7 @@ Value weighted_activation(MegatronContext& context, Value x, const Value& probab
     return context.tape.record(
         "weighted activation", inputs, context.allocate("weighted activation", {x.size(0), width}), std::move(saved),
         [shapes = std::array{x.shape(), probabilities.shape()}, dtype = context.dtype, routed = probabilities.dtype()](
-            Tape& tape, std::span<const Value>, std::vector<Value>) {
+            Tape& tape, std::span<const Value>, std::vector<Value>&) {
           std::vector<Value> gradients;
           gradients.push_back(tape.allocate("weighted activation backward", shapes[0], dtype));
           gradients.push_back(tape.allocate("weighted activation backward", shapes[1], routed));
@@ -306,7 +306,7 @@ Value combine(MegatronContext& context, const Value& outputs, std::uint64_t toke
   if (context.megatron().deterministic_mode) saved.push_back(outputs);
   return context.tape.record(
       "combine", std::span(&outputs, 1), context.allocate("combine", {tokens, features}), std::move(saved),
-      [shape = outputs.shape(), dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>) {
+      [shape = outputs.shape(), dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>&) {
         std::vector<Value> gradients;
         gradients.push_back(tape.allocate("combine backward", shape, dtype));
         return gradients;

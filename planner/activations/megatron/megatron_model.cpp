@@ -14,7 +14,11 @@
 namespace shardplan {
 namespace {
 
-using namespace autograd;
+using autograd::MegatronContext;
+using autograd::MegatronUse;
+using autograd::Purpose;
+using autograd::Tape;
+using autograd::Value;
 
 // Equal layers in a row that are computed one by one, or as one unit of a recomputation.
 struct Stretch {
@@ -81,7 +85,7 @@ class Forward {
     c_.tape.enter("received");
     const Value before = c_.tape.parameter("the stage before", {1}, c_.dtype, true);
     return c_.tape.record("received", std::span(&before, 1), c_.allocate("received", {c_.tokens.split, features_}), {},
-                          [](Tape&, std::span<const Value>, std::vector<Value>) { return std::vector<Value>(1); });
+                          [](Tape&, std::span<const Value>, std::vector<Value>&) { return std::vector<Value>(1); });
   }
 
   // M pipeline_parallel/schedules.py:171: what was sent is let go of; a gradient as large comes back.
@@ -89,7 +93,7 @@ class Forward {
     Value sent = c_.allocate("sent", {1});
     sent = c_.tape.record(
         "send", std::span(&hidden, 1), std::move(sent), {},
-        [shape = hidden.shape(), dtype = hidden.dtype()](Tape& tape, std::span<const Value>, std::vector<Value>) {
+        [shape = hidden.shape(), dtype = hidden.dtype()](Tape& tape, std::span<const Value>, std::vector<Value>&) {
           std::vector<Value> gradients;
           gradients.push_back(tape.allocate("received gradient", shape, dtype));
           return gradients;
@@ -110,7 +114,7 @@ class Forward {
     if (tokens.split < tokens.tokens) hidden = c_.allocate("scattered", {tokens.split, features_});
     hidden = c_.tape.record("word embedding", std::span(&weight, 1), std::move(hidden), std::move(saved),
                             [rows = vocabulary(), features = features_, dtype = c_.dtype](
-                                Tape& tape, std::span<const Value>, std::vector<Value>) {
+                                Tape& tape, std::span<const Value>, std::vector<Value>&) {
                               const Purpose before = tape.set_purpose(Purpose::gradient);
                               const Value gradient = tape.allocate("embedding gradient", {rows, features}, dtype);
                               tape.set_purpose(before);

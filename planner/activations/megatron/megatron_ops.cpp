@@ -91,7 +91,7 @@ Value fused_kernel(const Attended& a, const Value& q, const Value& k, const Valu
   const std::array shapes{q.shape(), k.shape(), v.shape()};
   return tape.record(name, inputs, std::move(output), std::move(saved),
                      [shapes, rows = a.rows(), again = a.sizes.recomputed_inputs, dtype = a.context.dtype](
-                         Tape& backward, std::span<const Value>, std::vector<Value>) {
+                         Tape& backward, std::span<const Value>, std::vector<Value>&) {
                        std::vector<Value> inputs_again;
                        if (again) {
                          for (const Shape& shape : shapes) {
@@ -137,10 +137,11 @@ Value unfused_attention(const Attended& a, const Value& q, Value k, Value v, boo
   if (s.heads > s.kv_heads) {
     const auto repeated = [&](const Value& x, std::uint64_t features) {
       Value output = context.allocate("repeated heads", {x.size(0), s.heads * features});
-      return record("repeat_interleave", x, std::move(output), {},
-                    [shape = x.shape(), dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>) {
-                      return one(tape.allocate("repeat_interleave backward", shape, dtype));
-                    });
+      return record(
+          "repeat_interleave", x, std::move(output), {},
+          [shape = x.shape(), dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>&) {
+            return one(tape.allocate("repeat_interleave backward", shape, dtype));
+          });
     };
     k = repeated(k, s.head);
     v = repeated(v, s.value);
@@ -165,7 +166,7 @@ Value unfused_attention(const Attended& a, const Value& q, Value k, Value v, boo
         one(context.tape.allocate("padding mask", {context.tokens.batch, s.queries, s.keys}, DType::boolean));
     probabilities =
         record("masked_fill", probabilities, probabilities, std::move(mask),
-               [shape = a.scores(), dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>) {
+               [shape = a.scores(), dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>&) {
                  return one(tape.allocate("masked_fill backward", shape, dtype));
                });
   }
@@ -245,11 +246,11 @@ Value unfused_cross_entropy(MegatronContext& context, const Value& logits, bool 
   Value loss = tape.allocate("loss", {tokens}, DType::f32);
   if (writes_in_place) {
     return record("vocab_parallel_cross_entropy", wide, std::move(loss), std::move(saved),
-                  [](Tape&, std::span<const Value> kept, std::vector<Value>) { return one(kept[0]); });
+                  [](Tape&, std::span<const Value> kept, std::vector<Value>&) { return one(kept[0]); });
   }
   return record(
       "fused_vocab_parallel_cross_entropy", logits, std::move(loss), std::move(saved),
-      [shape = logits.shape(), dtype = context.dtype](Tape& backward, std::span<const Value>, std::vector<Value>) {
+      [shape = logits.shape(), dtype = context.dtype](Tape& backward, std::span<const Value>, std::vector<Value>&) {
         return one(backward.allocate("gradient of the logits", shape, dtype));
       });
 }
@@ -257,7 +258,7 @@ Value unfused_cross_entropy(MegatronContext& context, const Value& logits, bool 
 // TE cross_entropy.py:62: the gradient takes the place of the logits.
 Value te_cross_entropy(MegatronContext& context, const Value& logits) {
   return record("te parallel_cross_entropy", logits, context.tape.allocate("loss", {logits.size(0)}, DType::f32),
-                one(logits), [](Tape&, std::span<const Value> kept, std::vector<Value>) { return one(kept[0]); });
+                one(logits), [](Tape&, std::span<const Value> kept, std::vector<Value>&) { return one(kept[0]); });
 }
 
 // M tensor_parallel/layers.py, ColumnParallelLinear: never TE's. The gathered input is in the global buffer.
@@ -270,7 +271,7 @@ Value output_layer(MegatronContext& context, const Value& hidden, std::uint64_t 
   return record("output layer", hidden, context.allocate("logits", {tokens, vocabulary}), one(hidden),
                 [shape = hidden.shape(), tokens, features, vocabulary, dtype = context.dtype,
                  fused = context.megatron().gradient_accumulation_fusion](Tape& tape, std::span<const Value>,
-                                                                          std::vector<Value>) {
+                                                                          std::vector<Value>&) {
                   Value gradient = tape.allocate("gradient of the hidden state", {tokens, features}, dtype);
                   Value scattered = shape[0] < tokens ? tape.allocate("scattered gradient", shape, dtype) : Value();
                   const Value of_weight = weight_gradient(tape, fused, dtype, vocabulary, features);
@@ -303,7 +304,7 @@ Value norm(MegatronContext& context, const Value& x, bool rms) {
   if (!rms) saved.push_back(tape.allocate("mu", {x.size(0)}, DType::f32));
   return record(
       "norm", input, context.allocate("norm", input.shape()), std::move(saved),
-      [shape = input.shape(), dtype = context.dtype](Tape& backward, std::span<const Value>, std::vector<Value>) {
+      [shape = input.shape(), dtype = context.dtype](Tape& backward, std::span<const Value>, std::vector<Value>&) {
         return one(backward.allocate("norm backward", shape, dtype));
       });
 }
@@ -323,7 +324,7 @@ Value column_linear(MegatronContext& context, const Value& x, std::uint64_t outp
   return record("column linear", x, std::move(y), kept_input(context, x, options),
                 [shape = x.shape(), tokens, input, output, gathers, again = options.recomputed_input,
                  dtype = context.dtype, fused = context.megatron().gradient_accumulation_fusion](
-                    Tape& tape, std::span<const Value>, std::vector<Value>) {
+                    Tape& tape, std::span<const Value>, std::vector<Value>&) {
                   const Value recomputed = again ? tape.allocate("recomputed", shape, dtype) : Value();
                   const Value whole = gathers ? tape.allocate("gathered", {tokens, input}, dtype) : Value();
                   Value gradient = tape.allocate("column linear backward", {tokens, input}, dtype);
@@ -343,7 +344,7 @@ Value row_linear(MegatronContext& context, const Value& x, std::uint64_t output,
   return record("row linear", x, std::move(y), kept_input(context, x, options),
                 [shape = x.shape(), tokens, input, output, scatters, again = options.recomputed_input,
                  dtype = context.dtype, fused = context.megatron().gradient_accumulation_fusion](
-                    Tape& tape, std::span<const Value>, std::vector<Value>) {
+                    Tape& tape, std::span<const Value>, std::vector<Value>&) {
                   const Value recomputed = again ? tape.allocate("recomputed", shape, dtype) : Value();
                   const Value whole = scatters ? tape.allocate("gathered gradient", {tokens, output}, dtype) : Value();
                   Value gradient = tape.allocate("row linear backward", shape, dtype);
@@ -362,7 +363,7 @@ Value bias_dropout_add(MegatronContext& context, const Value& x, const Value& re
   const std::array inputs{x, residual};
   return tape.record("bias dropout add", inputs, std::move(output), std::move(saved),
                      [shape = x.shape(), dtype = x.dtype(), drops, same](Tape& backward, std::span<const Value>,
-                                                                         std::vector<Value> incoming) {
+                                                                         std::vector<Value>& incoming) {
                        std::vector<Value> gradients(2);
                        gradients[0] =
                            drops || !same ? backward.allocate("dropout backward", shape, dtype) : incoming[0];
@@ -378,7 +379,7 @@ Value mlp_activation(MegatronContext& context, Value x, std::uint64_t width, boo
     std::vector<Value> saved =
         one(in_fp8 ? context.tape.allocate("fp8 input of the activation", x.shape(), DType::f8_e4m3) : x);
     return record("activation", x, context.allocate("activation", {x.size(0), width}), std::move(saved),
-                  [shape = x.shape(), dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>) {
+                  [shape = x.shape(), dtype = context.dtype](Tape& tape, std::span<const Value>, std::vector<Value>&) {
                     return one(tape.allocate("activation backward", shape, dtype));
                   });
   }
@@ -398,7 +399,7 @@ Value rotate(MegatronContext& context, const Value& x, std::uint64_t heads, std:
   if (context.megatron().rope_fusion) {
     return record(
         "rope", x, context.allocate("rope", x.shape()), {},
-        [shape = x.shape(), dtype = context.dtype](Tape& backward, std::span<const Value>, std::vector<Value>) {
+        [shape = x.shape(), dtype = context.dtype](Tape& backward, std::span<const Value>, std::vector<Value>&) {
           return one(backward.allocate("rope backward", shape, dtype));
         });
   }

@@ -72,12 +72,12 @@ std::optional<MegatronLayer> megatron_layer(const Modules& modules) {
     if (module.kind == ModuleKind::multiply && !names(module, "scale")) layer.gated = true;
     if (module.kind != ModuleKind::activation || module.output <= 1) continue;
     if (module.routing) {
-      if (!layer.experts) layer.experts.emplace();
+      if (!layer.experts) layer.experts = MegatronLayer::Experts{};
       layer.experts->experts = module.routing->experts;
       layer.experts->chosen = module.routing->chosen;
       layer.experts->ffn = module.routing->fused ? module.output / module.routing->experts : module.output;
     } else if (names(module, "shared_expert")) {
-      if (!layer.experts) layer.experts.emplace();
+      if (!layer.experts) layer.experts = MegatronLayer::Experts{};
       layer.experts->shared_ffn = module.output;
     } else {
       layer.ffn = module.output;
