@@ -195,8 +195,8 @@ bool stores_transposed(const UnitRun& run) {
   });
 }
 
-TensorSplit::TensorSplit(const Catalog& catalog, const Parallelism& parallelism)
-    : model_(catalog.name), parallelism_(parallelism), vocabulary_(find_vocabulary(catalog)) {}
+TensorSplit::TensorSplit(const Catalog& catalog, Parallelism parallelism)
+    : model_(catalog.name), parallelism_(std::move(parallelism)), vocabulary_(find_vocabulary(catalog)) {}
 
 TensorSplit::Axis TensorSplit::axis_of(std::string_view name) {
   const Named parts = named(name);

@@ -30,7 +30,7 @@ namespace shardplan {
 
 class TensorSplit {
  public:
-  TensorSplit(const Catalog& catalog, const Parallelism& parallelism);
+  TensorSplit(const Catalog& catalog, Parallelism parallelism);
 
   // The tensors of one unit of the run that a rank holds. Throws ConfigError where sizes do not divide.
   std::vector<Tensor> part_of(const UnitRun& run) const;

@@ -267,14 +267,14 @@ std::string ds_config_of(const Section& section, const std::string& precision) {
     const auto device = section.word(fmt::format("offload_{}_device", what), {"none", "cpu", "nvme"});
     if (!device || device->value == "none") continue;
     const auto path = section.text(fmt::format("offload_{}_nvme_path", what));
-    zero += fmt::format(", \"offload_{}\": {{\"device\": \"{}\"{}}}", what, device->value,
+    zero += fmt::format(R"(, "offload_{}": {{"device": "{}"{}}})", what, device->value,
                         path && device->value == "nvme" ? ", \"nvme_path\": " + quoted_json(path->value) : "");
   }
   const Saying<std::uint64_t> steps = section.count("gradient_accumulation_steps");
   std::string json = fmt::format("{{\"zero_optimization\": {{{}}}", zero);
   if (steps) json += fmt::format(", \"gradient_accumulation_steps\": {}", steps->value);
-  if (precision == "bf16" || precision == "fp8") json += ", \"bf16\": {\"enabled\": true}";
-  if (precision == "fp16") json += ", \"fp16\": {\"enabled\": true}";
+  if (precision == "bf16" || precision == "fp8") json += R"(, "bf16": {"enabled": true})";
+  if (precision == "fp16") json += R"(, "fp16": {"enabled": true})";
   return json + "}";
 }
 

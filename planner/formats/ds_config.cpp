@@ -30,7 +30,7 @@ std::optional<DType> dtype_or_null(const DsSection& section, std::string_view ke
   for (const auto& [name, dtype] : kNames) {
     if (equal_in_any_case(text, name)) return dtype;
   }
-  value.fail_expected("\"fp16\", \"bf16\" or \"fp32\"");
+  value.fail_expected(R"("fp16", "bf16" or "fp32")");
 }
 
 class Reader {
@@ -169,7 +169,7 @@ class Reader {
     if (device.empty() || device == "none") return OffloadDevice::none;
     if (device == "cpu") return OffloadDevice::cpu;
     if (device == "nvme") return OffloadDevice::nvme;
-    offload.value("device").fail_expected("\"none\", \"cpu\" or \"nvme\"");
+    offload.value("device").fail_expected(R"("none", "cpu" or "nvme")");
   }
 
   // cpu_offload_param: true is offload_param {device: cpu}. Beside it, offload_param is an error.
@@ -339,7 +339,7 @@ class Reader {
     if (autocast.flag("enabled", false)) {
       // torch.autocast's own default on a GPU.
       const DType dtype = dtype_or_null(autocast, "dtype").value_or(DType::f16);
-      if (dtype == DType::f32) autocast.value("dtype").fail_expected("\"bf16\" or \"fp16\"");
+      if (dtype == DType::f32) autocast.value("dtype").fail_expected(R"("bf16" or "fp16")");
       config_.precision = said<std::string>(dtype == DType::bf16 ? "amp-bf16" : "amp-fp16", autocast.path("enabled"));
     } else if (amp.flag("enabled", false)) {
       if (config_.stage->value > 0) {

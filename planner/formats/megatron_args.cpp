@@ -152,7 +152,7 @@ void read_precision(Arguments& a, TrainingConfig& config, MegatronOptions& optio
   const bool bf16 = a.flag("bf16");
   const bool fp16 = a.flag("fp16");
   if (bf16 && fp16) a.fail("fp16", "excludes bf16");
-  const bool fp8 = a.word_or("fp8-format", "", {"e4m3", "hybrid"}) != "";
+  const bool fp8 = !a.word_or("fp8-format", "", {"e4m3", "hybrid"}).empty();
   const bool in_bf16 = a.flag("grad-reduce-in-bf16");
   const bool in_fp32 = a.flag("accumulate-allreduce-grads-in-fp32");
   const DType main = a.dtype_or("main-grads-dtype", DType::f32, {"fp32", "bf16"});
