@@ -6,6 +6,7 @@
 #include <array>
 #include <charconv>
 #include <span>
+#include <utility>
 
 #include "base/checked.h"
 #include "base/error.h"

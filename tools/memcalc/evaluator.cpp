@@ -56,8 +56,7 @@ std::string axes_of(const PlanOptions& options) {
   return text;
 }
 
-Evaluator::Evaluator(const PlanOptions& base, Model model, Cluster cluster)
-    : base_(base), model_(std::move(model)), cluster_(std::move(cluster)) {}
+Evaluator::Evaluator(Model model, Cluster cluster) : model_(std::move(model)), cluster_(std::move(cluster)) {}
 
 Evaluator::Kinds& Evaluator::kinds_of(const PlanOptions& options) {
   const auto [entry, added] = kinds_.try_emplace(axes_key(options.setup));

@@ -13,9 +13,9 @@ namespace shardplan::memcalc {
 
 class Evaluator {
  public:
-  // `base`: what no set-up changes: all but the axes, the stage, replicas, prefetch, micro-batch, accumulation, sequence,
-  // recomputation and loss.
-  Evaluator(const PlanOptions& base, Model model, Cluster cluster);
+  // All set-ups that are asked of one evaluator differ in the axes, the stage, replicas, prefetch, micro-batch, accumulation,
+  // sequence, recomputation and loss, and in nothing else.
+  Evaluator(Model model, Cluster cluster);
 
   // Model states alone of the rank that holds most: less than what is needed. Throws ConfigError for a set-up that
   // contradicts itself.
@@ -45,7 +45,6 @@ class Evaluator {
   const EngineSide& engine(const PlanOptions& options, Kinds& kinds, std::size_t kind);
   const ClientHolds& client(const PlanOptions& options, const Kind& kind);
 
-  PlanOptions base_;
   Model model_;
   Cluster cluster_;
   std::map<std::string, Kinds> kinds_;  // by axes

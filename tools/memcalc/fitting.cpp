@@ -27,7 +27,7 @@ std::vector<std::uint64_t> powers_of_two(std::uint64_t largest) {
 class Search {
  public:
   Search(const PlanOptions& base, const FitOptions& question, Fit& fit)
-      : base_(base), question_(question), fit_(fit), evaluator_(base, fit.model, fit.cluster) {
+      : base_(base), question_(question), fit_(fit), evaluator_(fit.model, fit.cluster) {
     const std::uint64_t data = data_parallel(base.setup);
     fit.sequences = question.global_batch.value_or(
         checked_multiply(checked_multiply(base.micro_batch, base.setup.accumulation), data));
@@ -286,7 +286,7 @@ void Search::model() {
     throw ConfigError("--ask", "", "model: the blocks of this model are of several kinds, or some are frozen");
   }
   const auto fits_with = [&](std::uint64_t blocks) {
-    evaluator_ = Evaluator(base_, *with_blocks(given, blocks), fit_.cluster);
+    evaluator_ = Evaluator(*with_blocks(given, blocks), fit_.cluster);
     return fits(base_);
   };
   const std::uint64_t step = base_.setup.parallel.pipeline * base_.setup.parallel.virtual_stages;
@@ -302,7 +302,7 @@ void Search::model() {
     (fits_with(middle * step) ? low : high) = middle;
   }
   fit_.model = *with_blocks(given, std::max<std::uint64_t>(low, 1) * step);
-  evaluator_ = Evaluator(base_, fit_.model, fit_.cluster);
+  evaluator_ = Evaluator(fit_.model, fit_.cluster);
   if (!try_set_up(base_)) return;
   fit_.answer = fmt::format("{} blocks, {} parameters", with_commas(low * step),
                             with_commas(parameter_elements(fit_.model.catalog)));
