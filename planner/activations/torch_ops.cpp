@@ -566,10 +566,10 @@ Value repeat_heads(const Value& x, std::uint64_t times) {
   return simple("repeat", x, x.tape().allocate("clone", std::move(shape), x.dtype()));
 }
 
-Value batched_matmul(const Value& a, const Value& b, Shape shape) {
+Value batched_matmul(const Value& a, const Value& b, const Shape& shape) {
   const auto folded = [](const Value& x) { return view(x, {x.size(0) * x.size(1), x.size(2), x.size(3)}); };
   const Value product = matmul(folded(a), folded(b), {shape[0] * shape[1], shape[2], shape[3]});
-  return view(product, std::move(shape));
+  return view(product, shape);
 }
 
 namespace {

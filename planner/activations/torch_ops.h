@@ -78,7 +78,7 @@ Value layer_norm(const Value& x, const Value& weight, const Value& bias);
 // [b, g, s, d] to [b, g x times, s, d]: each head's copies follow it (repeat_interleave, repeat_kv); x itself for one.
 Value repeat_heads(const Value& x, std::uint64_t times);
 // torch.matmul of [b, h, m, k] and [b, h, k, n], either of them perhaps stored with its last dims swapped.
-Value batched_matmul(const Value& a, const Value& b, Shape shape);
+Value batched_matmul(const Value& a, const Value& b, const Shape& shape);
 
 // torch.nn.functional.scaled_dot_product_attention: q [b, h, s, d], k [b, g, t, d], v [b, g, t, e] to [b, h, s, e].
 struct SdpaOptions {

@@ -122,7 +122,8 @@ class Finder {
       if (s_.experts) s_.experts->layers = std::move(layers);
       return;
     }
-    MegatronSizes::Experts& e = s_.experts.emplace();
+    s_.experts = MegatronSizes::Experts{};
+    MegatronSizes::Experts& e = *s_.experts;
     e.experts = expert->routing->experts;
     e.chosen = expert->routing->chosen;
     e.ffn = expert->routing->fused ? expert->output / e.experts : expert->output;

@@ -16,7 +16,16 @@
 namespace shardplan {
 namespace {
 
-using namespace ds_config_keys;
+using ds_config_keys::kActivationCheckpointing;
+using ds_config_keys::kAio;
+using ds_config_keys::kBf16;
+using ds_config_keys::kDataTypes;
+using ds_config_keys::kFp16;
+using ds_config_keys::kOffloadOptimizer;
+using ds_config_keys::kOffloadParam;
+using ds_config_keys::kTop;
+using ds_config_keys::kTorchAutocast;
+using ds_config_keys::kZero;
 
 // runtime/config.py, DtypeEnum.
 std::optional<DType> dtype_or_null(const DsSection& section, std::string_view key) {
