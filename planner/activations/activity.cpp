@@ -45,13 +45,11 @@ void add_times(HeldBytes& sum, const HeldBytes& each, std::uint64_t times) {
   }
 }
 
-std::int64_t sum(const HeldBytes& held, double gradient_share) {
-  const std::int64_t gradients = held[static_cast<std::size_t>(Purpose::gradient)];
-  const std::int64_t rest = std::accumulate(held.begin(), held.end(), -gradients, checked_sum);
-  return checked_sum(rest, static_cast<std::int64_t>(gradient_share * static_cast<double>(gradients)));
+std::int64_t sum(const HeldBytes& held) {
+  return std::accumulate(held.begin(), held.end(), std::int64_t{0}, checked_sum);
 }
 
-std::vector<ActivitySpan> spans_of(const Tape& tape, double gradient_share) {
+std::vector<ActivitySpan> spans_of(const Tape& tape) {
   std::vector<ActivitySpan> spans;
   const auto& marks = tape.marks();
   for (std::size_t i = 0; i < marks.size(); ++i) {
@@ -66,7 +64,7 @@ std::vector<ActivitySpan> spans_of(const Tape& tape, double gradient_share) {
       const auto bytes = static_cast<std::int64_t>(storage.bytes * event.times) * (event.allocated ? 1 : -1);
       std::int64_t& net = span.net[static_cast<std::size_t>(storage.purpose)];
       net = checked_sum(net, bytes);
-      const std::int64_t level = sum(span.net, gradient_share);
+      const std::int64_t level = sum(span.net);
       if (level > highest) {
         highest = level;
         span.peak = span.net;
@@ -99,12 +97,12 @@ ActivityPeak peak_of(const Activity& activity) {
   HeldBytes level{};
   for (const ActivitySpan& span : activity.spans) {
     // Equal steps up or down: the worst of them is the last or the first.
-    const std::uint64_t worst = sum(span.net, activity.gradient_share) > 0 ? span.times - 1 : 0;
+    const std::uint64_t worst = sum(span.net) > 0 ? span.times - 1 : 0;
     HeldBytes held = level;
     add_times(held, span.net, worst);
     add_times(held, span.peak, 1);
-    if (sum(held, activity.gradient_share) > highest) {
-      highest = sum(held, activity.gradient_share);
+    if (sum(held) > highest) {
+      highest = sum(held);
       peak = {held, nth_unit(span, worst), span.pass};
     }
     add_times(level, span.net, span.times);

@@ -16,8 +16,7 @@ namespace shardplan {
 // Bytes of each purpose. A difference may be negative: a backward leaves less than it found. Sums that do not fit into 63
 // bits throw ArithmeticOverflow, here and in what is made of them.
 using HeldBytes = std::array<std::int64_t, autograd::kPurposes>;
-// `gradient_share`: the part of a gradient that the rank keeps, 1 where nothing is sharded.
-std::int64_t sum(const HeldBytes& held, double gradient_share = 1);
+std::int64_t sum(const HeldBytes& held);
 // sum += times x each
 void add_times(HeldBytes& sum, const HeldBytes& each, std::uint64_t times);
 
@@ -57,13 +56,12 @@ struct ActivityPeak {
 struct Activity {
   std::vector<ActivitySpan> spans;
   std::vector<SavedByUnit> saved;
-  double gradient_share = 1;  // with which the peaks of spans were found
   bool operator==(const Activity&) const = default;
 };
 
 // Of a tape whose saved tensors were listed at the end of its forward.
 std::vector<SavedByUnit> saved_tensors(const autograd::Tape& tape);
-std::vector<ActivitySpan> spans_of(const autograd::Tape& tape, double gradient_share = 1);
+std::vector<ActivitySpan> spans_of(const autograd::Tape& tape);
 
 // The worst moment, and what is held then.
 ActivityPeak peak_of(const Activity& activity);

@@ -41,11 +41,7 @@ void add_client(DeviceMemory& device, const EngineHolds& engine, const ClientHol
   add(computing.activations, held(worst.held, Purpose::activation));
   add(computing.loss, held(worst.held, Purpose::loss));
   add(computing.workspace, held(worst.held, Purpose::workspace) + client.resident_at_peak);
-  const Bytes gradients = held(worst.held, Purpose::gradient);
-  add(computing.gradients,
-      engine.growing_gradient_share
-          ? Bytes{static_cast<std::uint64_t>(*engine.growing_gradient_share * static_cast<double>(gradients.count()))}
-          : gradients);
+  add(computing.gradients, held(worst.held, Purpose::gradient));
   PeakMemory updating = engine.updating;
   add(updating.workspace, client.resident_after_step);
   add(updating.activations, Bytes{});

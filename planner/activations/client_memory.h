@@ -13,9 +13,6 @@ namespace shardplan {
 struct EngineHolds {
   PeakMemory computing;
   PeakMemory updating;
-  // Its gradients come to be in the backward, tensor by tensor, instead of being there from the start: then they are not
-  // in `computing` but follow the activity, as this part of the whole gradients.
-  std::optional<double> growing_gradient_share;
 };
 
 struct ClientHolds {

@@ -57,8 +57,6 @@ struct MegatronClient {
   bool router_fp32 = false;  // --moe-router-dtype fp32
   // --moe-expert-capacity-factor with --moe-pad-expert-input-to-capacity: every expert gets this many times its even share.
   std::optional<double> padded_capacity;
-  // Tokens of the fullest rank over the even share, where nothing is padded.
-  double imbalance = 1.0;
 
   Fp8Recipe fp8 = Fp8Recipe::none;
   bool fp8_param_gather = false;

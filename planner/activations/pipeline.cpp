@@ -188,7 +188,7 @@ PipelinePeak peak_of(std::span<const Activity> chunks, const Parallelism& p, std
     for (std::size_t k = 0; k < chunks.size(); ++k) {
       add_times(peak.held, after_forward(chunks[k]), held[k] - (k == c ? 1 : 0));
     }
-    const std::int64_t all = sum(peak.held, chunks[c].gradient_share);
+    const std::int64_t all = sum(peak.held);
     if (all <= highest) continue;
     highest = all;
     worst = {std::move(peak), c, held};

@@ -107,8 +107,7 @@ ActivityResult activity_of(const Model& model, const Catalog& held, const Setup&
         {},
         fmt::format("profile {} does not know {} of {}", name(client.profile), unknown.what(), model.catalog.family)};
   }
-  result.activity->gradient_share = options.gradient_share;
-  result.activity->spans = spans_of(tape, options.gradient_share);
+  result.activity->spans = spans_of(tape);
   return result;
 }
 

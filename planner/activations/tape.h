@@ -88,7 +88,6 @@ class Value {
   Value laid_out(Layout layout) const;
   // The same values without a history.
   Value detached() const;
-  bool shares_storage(const Value& other) const { return tape_ == other.tape_ && storage_ == other.storage_; }
   std::uint32_t storage() const { return storage_; }  // index into Tape::storages
 
  private:
@@ -155,8 +154,6 @@ struct TapeOptions {
   // input_buffer.cpp, can_accumulate_inplace). False: into a new tensor, as for subclasses of torch.Tensor, such as the
   // fake ones that memory is measured with.
   bool adds_in_place = true;
-  // Where gradients are kept: the part of each that the rank keeps.
-  double gradient_share = 1;
 };
 
 class Tape {

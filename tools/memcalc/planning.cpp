@@ -248,8 +248,7 @@ EngineHolds engine_holds(const PlanOptions& options, const Sized& sized) {
   const DeviceMemory& device = sized.report.ranks.front().device;
   if (sized.terms) {
     return {.computing = classes_held_at(*sized.terms, Span::backward),
-            .updating = classes_held_at(*sized.terms, Span::update),
-            .growing_gradient_share = {}};
+            .updating = classes_held_at(*sized.terms, Span::update)};
   }
   PeakMemory held = device.at_peak;
   if (options.engine == Engine::paper) {
@@ -260,7 +259,7 @@ EngineHolds engine_holds(const PlanOptions& options, const Sized& sized) {
     // The arena is one allocation, whatever of it is in use: alignment and packing count too.
     held.workspace = sized.report.ranks.front().arenas->device - sum(held);
   }
-  return {.computing = held, .updating = held, .growing_gradient_share = {}};
+  return {.computing = held, .updating = held};
 }
 
 ClientSide client_side(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage) {

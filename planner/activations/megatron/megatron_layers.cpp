@@ -364,8 +364,7 @@ std::uint64_t routed_pairs(const MegatronContext& context, const MegatronLayer::
         tokens * static_cast<double>(experts.chosen) / static_cast<double>(experts.experts) * *m.padded_capacity));
     return experts.experts * shards * capacity;
   }
-  const std::uint64_t even = checked_multiply(checked_multiply(context.tokens.split, shards), experts.chosen);
-  return static_cast<std::uint64_t>(std::ceil(static_cast<double>(even) * m.imbalance));
+  return checked_multiply(checked_multiply(context.tokens.split, shards), experts.chosen);
 }
 
 Value megatron_layer_forward(MegatronContext& context, const MegatronLayer& layer, const LayerInputs& inputs) {

@@ -71,16 +71,5 @@ TEST(ClientMemory, TheUpdateMayBeWorse) {
   EXPECT_EQ(device.peak_at, "the optimizer's update");
 }
 
-TEST(ClientMemory, GrowingGradientsCountAsFarAsTheyHaveCome) {
-  DeviceMemory device = device_with(Bytes{0});
-  EngineHolds engine;
-  engine.growing_gradient_share = 0.5;
-  Activity activity = two_passes();
-  activity.gradient_share = 0.5;
-  add_client(device, engine, {.peak = peak_of(activity), .resident_at_peak = {}, .resident_after_step = {}});
-  EXPECT_EQ(device.at_peak.gradients, Bytes{4});
-  EXPECT_EQ(device.peak_allocated, Bytes{604});
-}
-
 }  // namespace
 }  // namespace shardplan
