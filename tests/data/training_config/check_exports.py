@@ -38,7 +38,9 @@ def launched(path):
 
     config = load_config_from_file(path)
     arguments = launch_command_parser().parse_args(["--config_file", path, "train.py"])
-    arguments, _, _ = _validate_launch_command(arguments)
+    arguments, defaults, _ = _validate_launch_command(arguments)
+    # As launch_command sets it (accelerate/commands/launch.py).
+    arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
     if arguments.use_deepspeed:
         _, environment = prepare_deepspeed_cmd_env(arguments)
     else:
