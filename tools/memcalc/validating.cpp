@@ -12,6 +12,7 @@
 #include "planner/formats/megatron_args.h"
 #include "tools/memcalc/config_files.h"
 #include "tools/memcalc/planning.h"
+#include "tools/memcalc/simumax_run.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -122,53 +123,22 @@ std::uint64_t ranks_of_axis(const std::string& parallel, const std::string& axis
   return found == std::string::npos ? 1 : std::stoull(parallel.substr(found + axis.size()));
 }
 
-// SimuMax's launch scripts (docs/b200): Megatron-LM 23e00ed with Transformer Engine 2.11, Llama 3 at full width with few
-// layers on 8 GPUs; the vocabulary is the tokenizer's 128256 and one for the end of documents.
-json::object simumax_arguments(const json::object& config, bool large) {
-  const std::string parallel = text_of(config, "parallel");
-  const std::uint64_t tensor = ranks_of_axis(parallel, "tp");
-  const std::uint64_t pipeline = ranks_of_axis(parallel, "pp");
-  const std::uint64_t context = count_of(config, "cp", 1);
-  const std::uint64_t sequence = count_of(config, "seq", 4096);
-  const std::uint64_t data = count_of(config, "world_size", 8) / (tensor * pipeline * context);
-  return {{"num-layers", count_of(config, "layers", 12)},
-          {"hidden-size", large ? 16384 : 8192},
-          {"ffn-hidden-size", large ? 53248 : 28672},
-          {"num-attention-heads", large ? 128 : 64},
-          {"group-query-attention", true},
-          {"num-query-groups", large ? 16 : 8},
-          {"seq-length", sequence},
-          {"max-position-embeddings", sequence},
-          {"micro-batch-size", count_of(config, "mbs", 1)},
-          {"global-batch-size", count_of(config, "micro_batch_num", 1) * count_of(config, "mbs", 1) * data},
-          {"tensor-model-parallel-size", tensor},
-          {"pipeline-model-parallel-size", pipeline},
-          {"context-parallel-size", context},
-          {"sequence-parallel", tensor > 1},
-          {"cp-comm-type", "a2a"},
-          {"vocab-size", 128257},
-          {"swiglu", true},
-          {"normalization", "RMSNorm"},
-          {"disable-bias-linear", true},
-          {"untie-embeddings-and-output-weights", true},
-          {"position-embedding-type", "rope"},
-          {"hidden-dropout", 0.0},
-          {"attention-dropout", 0.0},
-          {"cross-entropy-loss-fusion", true},
-          {"cross-entropy-fusion-impl", "te"},
-          {"no-create-attention-mask-in-dataloader", true},
-          {"use-distributed-optimizer", true},
-          {"bf16", true}};
-}
-
 void add_simumax(const json::object& row, const std::string& file, Validation& validation) {
   const json::object& config = row.at("config").as_object();
   const std::string name = text_of(row, "model");
   if (name != "llama3-70b" && name != "llama3-405b") throw NotPredicted(fmt::format("model {} is not known", name));
-  // What PyTorch 2.9 took on Blackwell by itself (ATen/cuda/CublasHandlePool.cpp).
-  const json::object environment{{"CUBLAS_WORKSPACE_CONFIG", ":4096:2:16:8"}};
-  Measured run = run_of(simumax_arguments(config, name == "llama3-405b"), environment, text_of(config, "case"),
-                        "pretrain_gpt.py", count_of(config, "world_size", 8));
+  const std::string parallel = text_of(config, "parallel");
+  const SimuMaxRun published{.large = name == "llama3-405b",
+                             .layers = count_of(config, "layers", 12),
+                             .tensor = ranks_of_axis(parallel, "tp"),
+                             .pipeline = ranks_of_axis(parallel, "pp"),
+                             .context = count_of(config, "cp", 1),
+                             .sequence = count_of(config, "seq", 4096),
+                             .micro_batch = count_of(config, "mbs", 1),
+                             .micro_batches = count_of(config, "micro_batch_num", 1),
+                             .world_size = count_of(config, "world_size", 8)};
+  Measured run = run_of(simumax_arguments(published), simumax_environment(), text_of(config, "case"), "pretrain_gpt.py",
+                        published.world_size);
   run.machine.generation = GpuGeneration::blackwell;
   const std::vector<RankKind> kinds = planned_kinds(run.options, run.model);
   Bytes fullest;

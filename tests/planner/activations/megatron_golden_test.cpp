@@ -21,6 +21,7 @@
 #include "planner/engines/megatron.h"
 #include "planner/formats/megatron_args.h"
 #include "planner/parallel.h"
+#include "tools/memcalc/simumax_run.h"
 
 namespace shardplan {
 namespace {
@@ -270,53 +271,15 @@ TEST(MegatronActivationsGolden, FunctionalTests) {
   EXPECT_LE(quantile(replayed, 0.9), 2.0);
 }
 
-// docs/b200 of SimuMax: Megatron-LM 23e00ed with Transformer Engine 2.11, Llama 3 at full width with few layers on 8 GPUs.
+// A published run and the peak of its fullest rank.
 struct SimuMaxRow {
-  bool large = false;  // 405B instead of 70B
-  std::uint64_t tensor = 1;
-  std::uint64_t pipeline = 1;
-  std::uint64_t context = 1;
-  std::uint64_t sequence = 4096;
-  std::uint64_t micro_batches = 4;
-  double gib = 0;  // peak allocated of the fullest rank
-
-  std::uint64_t data() const { return 8 / tensor / pipeline / context; }
+  SimuMaxRun run;
+  double gib = 0;
 };
 
-// Flags by its launch scripts; the vocabulary is the tokenizer's 128256 and one for the end of documents.
-MeasuredRun simumax_run(const SimuMaxRow& row) {
-  const json::object arguments{{"num-layers", row.large ? 4 : 12},
-                               {"hidden-size", row.large ? 16384 : 8192},
-                               {"ffn-hidden-size", row.large ? 53248 : 28672},
-                               {"num-attention-heads", row.large ? 128 : 64},
-                               {"group-query-attention", true},
-                               {"num-query-groups", row.large ? 16 : 8},
-                               {"seq-length", row.sequence},
-                               {"max-position-embeddings", row.sequence},
-                               {"micro-batch-size", 1},
-                               {"global-batch-size", row.micro_batches * row.data()},
-                               {"tensor-model-parallel-size", row.tensor},
-                               {"pipeline-model-parallel-size", row.pipeline},
-                               {"context-parallel-size", row.context},
-                               {"sequence-parallel", row.tensor > 1},
-                               {"cp-comm-type", "a2a"},
-                               {"vocab-size", 128257},
-                               {"swiglu", true},
-                               {"normalization", "RMSNorm"},
-                               {"disable-bias-linear", true},
-                               {"untie-embeddings-and-output-weights", true},
-                               {"position-embedding-type", "rope"},
-                               {"hidden-dropout", 0.0},
-                               {"attention-dropout", 0.0},
-                               {"cross-entropy-loss-fusion", true},
-                               {"cross-entropy-fusion-impl", "te"},
-                               {"no-create-attention-mask-in-dataloader", true},
-                               {"use-distributed-optimizer", true},
-                               {"bf16", true}};
-  // What PyTorch 2.9 took on Blackwell by itself (ATen/cuda/CublasHandlePool.cpp).
-  const json::object environment{{"CUBLAS_WORKSPACE_CONFIG", ":4096:2:16:8"}};
-  MeasuredRun run = run_of(json::serialize(json::object{{"args", arguments}, {"env", environment}}), "simumax",
-                           row.data() * row.context);
+MeasuredRun measured_run(const SimuMaxRun& published) {
+  const json::object file{{"args", simumax_arguments(published)}, {"env", simumax_environment()}};
+  MeasuredRun run = run_of(json::serialize(file), "simumax", published.data() * published.context);
   run.machine.generation = GpuGeneration::blackwell;
   return run;
 }
@@ -335,20 +298,23 @@ Prediction worst_stage(const MeasuredRun& run, bool verbose) {
 TEST(MegatronPublished, SimuMaxDenseRows) {
   constexpr double kGiB = 1024 * kMiB;
   for (const SimuMaxRow& row :
-       {SimuMaxRow{.pipeline = 2, .gib = 66.55}, SimuMaxRow{.tensor = 2, .gib = 60.68},
-        SimuMaxRow{.tensor = 4, .gib = 39.07}, SimuMaxRow{.tensor = 8, .gib = 28.29},
-        SimuMaxRow{.large = true, .pipeline = 2, .gib = 87.08}, SimuMaxRow{.large = true, .tensor = 2, .gib = 81.59},
-        SimuMaxRow{.large = true, .tensor = 4, .gib = 52.89}, SimuMaxRow{.large = true, .tensor = 8, .gib = 38.57},
-        SimuMaxRow{.tensor = 2, .context = 4, .sequence = 32768, .gib = 68.43},
-        SimuMaxRow{.context = 8, .sequence = 32768, .gib = 104.51},
-        SimuMaxRow{.large = true, .tensor = 2, .context = 4, .sequence = 32768, .gib = 87.03},
-        SimuMaxRow{.large = true, .context = 8, .sequence = 32768, .gib = 139.22},
-        SimuMaxRow{.tensor = 2, .context = 4, .sequence = 131072, .gib = 112.67},
-        SimuMaxRow{.context = 8, .sequence = 131072, .gib = 147.99},
-        SimuMaxRow{.large = true, .tensor = 2, .context = 4, .sequence = 131072, .gib = 118.13}}) {
-    const double predicted = worst_stage(simumax_run(row), false).peak / kGiB;
-    EXPECT_NEAR(predicted, row.gib, 0.01) << (row.large ? "405B tp" : "70B tp") << row.tensor << " pp" << row.pipeline
-                                          << " cp" << row.context << " of " << row.sequence;
+       {SimuMaxRow{.run = {.pipeline = 2}, .gib = 66.55}, SimuMaxRow{.run = {.tensor = 2}, .gib = 60.68},
+        SimuMaxRow{.run = {.tensor = 4}, .gib = 39.07}, SimuMaxRow{.run = {.tensor = 8}, .gib = 28.29},
+        SimuMaxRow{.run = {.large = true, .layers = 4, .pipeline = 2}, .gib = 87.08},
+        SimuMaxRow{.run = {.large = true, .layers = 4, .tensor = 2}, .gib = 81.59},
+        SimuMaxRow{.run = {.large = true, .layers = 4, .tensor = 4}, .gib = 52.89},
+        SimuMaxRow{.run = {.large = true, .layers = 4, .tensor = 8}, .gib = 38.57},
+        SimuMaxRow{.run = {.tensor = 2, .context = 4, .sequence = 32768}, .gib = 68.43},
+        SimuMaxRow{.run = {.context = 8, .sequence = 32768}, .gib = 104.51},
+        SimuMaxRow{.run = {.large = true, .layers = 4, .tensor = 2, .context = 4, .sequence = 32768}, .gib = 87.03},
+        SimuMaxRow{.run = {.large = true, .layers = 4, .context = 8, .sequence = 32768}, .gib = 139.22},
+        SimuMaxRow{.run = {.tensor = 2, .context = 4, .sequence = 131072}, .gib = 112.67},
+        SimuMaxRow{.run = {.context = 8, .sequence = 131072}, .gib = 147.99},
+        SimuMaxRow{.run = {.large = true, .layers = 4, .tensor = 2, .context = 4, .sequence = 131072},
+                   .gib = 118.13}}) {
+    const double predicted = worst_stage(measured_run(row.run), false).peak / kGiB;
+    EXPECT_NEAR(predicted, row.gib, 0.01) << (row.run.large ? "405B tp" : "70B tp") << row.run.tensor << " pp"
+                                          << row.run.pipeline << " cp" << row.run.context << " of " << row.run.sequence;
   }
 }
 
@@ -361,11 +327,12 @@ TEST(MegatronActivationsGolden, SimuMaxOnB200) {
     const std::string name(config.at("case").as_string());
     const std::string parallel(config.at("parallel").as_string());
     const MeasuredRun run =
-        simumax_run({.large = std::string(row.at("model").as_string()).find("405") != std::string::npos,
-                     .tensor = std::stoul(parallel.substr(2)),
-                     .context = number(config.at("cp")),
-                     .sequence = number(config.at("seq")),
-                     .micro_batches = number(config.at("micro_batch_num"))});
+        measured_run({.large = std::string(row.at("model").as_string()).find("405") != std::string::npos,
+                      .layers = number(config.at("layers")),
+                      .tensor = std::stoul(parallel.substr(2)),
+                      .context = number(config.at("cp")),
+                      .sequence = number(config.at("seq")),
+                      .micro_batches = number(config.at("micro_batch_num"))});
     const Prediction predicted = worst_stage(run, verbose_for(name));
     double measured = 0;
     double reserved = 0;
