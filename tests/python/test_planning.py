@@ -134,10 +134,11 @@ def flags(command: str) -> List[str]:
 
 @needs_memcalc
 def test_keywords_are_memcalcs_flags() -> None:
-    of_output = {"help", "json", "verbose"}
+    of_output = {"help", "json", "verbose", "export"}
     plan = set(shardplan.plan.__kwdefaults__)
     assert plan == set(flags("plan")) - of_output
     assert plan == set(flags("explain")) - of_output
+    assert plan | set(shardplan.fit.__kwdefaults__) == set(flags("fit")) - of_output
     assert plan | set(shardplan.simulate.__kwdefaults__) == set(flags("simulate")) - of_output
 
 
