@@ -12,7 +12,6 @@ namespace {
 
 using autograd::Event;
 using autograd::Pass;
-using autograd::Purpose;
 using autograd::Storage;
 using autograd::Tape;
 
