@@ -39,7 +39,8 @@ CollectiveCall describe_call(const ReduceScatter& call) {
                     {"elements", call.elements},
                     {"group size", static_cast<std::uint64_t>(call.group_size)},
                     {"scale, as bits,", std::bit_cast<std::uint32_t>(call.scale)},
-                    {"staging bytes", call.staging_bytes}}},
+                    {"staging bytes", call.staging_bytes},
+                    {"equal pieces", call.equal_pieces ? 1U : 0U}}},
           .piece = call.mine};
 }
 
@@ -49,7 +50,8 @@ CollectiveCall describe_call(const AllGather& call) {
                     {"input arena", call.input.arena->group().id()},
                     {"output arena", call.output.arena->group().id()},
                     {"output offset", call.output.offset},
-                    {"elements", call.elements}}},
+                    {"elements", call.elements},
+                    {"equal pieces", call.equal_pieces ? 1U : 0U}}},
           .piece = call.mine};
 }
 

@@ -130,6 +130,7 @@ void GradientReducer::reduce_in_group(std::uint64_t unit, std::size_t buffer, Mi
   call.input = from_gradient ? memory_.resident(BufferRole::gradient, unit, buffer) : contribution(unit, buffer);
   call.elements = layout.padded_elements;
   call.mine = {own.begin, own.size()};
+  call.equal_pieces = true;
   memory_.add_staging(call);
   if (plan_.layout.replicas > 1) {
     call.output = {.dtype = DType::f32, .place = memory_.slot(BufferRole::partial, unit, buffer)};

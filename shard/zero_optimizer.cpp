@@ -341,7 +341,8 @@ void ZeroOptimizer::gather_buffer(const ArenaPlace& input, const ArenaPlace& out
                                           .input = input,
                                           .output = output,
                                           .elements = buffer.padded_elements,
-                                          .mine = {own.begin, own.size()}},
+                                          .mine = {own.begin, own.size()},
+                                          .equal_pieces = true},
                                          events_.communication());
 }
 

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -45,6 +46,19 @@ class Exchange {
   // be overwritten. One call at a time. Allocates nothing once the largest number of messages has been seen.
   // Throws PeerFailure.
   virtual void exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives) = 0;
+
+  struct Messages {
+    std::span<const Outgoing> sends;
+    std::span<const Incoming> receives;
+  };
+  // exchange(first); look(); exchange(second). A transport whose messages to a peer arrive in order may have the second ones
+  // under way before the first have come; one end may do so where the other does not. What look() throws, this throws, and
+  // the second messages' bytes may then be in the hands of the transport, as after any call that threw.
+  virtual void exchange_both(const Messages& first, const std::function<void()>& look, const Messages& second) {
+    exchange(first.sends, first.receives);
+    look();
+    exchange(second.sends, second.receives);
+  }
 
   // Tells the peers, as well as the transport can, that this rank gives up, and why: their waits end with these words.
   // Does not wait for them. From any thread, and more than once; a call of this rank's that is under way ends too.

@@ -56,15 +56,23 @@ class StagedCommunicator final : public Communicator {
 
   template <typename Work>
   void collective(const CollectiveCall& call, Work&& work) {
-    family_->collective(world_ranks_, group_, call, std::forward<Work>(work));
+    collective(call, [] {}, std::forward<Work>(work));
+  }
+  template <typename Early, typename Work>
+  void collective(const CollectiveCall& call, Early&& early, Work&& work) {
+    family_->collective(world_ranks_, group_, call, std::forward<Early>(early), std::forward<Work>(work));
   }
   // Calls visit(peer) for each other member, beginning with the one after this rank.
   template <typename Visit>
   void for_each_peer(Visit&& visit) const {
     for (std::size_t step = 1; step < members(); ++step) visit((member_ + step) % members());
   }
-  void reduce_pieces(const ReduceScatter& call);
-  void gather_pieces(const std::byte* mine, std::byte* all, std::uint64_t width);
+  template <typename Queue, typename Arrived>
+  void in_blocks(const CollectiveCall& call, std::uint64_t elements, bool equal_pieces, std::uint64_t block,
+                 Queue&& queue, Arrived&& arrived);
+  std::uint64_t staged_block(const ReduceScatter& call) const;
+  void gather_pieces(const CollectiveCall& call, std::uint64_t elements, bool equal_pieces, const std::byte* mine,
+                     std::byte* all, std::uint64_t width);
 
   const std::shared_ptr<StagedFamily> family_;
   const std::uint64_t group_;
@@ -90,7 +98,7 @@ void StagedCommunicator::all_gather_bytes(std::span<const std::byte> mine, std::
   const CollectiveCall call{.operation = "all_gather_bytes",
                             .same = {{{"bytes", mine.size()}}},
                             .piece = {member_ * mine.size(), mine.size()}};
-  collective(call, [&] { gather_pieces(mine.data(), all.data(), 1); });
+  gather_pieces(call, all.size(), true, mine.data(), all.data(), 1);
 }
 
 std::unique_ptr<SymmetricArena> StagedCommunicator::make_arena(Device& device, const ArenaOptions& options) {
@@ -116,75 +124,98 @@ std::unique_ptr<SymmetricArena> StagedCommunicator::make_arena(Device& device, c
   return std::make_unique<SymmetricArena>(std::move(group), world_rank());
 }
 
+// Moves a collective's data in blocks of at most `block` elements of each piece. `queue(done, piece)` queues the messages of
+// the block that begins at `done` of the pieces piece(member); `arrived(done)` finds it received. Where all pieces are known
+// to be equal the first block goes with the calls.
+template <typename Queue, typename Arrived>
+void StagedCommunicator::in_blocks(const CollectiveCall& call, std::uint64_t elements, bool equal_pieces,
+                                   std::uint64_t block, Queue&& queue, Arrived&& arrived) {
+  const auto equal = [&](std::size_t member) { return Piece{member * call.piece.count, call.piece.count}; };
+  const auto told = [&](std::size_t member) { return piece_of(member); };
+  const auto move = [&] {
+    check_tiling(elements);
+    SHARDPLAN_CHECK(!equal_pieces || elements == members() * call.piece.count, "the pieces are not equal");
+    const std::uint64_t longest = longest_piece();
+    for (std::uint64_t done = 0; done < longest; done += block) {
+      if (done > 0 || !equal_pieces) {
+        queue(done, told);
+        family_->exchange_messages();
+      }
+      arrived(done);
+    }
+  };
+  const auto early = [&] {
+    if (equal_pieces) queue(std::uint64_t{0}, equal);
+  };
+  collective(call, early, move);
+}
+
 void StagedCommunicator::reduce_scatter(const ReduceScatter& call, Stream& stream) {
   check_call(call);
   check_staging(call, size());
   stream.launching("reduce_scatter", Bytes{});
-  collective(describe_call(call), [&] {
-    check_tiling(call.elements);
-    reduce_pieces(call);
-  });
-}
-
-// The others' contributions to a block of this rank's piece lie side by side in the staging; its own stay where they are.
-void StagedCommunicator::reduce_pieces(const ReduceScatter& call) {
   const std::uint64_t width = element_bytes(call.wire);
-  const std::uint64_t room = peers() == 0 ? kLongestMessage.count() : call.staging_bytes / peers();
-  std::uint64_t block_bytes = std::min(room, kLongestMessage.count()) / width * width;
-  if (block_bytes > kBlockAlignment) block_bytes -= block_bytes % kBlockAlignment;
-  const std::uint64_t block = block_bytes / width;
+  const std::uint64_t block = staged_block(call);
   const std::byte* input = call.input.arena->data() + call.input.offset;
   std::byte* staging = peers() == 0 ? nullptr : call.staging.arena->data() + call.staging.offset;
   ReduceRange range = range_of(call, members());
   range.inputs = inputs_.data();
-  const std::uint64_t longest = longest_piece();
-  for (std::uint64_t done = 0; done < longest; done += block) {
+  // The others' contributions to a block of this rank's piece lie side by side in the staging; its own stay where they are.
+  const auto queue = [&](std::uint64_t done, auto piece) {
     const Piece mine = block_of(call.mine, done, block);
     inputs_[member_] = input + mine.first * width;
     std::byte* place = staging;
     for_each_peer([&](std::size_t peer) {
-      const Piece theirs = block_of(piece_of(peer), done, block);
+      const Piece theirs = block_of(piece(peer), done, block);
       if (theirs.count > 0) family_->send(world_ranks_[peer], {input + theirs.first * width, theirs.count * width});
       if (mine.count == 0) return;
       family_->receive(world_ranks_[peer], {place, mine.count * width});
       inputs_[peer] = place;
-      place += block_bytes;
+      place += block * width;
     });
-    family_->exchange_messages();
-    if (mine.count == 0) continue;
+  };
+  const auto sum = [&](std::uint64_t done) {
     range.output = call.output.place.arena->data() + call.output.place.offset + done * element_bytes(call.output.dtype);
-    range.elements = mine.count;
-    collective_kernels().back().reduce(range);
-  }
+    range.elements = block_of(call.mine, done, block).count;
+    if (range.elements > 0) collective_kernels().back().reduce(range);
+  };
+  in_blocks(describe_call(call), call.elements, call.equal_pieces, block, queue, sum);
+}
+
+// Elements of the wire dtype for which the staging has room, from each peer.
+std::uint64_t StagedCommunicator::staged_block(const ReduceScatter& call) const {
+  const std::uint64_t width = element_bytes(call.wire);
+  const std::uint64_t room = peers() == 0 ? kLongestMessage.count() : call.staging_bytes / peers();
+  std::uint64_t bytes = std::min(room, kLongestMessage.count()) / width * width;
+  if (bytes > kBlockAlignment) bytes -= bytes % kBlockAlignment;
+  return bytes / width;
 }
 
 void StagedCommunicator::all_gather(const AllGather& call, Stream& stream) {
   check_call(call);
   stream.launching("all_gather", Bytes{});
-  collective(describe_call(call), [&] {
-    check_tiling(call.elements);
-    gather_pieces(call.input.arena->data() + call.input.offset, call.output.arena->data() + call.output.offset,
-                  element_bytes(call.dtype));
-  });
+  gather_pieces(describe_call(call), call.elements, call.equal_pieces, call.input.arena->data() + call.input.offset,
+                call.output.arena->data() + call.output.offset, element_bytes(call.dtype));
 }
 
-// Of the current collective, in elements of `width` bytes.
-void StagedCommunicator::gather_pieces(const std::byte* mine, std::byte* all, std::uint64_t width) {
-  const Piece& own = piece_of(member_);
-  std::byte* place = all + own.first * width;
-  if (place != mine && own.count > 0) std::memcpy(place, mine, own.count * width);
+// `mine` is this rank's piece, of elements of `width` bytes.
+void StagedCommunicator::gather_pieces(const CollectiveCall& call, std::uint64_t elements, bool equal_pieces,
+                                       const std::byte* mine, std::byte* all, std::uint64_t width) {
   const std::uint64_t most = kLongestMessage.count() / std::max<std::size_t>(peers(), 1);
   const std::uint64_t block = std::max<std::uint64_t>(most / width, 1);
-  const std::uint64_t longest = longest_piece();
-  for (std::uint64_t done = 0; done < longest; done += block) {
-    const Piece sent = block_of(own, done, block);
+  const auto queue = [&](std::uint64_t done, auto piece) {
+    const Piece sent = block_of(call.piece, done, block);
     for_each_peer([&](std::size_t peer) {
-      const Piece theirs = block_of(piece_of(peer), done, block);
+      const Piece theirs = block_of(piece(peer), done, block);
       if (sent.count > 0) family_->send(world_ranks_[peer], {mine + done * width, sent.count * width});
       if (theirs.count > 0) family_->receive(world_ranks_[peer], {all + theirs.first * width, theirs.count * width});
     });
-    family_->exchange_messages();
-  }
+  };
+  const auto keep_own = [&](std::uint64_t done) {
+    std::byte* place = all + call.piece.first * width;
+    if (done == 0 && place != mine && call.piece.count > 0) std::memcpy(place, mine, call.piece.count * width);
+  };
+  in_blocks(call, elements, equal_pieces, block, queue, keep_own);
 }
 
 // The members of a color in order of (key, rank). Groups of one split may have one number: nobody is in two of them.

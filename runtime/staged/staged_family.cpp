@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <functional>
 #include <utility>
 
 #include "base/error.h"
@@ -29,8 +30,8 @@ struct Mismatch : PeerFailure {
 StagedFamily::StagedFamily(std::unique_ptr<Exchange> exchange) : exchange_(std::move(exchange)) {
   const auto ranks = static_cast<std::size_t>(exchange_->size());
   calls_.resize(ranks);
-  sends_.reserve(ranks);
-  receives_.reserve(ranks);
+  for (auto* sends : {&sends_, &call_sends_}) sends->reserve(ranks);
+  for (auto* receives : {&receives_, &call_receives_}) receives->reserve(ranks);
 }
 
 StagedFamily::~StagedFamily() = default;
@@ -88,18 +89,21 @@ void StagedFamily::exchange_messages() {
 
 // Each rank begins with the one after it, so that not all send to the same one first.
 void StagedFamily::meet(std::span<const int> world_ranks, std::uint64_t group, const CollectiveCall& call) {
-  sends_.clear();
-  receives_.clear();
+  call_sends_.clear();
+  call_receives_.clear();
   const auto member = static_cast<std::size_t>(std::find(world_ranks.begin(), world_ranks.end(), exchange_->rank()) -
                                                world_ranks.begin());
   calls_[member] = encode_call(call, group, next_id_);
   for (std::size_t step = 1; step < world_ranks.size(); ++step) {
     const std::size_t peer = (member + step) % world_ranks.size();
-    send(world_ranks[peer], std::as_bytes(std::span(&calls_[member], 1)));
-    receive(world_ranks[peer], std::as_writable_bytes(std::span(&calls_[peer], 1)));
+    call_sends_.push_back({world_ranks[peer], std::as_bytes(std::span(&calls_[member], 1))});
+    call_receives_.push_back({world_ranks[peer], std::as_writable_bytes(std::span(&calls_[peer], 1))});
   }
-  exchange_messages();
-  compare(world_ranks, call);
+  const auto look = [&] { compare(world_ranks, call); };
+  exchange_->exchange_both({call_sends_, call_receives_}, std::ref(look), {sends_, receives_});
+  sends_.clear();
+  receives_.clear();
+  throw_if_poisoned();
 }
 
 void StagedFamily::compare(std::span<const int> world_ranks, const CollectiveCall& mine) const {

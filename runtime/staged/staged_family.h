@@ -24,12 +24,15 @@ class StagedFamily {
 
   const Exchange& exchange() const { return *exchange_; }
 
-  // One collective of the group: calls are met and compared, then `work()` moves the data. Any exception poisons the
-  // family and is told to the peers. A peer's failure becomes CommunicationError.
-  template <typename Work>
-  void collective(std::span<const int> world_ranks, std::uint64_t group, const CollectiveCall& call, Work&& work) {
+  // One collective of the group: calls are met and compared, then `work()` moves the data. What `early()` sends and
+  // receives may be on its way before the calls are compared. Any exception poisons the family and is told to the peers.
+  // A peer's failure becomes CommunicationError.
+  template <typename Early, typename Work>
+  void collective(std::span<const int> world_ranks, std::uint64_t group, const CollectiveCall& call, Early&& early,
+                  Work&& work) {
     throw_if_poisoned();
     try {
+      early();
       meet(world_ranks, group, call);
       work();
     } catch (const PeerFailure& failure) {
@@ -43,7 +46,7 @@ class StagedFamily {
   // The members' calls of the current collective.
   const EncodedCall& call_of(std::size_t member) const { return calls_[member]; }
 
-  // Messages of the next exchange, and the exchange. Only inside of a collective's work.
+  // Messages of the next exchange, and the exchange. Only inside of a collective's work; early() has the first two.
   void send(int world_rank, std::span<const std::byte> bytes) { sends_.push_back({world_rank, bytes}); }
   void receive(int world_rank, std::span<std::byte> bytes) { receives_.push_back({world_rank, bytes}); }
   void exchange_messages();
@@ -75,8 +78,8 @@ class StagedFamily {
   std::vector<std::weak_ptr<ArenaGroup>> arenas_;
   std::vector<std::shared_ptr<ArenaGroup>> kept_arenas_;
   std::vector<EncodedCall> calls_;
-  std::vector<Exchange::Outgoing> sends_;
-  std::vector<Exchange::Incoming> receives_;
+  std::vector<Exchange::Outgoing> sends_, call_sends_;
+  std::vector<Exchange::Incoming> receives_, call_receives_;
   std::uint64_t next_id_ = 1;
   std::atomic<bool> poisoned_{false};
   mutable std::mutex mutex_;  // of failure_

@@ -40,13 +40,22 @@ class CommunicatorConformance : public testing::TestWithParam<Harness> {
 INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorConformance, testing::ValuesIn(harnesses_under_test()),
                          [](const auto& harness) { return harness.param->name(); });
 
+enum class Pieces : std::uint8_t { uneven, equal };
+
+Piece piece_of(Pieces pieces, std::uint64_t elements, const Communicator& communicator) {
+  if (pieces == Pieces::uneven) return piece_of(elements, communicator.rank(), communicator.size());
+  const std::uint64_t count = elements / static_cast<std::uint64_t>(communicator.size());
+  return {count * static_cast<std::uint64_t>(communicator.rank()), count};
+}
+
 void check_reduce_scatter(Communicator& communicator, Device& device, std::uint64_t elements, DType wire,
-                          int group_size) {
+                          int group_size, Pieces pieces = Pieces::uneven) {
   Room room(communicator, device, elements * 4);
   const auto stream = device.make_stream();
   fill(room.full_lease.data(), wire, communicator.rank(), elements);
   fill(room.part_lease.data(), DType::f32, 50, elements);
-  ReduceScatter call = room.reduction(elements, wire, piece_of(elements, communicator.rank(), communicator.size()));
+  ReduceScatter call = room.reduction(elements, wire, piece_of(pieces, elements, communicator));
+  call.equal_pieces = pieces == Pieces::equal;
   call.group_size = group_size;
   call.scale = 1.0F / 3.0F;
   call.output.mode = group_size % 2 == 0 ? ReductionOutput::Mode::add : ReductionOutput::Mode::store;
@@ -91,12 +100,13 @@ TEST_P(CommunicatorConformance, LargeReduceScatterEqualsTheReference) {
   });
 }
 
-void check_all_gather(Communicator& communicator, Device& device, std::uint64_t elements, DType dtype, bool in_place) {
+void check_all_gather(Communicator& communicator, Device& device, std::uint64_t elements, DType dtype, bool in_place,
+                      Pieces pieces = Pieces::uneven) {
   const std::uint64_t wide = width(dtype);
   Room room(communicator, device, elements * wide);
   const auto stream = device.make_stream();
   const auto byte_at = [](std::uint64_t i) { return static_cast<std::byte>((i * 2654435761U) >> 24); };
-  const Piece mine = piece_of(elements, communicator.rank(), communicator.size());
+  const Piece mine = piece_of(pieces, elements, communicator);
   const std::uint64_t input = in_place ? room.full + mine.first * wide : room.part;
   std::memset(room.full_lease.data(), 0xee, elements * wide);
   for (std::uint64_t i = 0; i < mine.count * wide; ++i) room.arena->data()[input + i] = byte_at(mine.first * wide + i);
@@ -104,7 +114,8 @@ void check_all_gather(Communicator& communicator, Device& device, std::uint64_t 
                            .input = {room.arena.get(), input},
                            .output = {room.arena.get(), room.full},
                            .elements = elements,
-                           .mine = mine},
+                           .mine = mine,
+                           .equal_pieces = pieces == Pieces::equal},
                           *stream);
   stream->synchronize();
   std::uint64_t wrong = 0;
@@ -122,6 +133,20 @@ TEST_P(CommunicatorConformance, AllGatherFillsEveryRanksBuffer) {
           check_all_gather(communicator, device, elements, dtype, false);
           check_all_gather(communicator, device, elements, dtype, true);
         }
+      }
+    });
+  }
+}
+
+TEST_P(CommunicatorConformance, EqualPiecesMoveAsOthersDo) {
+  if (!harness().holds_values()) GTEST_SKIP() << "no bytes behind this memory";
+  for (const int ranks : harness().worlds()) {
+    run(ranks, [](Communicator& communicator, Device& device) {
+      for (const std::uint64_t piece : {0U, 1U, 1023U, 30'001U}) {
+        const std::uint64_t elements = piece * static_cast<std::uint64_t>(communicator.size());
+        check_reduce_scatter(communicator, device, elements, DType::bf16, 2, Pieces::equal);
+        check_all_gather(communicator, device, elements, DType::f32, false, Pieces::equal);
+        check_all_gather(communicator, device, elements, DType::f32, true, Pieces::equal);
       }
     });
   }

@@ -202,6 +202,13 @@ TEST_P(CommunicatorFailures, MismatchesAreFoundInEveryArgumentThatMustBeEqual) {
     if (culprit) call.elements = 4000;
     rank.communicator.all_gather(call, *rank.stream);
   });
+  expect_all_told("equal pieces 0, rank 0 with equal pieces 1", [](Rank& rank, bool culprit) {
+    AllGather call = rank.gather();
+    call.mine = {static_cast<std::uint64_t>(rank.communicator.rank()) * 500, 500};
+    call.elements = static_cast<std::uint64_t>(rank.communicator.size()) * 500;
+    call.equal_pieces = !culprit;
+    rank.communicator.all_gather(call, *rank.stream);
+  });
   expect_all_told("bytes 2097152, rank 0 with bytes 1048576", [](Rank& rank, bool culprit) {
     rank.communicator.make_arena(rank.device, {.tier = MemoryTier::host, .bytes = culprit ? 2_MiB : 1_MiB});
   });

@@ -58,6 +58,7 @@ class Bench {
     communicator_.reduce_scatter({.input = {arena_.get(), 0},
                                   .elements = elements_,
                                   .mine = mine_,
+                                  .equal_pieces = true,
                                   .output = {.place = {arena_.get(), output_ + mine_.first * 4}},
                                   .staging = {arena_.get(), staging_},
                                   .staging_bytes = staging_bytes_},
@@ -67,7 +68,8 @@ class Bench {
     communicator_.all_gather({.input = {arena_.get(), output_ + mine_.first * 4},
                               .output = {arena_.get(), output_},
                               .elements = elements_,
-                              .mine = mine_},
+                              .mine = mine_,
+                              .equal_pieces = true},
                              *stream_);
   }
 

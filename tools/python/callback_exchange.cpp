@@ -20,21 +20,40 @@ nb::object message(int peer, const std::byte* data, std::size_t bytes) {
 
 }  // namespace
 
-CallbackExchange::CallbackExchange(int rank, int size, nb::callable function, std::chrono::milliseconds deadline)
-    : rank_(rank), size_(size), function_(std::move(function)), deadline_(deadline) {}
+CallbackExchange::CallbackExchange(int rank, int size, nb::object messages, std::chrono::milliseconds deadline)
+    : rank_(rank), size_(size), messages_(std::move(messages)), deadline_(deadline) {}
 
 CallbackExchange::~CallbackExchange() {
   const nb::gil_scoped_acquire acquired;
-  function_.reset();
+  messages_.reset();
 }
 
 void CallbackExchange::exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives) {
   const nb::gil_scoped_acquire acquired;
+  finish(start({sends, receives}));
+}
+
+void CallbackExchange::exchange_both(const Messages& first, const std::function<void()>& look, const Messages& second) {
+  const nb::gil_scoped_acquire acquired;
+  const nb::object first_work = start(first);
+  const nb::object second_work = start(second);
+  finish(first_work);
+  look();
+  finish(second_work);
+}
+
+nb::object CallbackExchange::start(const Messages& messages) {
   nb::list outgoing;
   nb::list incoming;
-  for (const Outgoing& each : sends) outgoing.append(message(each.peer, each.bytes.data(), each.bytes.size()));
-  for (const Incoming& each : receives) incoming.append(message(each.peer, each.bytes.data(), each.bytes.size()));
-  const nb::object failure = function_(outgoing, incoming);
+  for (const Outgoing& each : messages.sends) outgoing.append(message(each.peer, each.bytes.data(), each.bytes.size()));
+  for (const Incoming& each : messages.receives) {
+    incoming.append(message(each.peer, each.bytes.data(), each.bytes.size()));
+  }
+  return messages_.attr("start")(outgoing, incoming);
+}
+
+void CallbackExchange::finish(const nb::object& work) {
+  const nb::object failure = messages_.attr("finish")(work);
   if (failure.is_none()) return;
   throw PeerFailure(nb::cast<int>(failure[0]), PeerFailure::Cause::other, nb::cast<std::string>(failure[1]));
 }

@@ -1,9 +1,10 @@
-// An Exchange whose messages a Python function passes on: torch.distributed's process groups.
+// An Exchange whose messages a Python object passes on: torch.distributed's process groups.
 //
-//   function([(peer, bytes to send)], [(peer, bytes to fill)]) -> None, or (peer, what is wrong with it)
+//   start([(peer, bytes to send)], [(peer, bytes to fill)]) -> work
+//   finish(work) -> None, or (peer, what is wrong with it)
 //
-// Bytes are arrays for DLPack, valid until the call returns. The function is called by the rank's own thread, which
-// takes the interpreter's lock for it.
+// Messages to a peer arrive in the order in which they were started. Bytes are arrays for DLPack, valid until the work is
+// finished. Both are called by the rank's own thread, which takes the interpreter's lock for it.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -16,7 +17,7 @@ namespace shardplan::python {
 
 class CallbackExchange final : public Exchange {
  public:
-  CallbackExchange(int rank, int size, nanobind::callable function, std::chrono::milliseconds deadline);
+  CallbackExchange(int rank, int size, nanobind::object messages, std::chrono::milliseconds deadline);
   ~CallbackExchange() override;
   CallbackExchange(const CallbackExchange&) = delete;
   CallbackExchange& operator=(const CallbackExchange&) = delete;
@@ -25,13 +26,17 @@ class CallbackExchange final : public Exchange {
   int size() const override { return size_; }
   std::chrono::milliseconds deadline() const override { return deadline_; }
   void exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives) override;
+  void exchange_both(const Messages& first, const std::function<void()>& look, const Messages& second) override;
   // A process group has no such message: peers learn of it at their deadline, or when this process ends.
   void give_up(std::string_view /*words*/) noexcept override {}
 
  private:
   int rank_;
   int size_;
-  nanobind::callable function_;
+  nanobind::object start(const Messages& messages);
+  void finish(const nanobind::object& work);
+
+  nanobind::object messages_;
   std::chrono::milliseconds deadline_;
 };
 

@@ -32,7 +32,7 @@ std::vector<std::unique_ptr<Communicator>> local_communicators(int ranks, double
 }
 
 // `exchange` takes this rank's bytes and returns those of all ranks, in rank order.
-std::unique_ptr<Communicator> shared_communicator(int rank, int size, const nb::callable& exchange,
+std::unique_ptr<Communicator> shared_communicator(int rank, int size, const nb::object& messages,
                                                   double deadline_seconds) {
   const auto through_python = [&](std::span<const std::byte> mine, std::span<std::byte> all) {
     const nb::gil_scoped_acquire acquired;
@@ -46,9 +46,9 @@ std::unique_ptr<Communicator> shared_communicator(int rank, int size, const nb::
 
 std::unique_ptr<Communicator> staged_communicator(int rank, int size, const nb::callable& exchange,
                                                   double deadline_seconds) {
-  auto messages = std::make_unique<CallbackExchange>(rank, size, exchange, milliseconds(deadline_seconds));
+  auto exchange = std::make_unique<CallbackExchange>(rank, size, messages, milliseconds(deadline_seconds));
   const nb::gil_scoped_release released;
-  return make_staged_communicator(std::move(messages));
+  return make_staged_communicator(std::move(exchange));
 }
 
 }  // namespace
@@ -64,7 +64,7 @@ void bind_communicators(nb::module_& module) {
   module.def("local_communicators", local_communicators, nb::arg("ranks"), nb::arg("deadline_seconds"));
   module.def("shared_communicator", shared_communicator, nb::arg("rank"), nb::arg("size"), nb::arg("exchange"),
              nb::arg("deadline_seconds"));
-  module.def("staged_communicator", staged_communicator, nb::arg("rank"), nb::arg("size"), nb::arg("exchange"),
+  module.def("staged_communicator", staged_communicator, nb::arg("rank"), nb::arg("size"), nb::arg("messages"),
              nb::arg("deadline_seconds"));
 }
 

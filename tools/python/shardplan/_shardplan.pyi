@@ -1,4 +1,4 @@
-from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 __version__: str
 
@@ -21,6 +21,10 @@ class Communicator:
 
 _Message = Tuple[int, Any]
 
+class _Messages(Protocol):
+    def start(self, sends: List[_Message], receives: List[_Message]) -> Any: ...
+    def finish(self, work: Any) -> Optional[Tuple[int, str]]: ...
+
 def local_communicators(ranks: int, deadline_seconds: float) -> List[Communicator]: ...
 def shared_communicator(
     rank: int, size: int, exchange: Callable[[bytes], bytes], deadline_seconds: float
@@ -28,7 +32,7 @@ def shared_communicator(
 def staged_communicator(
     rank: int,
     size: int,
-    exchange: Callable[[List[_Message], List[_Message]], Optional[Tuple[int, str]]],
+    messages: _Messages,
     deadline_seconds: float,
 ) -> Communicator: ...
 

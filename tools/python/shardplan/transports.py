@@ -45,20 +45,23 @@ def _where() -> Tuple[Any, ...]:
 
 
 class _Messages:
-    """One exchange of messages at a time, over tensors of the CPU (gloo)."""
+    """Messages over tensors of the CPU (gloo), which keeps the order of those between two ranks."""
 
     def __init__(self, group: Any, deadline_seconds: float) -> None:
         self._group = group
         self._timeout = timedelta(seconds=deadline_seconds)
 
-    def __call__(self, sends: List[Tuple[int, Any]], receives: List[Tuple[int, Any]]) -> Optional[Tuple[int, str]]:
-        """None, or the peer that failed and what the group says of it."""
+    def start(self, sends: List[Tuple[int, Any]], receives: List[Tuple[int, Any]]) -> List[Tuple[int, Any]]:
         operations = [(dist.irecv, peer, memory) for peer, memory in receives]
         operations += [(dist.isend, peer, memory) for peer, memory in sends]
         started = []
         for start, peer, memory in operations:
             whole = peer if self._group is None else dist.get_global_rank(self._group, peer)
             started.append((peer, start(torch.from_dlpack(memory), whole, group=self._group)))
+        return started
+
+    def finish(self, started: List[Tuple[int, Any]]) -> Optional[Tuple[int, str]]:
+        """None, or the peer that failed and what the group says of it."""
         for peer, work in started:
             try:
                 work.wait(self._timeout)
