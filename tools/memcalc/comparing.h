@@ -19,13 +19,13 @@ struct ComparedBytes {
 };
 
 struct Comparison {
-  std::string flags;                   // that make the other set-up
-  PlanOptions options;                 // of the other one
-  Planned planned;                     // likewise
-  std::vector<ComparedBytes> lines;    // those of at_peak add up to peak_allocated where activations are counted
-  std::optional<double> seconds_here;  // of a step, estimated (planner/cost/step_time.h)
-  std::optional<double> seconds_there;
-  std::vector<std::string> notes;
+  std::string flags;                     // that make the other set-up
+  PlanOptions options;                   // of the other one
+  Planned planned;                       // likewise
+  std::vector<ComparedBytes> lines;      // those of at_peak add up to peak_allocated where activations are counted
+  std::optional<double> seconds_here{};  // of a step, estimated (planner/cost/step_time.h)
+  std::optional<double> seconds_there{};
+  std::vector<std::string> notes{};
 };
 
 // `here`: what was planned of `options`. Throws what make_planned does for the other set-up.
