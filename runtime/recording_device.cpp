@@ -12,6 +12,7 @@ class RecordingDevice::RecordingMemory final : public ForwardingMemory {
         reports_(std::move(reports)),
         report_((*reports_)[static_cast<std::size_t>(request.tier)]) {
     report_.held += request.bytes;
+    report_.held_peak = std::max(report_.held_peak, report_.held);
     report_.high_water += request.shift_room;
   }
   ~RecordingMemory() override { report_.held -= bytes(); }

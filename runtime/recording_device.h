@@ -15,6 +15,7 @@ class RecordingDevice final : public ForwardingDevice {
  public:
   struct Report {
     Bytes held;        // allocated at present
+    Bytes held_peak;   // the most that was allocated at one time
     Bytes high_water;  // the furthest end ever handed out, plus the room for shifts: what an allocation had
                        // to be at least. Summed over the tier's allocations, freed ones included
     Bytes live;        // in use at present
@@ -23,6 +24,9 @@ class RecordingDevice final : public ForwardingDevice {
   };
 
   explicit RecordingDevice(Device& inner);
+  // One over another would be taken for a copy of it: say Device& of the other.
+  RecordingDevice(const RecordingDevice&) = delete;
+  RecordingDevice& operator=(const RecordingDevice&) = delete;
   std::unique_ptr<Memory> allocate(const MemoryRequest& request) override;
   Report report(MemoryTier tier) const;
 

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <numeric>
 #include <set>
 
@@ -48,6 +49,16 @@ std::int64_t sum(const HeldBytes& held) {
   return std::accumulate(held.begin(), held.end(), std::int64_t{0}, checked_sum);
 }
 
+std::string module_of(std::string_view parameter, std::string_view unit) {
+  for (const std::string_view kind : {".weight", ".bias"}) {
+    if (parameter.ends_with(kind)) parameter.remove_suffix(kind.size());
+  }
+  if (parameter.size() > unit.size() && parameter.starts_with(unit) && parameter[unit.size()] == '.') {
+    parameter.remove_prefix(unit.size() + 1);
+  }
+  return std::string(parameter);
+}
+
 std::vector<ActivitySpan> spans_of(const Tape& tape) {
   std::vector<ActivitySpan> spans;
   const auto& marks = tape.marks();
@@ -74,15 +85,27 @@ std::vector<ActivitySpan> spans_of(const Tape& tape) {
   return spans;
 }
 
+std::size_t end_of_forward(const Tape& tape) {
+  const auto backward = std::find_if(tape.marks().begin(), tape.marks().end(),
+                                     [](const autograd::Mark& mark) { return mark.pass == Pass::backward; });
+  return backward == tape.marks().end() ? tape.events().size() : backward->event;
+}
+
 std::vector<SavedByUnit> saved_tensors(const Tape& tape) {
   std::vector<SavedByUnit> saved;
   std::set<std::uint32_t> counted;
   for (std::uint32_t unit = 0; unit < tape.units().size(); ++unit) {
     SavedByUnit of_unit{.unit = tape.units()[unit].name, .times = tape.units()[unit].times};
-    for (const std::uint32_t index : tape.saved_by(unit)) {
-      if (!counted.insert(index).second) continue;
-      const Storage& storage = tape.storages()[index];
-      of_unit.tensors.push_back({std::string(storage.name), storage.shape, storage.dtype, Bytes{storage.bytes}});
+    for (const autograd::SavedStorage& kept : tape.saved_by(unit)) {
+      if (!counted.insert(kept.storage).second) continue;
+      const Storage& storage = tape.storages()[kept.storage];
+      SavedTensor& tensor = of_unit.tensors.emplace_back();
+      tensor = {std::string(storage.name), storage.shape, storage.dtype, Bytes{storage.bytes}};
+      tensor.module = module_of(storage.parameter, tape.units()[storage.unit].name);
+      for (const autograd::Keeper& keeper : kept.keepers) {
+        const std::string module = module_of(keeper.parameter, of_unit.unit);
+        tensor.kept_by.push_back(fmt::format("{}{}{}", module, module.empty() ? "" : ": ", keeper.operation));
+      }
       of_unit.bytes += Bytes{storage.bytes};
     }
     if (!of_unit.tensors.empty()) saved.push_back(std::move(of_unit));

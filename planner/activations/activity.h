@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "planner/activations/tape.h"
@@ -35,6 +36,8 @@ struct SavedTensor {
   Shape shape;
   DType dtype = DType::f32;
   Bytes bytes;
+  std::string module{};  // that made it, below the unit: "self_attn.q_proj"; empty where no parameter took part
+  std::vector<std::string> kept_by{};  // whose backward needs it: "mlp.down_proj: linear", "silu"
   bool operator==(const SavedTensor&) const = default;
 };
 
@@ -59,9 +62,14 @@ struct Activity {
   bool operator==(const Activity&) const = default;
 };
 
+// The module whose parameter this is, by its name below `unit`, or its whole one where it belongs to another (a tied head).
+std::string module_of(std::string_view parameter, std::string_view unit);
+
 // Of a tape whose saved tensors were listed at the end of its forward.
 std::vector<SavedByUnit> saved_tensors(const autograd::Tape& tape);
 std::vector<ActivitySpan> spans_of(const autograd::Tape& tape);
+// The number of its events that are of the forward.
+std::size_t end_of_forward(const autograd::Tape& tape);
 
 // The worst moment, and what is held then.
 ActivityPeak peak_of(const Activity& activity);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "planner/activations/activity.h"
 #include "planner/activations/pipeline.h"
 
 namespace shardplan {
@@ -25,13 +26,6 @@ constexpr std::uint64_t kRoundLarge = 2 * kMiB;
 std::uint64_t segment_size(std::uint64_t size) {
   if (size <= kSmallSize) return kSmallBuffer;
   return size < kMinLargeAlloc ? kLargeBuffer : round_up(size, kRoundLarge);
-}
-
-// Where the events of the backward begin.
-std::size_t end_of_forward(const Tape& tape) {
-  const auto backward = std::find_if(tape.marks().begin(), tape.marks().end(),
-                                     [](const autograd::Mark& mark) { return mark.pass == Pass::backward; });
-  return backward == tape.marks().end() ? tape.events().size() : backward->event;
 }
 
 // One micro-batch in one chunk: which block each storage has.

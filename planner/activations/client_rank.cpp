@@ -9,31 +9,34 @@
 namespace shardplan {
 namespace {
 
-// A replay runs every unit and every micro-batch under way by itself.
-constexpr std::uint64_t kMostReplayedUnits = 4'096;
-
 LibraryUse libraries_of(const MegatronMachine& machine) {
   LibraryUse use;
   use.cublas_workspace_config = machine.cublas_workspace_config;
   return use;
 }
 
-// Libraries' workspaces, and what Megatron keeps of its own.
-void add_resident(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
-                  const std::optional<MegatronMachine>& machine, ClientHolds& holds) {
-  if (client.profile != Profile::megatron) {
-    if (!machine) return;
-    holds.resident_at_peak = holds.resident_after_step =
-        workspaces_of(machine->generation, libraries_of(*machine)).allocated();
-    return;
-  }
-  for (const MegatronTerm& term : megatron_client_terms(model, held, setup, client, machine)) {
+void add_resident(const std::vector<ClientTerm>& terms, ClientHolds& holds) {
+  for (const ClientTerm& term : terms) {
     if (term.at_peak) holds.resident_at_peak += term.bytes;
     if (term.after_step) holds.resident_after_step += term.bytes;
   }
 }
 
 }  // namespace
+
+std::vector<ClientTerm> client_terms(const Model& model, const Catalog& held, const Setup& setup,
+                                     const ClientSetup& client, const std::optional<MegatronMachine>& machine) {
+  if (client.profile == Profile::megatron) return megatron_client_terms(model, held, setup, client, machine);
+  std::vector<ClientTerm> terms;
+  if (!machine) return terms;
+  for (const Workspace& workspace : workspaces_of(machine->generation, libraries_of(*machine)).list) {
+    if (!workspace.in_allocator) continue;
+    for (std::uint64_t i = 0; i < workspace.count; ++i) {
+      terms.push_back({workspace.name, workspace.bytes, true, true, workspace.source});
+    }
+  }
+  return terms;
+}
 
 ClientSide client_of_rank(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
                           std::uint64_t stage, const std::optional<MegatronMachine>& machine) {
@@ -45,7 +48,7 @@ ClientSide client_of_rank(const Model& model, const Catalog& held, const Setup& 
   }
   ClientHolds holds;
   holds.peak = peak_of(chunks, setup.parallel, stage, setup.accumulation).peak;
-  add_resident(model, held, setup, client, machine, holds);
+  add_resident(client_terms(model, held, setup, client, machine), holds);
   return {std::move(holds), {}};
 }
 
@@ -57,14 +60,8 @@ std::optional<Bytes> peak_reserved(const EngineBlocks& engine, const Model& mode
   if (!ordered && setup.parallel.pipeline > 1) return std::nullopt;
   if (unit_count(held) > kMostReplayedUnits) return std::nullopt;
   ReplayedRank rank{.resident = engine.resident, .in_step = engine.computing, .chunks = {}};
-  if (client.profile == Profile::megatron) {
-    for (const MegatronTerm& term : megatron_client_terms(model, held, setup, client, machine)) {
-      if (term.at_peak) (term.after_step ? rank.resident : rank.in_step).push_back(term.bytes);
-    }
-  } else if (machine) {
-    for (const Workspace& workspace : workspaces_of(machine->generation, libraries_of(*machine)).list) {
-      if (workspace.in_allocator) rank.resident.insert(rank.resident.end(), workspace.count, workspace.bytes);
-    }
+  for (const ClientTerm& term : client_terms(model, held, setup, client, machine)) {
+    if (term.at_peak) (term.after_step ? rank.resident : rank.in_step).push_back(term.bytes);
   }
   std::deque<autograd::Tape> tapes;
   for (const Catalog& chunk : chunks_of(model, held, setup.parallel, stage)) {

@@ -14,6 +14,9 @@
 
 namespace shardplan {
 
+// What runs every unit by itself (a replay, a list of tensors) is not done for ranks of more.
+constexpr std::uint64_t kMostReplayedUnits = 4'096;
+
 struct ClientSide {
   std::optional<ClientHolds> holds;
   std::string unknown_because;  // where there is none
@@ -22,6 +25,11 @@ struct ClientSide {
 // `held`: all that the ranks of this stage have (planner/parallel.h). Without a machine, libraries' workspaces are left out.
 ClientSide client_of_rank(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
                           std::uint64_t stage, const std::optional<MegatronMachine>& machine);
+
+// What a rank keeps beside model states and activations, of whichever profile: workspaces of libraries, and of Megatron more.
+// `held` and `machine` as above.
+std::vector<ClientTerm> client_terms(const Model& model, const Catalog& held, const Setup& setup,
+                                     const ClientSetup& client, const std::optional<MegatronMachine>& machine);
 
 // What the engine holds on the device, as it allocates it.
 struct EngineBlocks {

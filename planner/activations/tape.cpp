@@ -1,7 +1,6 @@
 #include "planner/activations/tape.h"
 
 #include <algorithm>
-#include <set>
 
 #include "base/error.h"
 
@@ -191,6 +190,7 @@ Value Tape::parameter(const std::string& name, const Shape& shape, DType dtype, 
   Value& value = entry->second;
   if (!added) return value;
   value = outside(shape, dtype);
+  parameter_names_[value.storage_] = entry->first;
   value.requires_grad_ = trainable;
   if (trainable) {
     value.edge_.node = kParameters + static_cast<std::uint32_t>(gradients_.size());
@@ -211,6 +211,15 @@ Value Tape::workspace(std::string_view operation, Bytes bytes) {
   return {*this, add_storage(operation, shape, DType::u8, Purpose::workspace), shape, DType::u8};
 }
 
+std::string_view Tape::parameter_among(std::span<const Value> inputs) const {
+  for (const Value& input : inputs) {
+    if (!input.defined() || storages_[input.storage_].purpose != Purpose::outside) continue;
+    const auto name = parameter_names_.find(input.storage_);
+    if (name != parameter_names_.end()) return name->second;
+  }
+  return {};
+}
+
 Value Tape::record(std::string_view operation, std::span<const Value> inputs, Value output, std::vector<Value> saved,
                    Formula formula) {
   std::vector<Value> outputs;
@@ -222,7 +231,10 @@ std::vector<Value> Tape::record(std::string_view operation, std::span<const Valu
                                 std::vector<Value> saved, Formula formula) {
   const bool recorded =
       grad_enabled_ && std::any_of(inputs.begin(), inputs.end(), [](const Value& v) { return v.requires_grad(); });
+  const std::string_view parameter = parameter_among(inputs);
   for (std::size_t i = 0; i < outputs.size(); ++i) {
+    Storage& made = storages_[outputs[i].storage_];
+    if (made.name == operation && made.parameter.empty()) made.parameter = parameter;
     outputs[i].requires_grad_ = recorded;
     outputs[i].edge_ =
         recorded ? Edge{static_cast<std::uint32_t>(nodes_.size()), static_cast<std::uint32_t>(i)} : Edge{};
@@ -230,6 +242,7 @@ std::vector<Value> Tape::record(std::string_view operation, std::span<const Valu
   if (!recorded) return outputs;
   Node node;
   node.operation = operation;
+  node.parameter = parameter;
   node.unit = unit_;
   node.purpose = purpose_;
   node.inputs.reserve(inputs.size());
@@ -389,15 +402,20 @@ Value Tape::checkpoint(Function function, std::span<const Value> inputs) {
   return output;
 }
 
-std::vector<std::uint32_t> Tape::saved_by(std::uint32_t unit) const {
-  std::set<std::uint32_t> storages;
+std::vector<SavedStorage> Tape::saved_by(std::uint32_t unit) const {
+  std::map<std::uint32_t, std::vector<Keeper>> storages;
   for (const Node& node : nodes_) {
     if (node.unit != unit) continue;
     for (const Value& value : node.saved) {
-      if (storages_[value.storage_].purpose != Purpose::outside) storages.insert(value.storage_);
+      if (storages_[value.storage_].purpose == Purpose::outside) continue;
+      std::vector<Keeper>& keepers = storages[value.storage_];
+      const Keeper keeper{node.operation, node.parameter};
+      if (std::find(keepers.begin(), keepers.end(), keeper) == keepers.end()) keepers.push_back(keeper);
     }
   }
-  return {storages.begin(), storages.end()};
+  std::vector<SavedStorage> saved;
+  for (auto& [storage, keepers] : storages) saved.push_back({storage, std::move(keepers)});
+  return saved;
 }
 
 }  // namespace shardplan::autograd

@@ -110,7 +110,8 @@ using Formula =
     std::function<std::vector<Value>(Tape& tape, std::span<const Value> saved, std::vector<Value>& incoming)>;
 
 struct Storage {
-  std::string_view name;  // of the operation that made it; a literal
+  std::string_view name;       // of the operation that made it; a literal
+  std::string_view parameter;  // that the operation took, by its whole name; empty: none
   std::uint32_t unit = 0;
   Pass pass = Pass::forward;
   Purpose purpose = Purpose::activation;
@@ -133,6 +134,17 @@ struct Mark {
   std::size_t event = 0;
   std::uint32_t unit = 0;
   Pass pass = Pass::forward;
+};
+
+// An operation whose node holds a storage, and the parameter that it took, if any.
+struct Keeper {
+  std::string_view operation;
+  std::string_view parameter;
+  bool operator==(const Keeper&) const = default;
+};
+struct SavedStorage {
+  std::uint32_t storage = 0;
+  std::vector<Keeper> keepers;  // each once, in order of the nodes
 };
 
 struct TapeUnit {
@@ -209,14 +221,16 @@ class Tape {
   const std::vector<Event>& events() const { return events_; }
   const std::vector<Mark>& marks() const { return marks_; }
   const std::vector<TapeUnit>& units() const { return units_; }
-  // What nodes of a unit hold, each storage once, in order of allocation; what is outside is left out.
-  std::vector<std::uint32_t> saved_by(std::uint32_t unit) const;
+  // What nodes of a unit hold, each storage once, in order of allocation; what is outside is left out. Names are valid as long as
+  // the tape lives.
+  std::vector<SavedStorage> saved_by(std::uint32_t unit) const;
 
  private:
   friend class Value;
 
   struct Node {
     std::string_view operation;
+    std::string_view parameter;  // of the first input that is one
     std::uint32_t unit = 0;
     Purpose purpose = Purpose::activation;
     std::vector<Edge> inputs;
@@ -234,6 +248,7 @@ class Tape {
   void retain(std::uint32_t storage) { ++storages_[storage].references; }
   void release(std::uint32_t storage);
   void mark();
+  std::string_view parameter_among(std::span<const Value> inputs) const;
   Value leaf(const Value& value);
   std::vector<Value> recompute(const Function& function, std::span<const Value> inputs,
                                const std::vector<bool>& trained, Value gradient);
@@ -250,6 +265,7 @@ class Tape {
   std::vector<TapeUnit> units_;
   std::vector<Node> nodes_;
   std::map<std::string, Value> parameters_;
+  std::map<std::uint32_t, std::string_view> parameter_names_;  // by storage
   std::vector<Gradient> gradients_;  // by trained parameter; an edge's node is kParameters + its index
   std::vector<Value> kept_;
   std::uint64_t freed_times_ = 1;

@@ -30,7 +30,7 @@ constexpr std::string_view kNotCounted =
     "cuda-graph-scope defer-embedding-wgrad-compute distribute-saved-activations enable-cuda-graph "
     "expert-tensor-parallel-num-weight-shards fine-grained-activation-offloading fp4-format fp4-param-gather "
     "heterogeneous-layers-config-path mamba-int-list moe-expert-int-list nccl-ub "
-    "overlap-moe-expert-parallel-comm pipeline-model-parallel-layout reuse-grad-buf-for-mxfp8-param-ag "
+    "overlap-moe-expert-parallel-comm reuse-grad-buf-for-mxfp8-param-ag "
     "tensor-parallel-num-weight-shards ";
 
 // Decide no bytes that are planned: by name, and by how they begin.
@@ -112,6 +112,34 @@ void read_virtual_stages(Arguments& a, const MegatronSizes& sizes, TrainingConfi
   config.virtual_stages = said(counted / stages / *layers, a.key(kLayers));
 }
 
+// Pieces in the order of the model: as many on each rank as there are pieces for each stage (training/arguments.py,
+// validate_args: virtual_pipeline_model_parallel_size).
+void read_layout(Arguments& a, TrainingConfig& config) {
+  constexpr const char* kLayout = "pipeline-model-parallel-layout";
+  const auto text = a.text(kLayout);
+  if (!text) return;
+  if (config.virtual_stages) a.fail(kLayout, "excludes other ways to say virtual stages");
+  PipelineLayout layout;
+  try {
+    layout = parse_pipeline_layout(*text);
+  } catch (const ConfigError& error) {
+    a.fail(kLayout, error.problem());
+  }
+  const std::size_t pieces = layout.decoder_layers.size();
+  const std::uint64_t stages = config.pipeline ? config.pipeline->value : 1;
+  if (stages < 2 || pieces % stages != 0) {
+    a.fail_expected(kLayout, fmt::format("pieces for each of {} stages, found {}", stages, pieces));
+  }
+  for (std::size_t piece = 0; piece + 1 < pieces; ++piece) {
+    if (layout.multi_token_layers[piece] > 0) {
+      a.fail(kLayout,
+             "layers of multi-token prediction (m) are counted with the loss: expected them in the last piece");
+    }
+  }
+  config.virtual_stages = said(pieces / stages, a.key(kLayout));
+  config.piece_layers = said(std::move(layout.decoder_layers), a.key(kLayout));
+}
+
 void read_parallelism(Arguments& a, const MegatronSizes& sizes, TrainingConfig& config) {
   config.tensor = said_count(a, "tensor-model-parallel-size");
   config.pipeline = said_count(a, "pipeline-model-parallel-size");
@@ -128,6 +156,7 @@ void read_parallelism(Arguments& a, const MegatronSizes& sizes, TrainingConfig& 
   config.embedding_is_a_layer = said_flag(a, "account-for-embedding-in-pipeline-split");
   config.loss_is_a_layer = said_flag(a, "account-for-loss-in-pipeline-split");
   read_virtual_stages(a, sizes, config);
+  read_layout(a, config);
   if (sizes.kind == MegatronKind::t5 && config.pipeline && config.pipeline->value > 1) {
     a.fail("pipeline-model-parallel-size", "T5 has no pipeline: expected 1");
   }

@@ -129,9 +129,20 @@ void write_model(Lines& lines, const MegatronSizes& s) {
   }
 }
 
-void write_parallelism(Lines& lines, const Setup& setup) {
+// As parse_pipeline_layout reads it.
+std::string layout_words(const std::vector<std::uint64_t>& pieces, std::uint64_t prediction_layers) {
+  const auto repeated = [](const char* layer, std::uint64_t times) {
+    return times == 0 ? std::string() : times == 1 ? std::string(layer) : fmt::format("{}*{}", layer, times);
+  };
+  std::string words = "E";
+  for (std::size_t piece = 0; piece < pieces.size(); ++piece) {
+    words += (piece > 0 ? "|" : "") + repeated("t", pieces[piece]);
+  }
+  return words + repeated("m", prediction_layers) + "L";
+}
+
+void write_parallelism(Lines& lines, const MegatronSizes& sizes, const Setup& setup) {
   const Parallelism& p = setup.parallel;
-  if (!p.piece_layers.empty()) refuse("--pipeline-layout", "how many layers each piece of the pipeline has, here");
   if (p.schedule && *p.schedule != PipelineSchedule::one_f_one_b && *p.schedule != PipelineSchedule::interleaved) {
     refuse("--schedule", fmt::format("the schedule {}", name(*p.schedule)));
   }
@@ -142,7 +153,11 @@ void write_parallelism(Lines& lines, const Setup& setup) {
   lines.count("expert-model-parallel-size", p.expert);
   lines.count_if("expert-tensor-parallel-size", p.expert_tensor);
   lines.flag("sequence-parallel", p.sequence_parallel);
-  if (p.virtual_stages > 1) lines.count("num-virtual-stages-per-pipeline-rank", p.virtual_stages);
+  if (!p.piece_layers.empty()) {
+    lines.word("pipeline-model-parallel-layout", layout_words(p.piece_layers, sizes.prediction_layers));
+  } else if (p.virtual_stages > 1) {
+    lines.count("num-virtual-stages-per-pipeline-rank", p.virtual_stages);
+  }
   lines.count_if("decoder-first-pipeline-num-layers", p.first_stage_layers);
   lines.count_if("decoder-last-pipeline-num-layers", p.last_stage_layers);
   lines.flag("account-for-embedding-in-pipeline-split", p.embedding_is_a_layer);
@@ -289,7 +304,7 @@ std::string megatron_args_text(const MegatronSizes& sizes, const Setup& setup, c
                                std::uint64_t micro_batch, std::optional<std::uint64_t> sequence) {
   Lines lines;
   write_model(lines, sizes);
-  write_parallelism(lines, setup);
+  write_parallelism(lines, sizes, setup);
   write_batch(lines, sizes, setup, micro_batch, sequence);
   write_precision(lines, sizes, setup, options);
   write_sharding(lines, setup, options);

@@ -82,6 +82,7 @@ struct TrainingConfig {
   Saying<std::uint64_t> last_stage_layers;
   Saying<bool> embedding_is_a_layer;
   Saying<bool> loss_is_a_layer;
+  Saying<std::vector<std::uint64_t>> piece_layers;
   Saying<std::uint64_t> vocabulary_multiple;
 
   Saying<Recompute> recompute;

@@ -41,14 +41,16 @@ class VirtualMemory final : public Memory {
 
   void handed_out(std::uint64_t offset, Bytes bytes, std::string_view purpose) override {
     VirtualTrace* trace = machine_.options().trace;
-    if (trace != nullptr) trace->taken(clock_.rank(), offset, bytes, purpose, clock_.latest());
+    if (trace != nullptr) trace->taken(clock_.rank(), address_of(offset), bytes, purpose, clock_.latest());
   }
   void given_back(std::uint64_t offset, Bytes bytes) override {
     VirtualTrace* trace = machine_.options().trace;
-    if (trace != nullptr) trace->given_back(clock_.rank(), offset, bytes, clock_.latest());
+    if (trace != nullptr) trace->given_back(clock_.rank(), address_of(offset), bytes, clock_.latest());
   }
 
  private:
+  std::uint64_t address_of(std::uint64_t offset) const { return reinterpret_cast<std::uintptr_t>(data()) + offset; }
+
   VirtualMachine& machine_;
   VirtualClock& clock_;
   std::shared_ptr<Used> used_;

@@ -64,9 +64,10 @@ class VirtualTrace {
   virtual ~VirtualTrace() = default;
   // Streams of a rank are numbered in the order they are made.
   virtual void work(int rank, std::size_t stream, std::string_view what, Bytes bytes, double begin, double end) = 0;
-  // Memory that is handed out and given back, at the time that the rank's work has come to.
-  virtual void taken(int rank, std::uint64_t offset, Bytes bytes, std::string_view purpose, double time) = 0;
-  virtual void given_back(int rank, std::uint64_t offset, Bytes bytes, double time) = 0;
+  // Memory that is handed out and given back, at the time that the rank's work has come to. No two memories of a rank share
+  // addresses.
+  virtual void taken(int rank, std::uint64_t address, Bytes bytes, std::string_view purpose, double time) = 0;
+  virtual void given_back(int rank, std::uint64_t address, Bytes bytes, double time) = 0;
   // A rank had come to the collective `what`, and waited for its peers, the last of which was rank `last`.
   virtual void waited(int rank, std::size_t stream, std::string_view what, int last, double begin, double end) = 0;
   virtual void fault(const Fault& fault, double time) = 0;

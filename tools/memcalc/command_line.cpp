@@ -75,6 +75,16 @@ void add_export(CLI::App* app, PlanOptions& options) {
                                                         {"megatron", ExportFormat::megatron}}));
 }
 
+void add_beside(CLI::App* app, PlanOptions& options) {
+  app->add_option("--against", options.against,
+                  "compare with the same command with these flags (and MODEL, if it comes first), line by line")
+      ->type_name("\"FLAGS\"");
+  app->add_option("--calibrate", options.calibrate,
+                  "what was measured, and which part differs: a memory snapshot of PyTorch's, or JSON or YAML with "
+                  "peak_allocated and the like (docs/memcalc-json.md)")
+      ->type_name("FILE");
+}
+
 void add_validate_flags(CLI::App* app, ValidateOptions& options) {
   app->add_option("PATH", options.paths, "files of measured runs, or folders of them (docs/validation.md)")
       ->type_name("");
@@ -135,6 +145,8 @@ struct Parser {
   CLI::App* completion = app.add_subcommand("completion", "Bash completion: eval \"$(memcalc completion)\"");
 
   Parser();
+  // Of a flag of plan that is given twice, the later one counts.
+  void let_later_flags_win();
   // Throws CLI::ParseError (CLI::Success after --help or --version) and ConfigError.
   void read(std::vector<std::string> words);
 };
@@ -151,6 +163,7 @@ Parser::Parser() {
   add_fit_flags(fit, line.fit);
   add_validate_flags(validate, line.validate);
   add_export(plan, line.plan);
+  add_beside(plan, line.plan);
   add_simulate_flags(simulate, line.simulate);
   for (CLI::App* command : {models, gpus}) {
     command->add_flag("--json", line.list.json, "one JSON object on stdout and nothing else");
@@ -163,6 +176,12 @@ Parser::Parser() {
       ->allow_extra_args(false);
 }
 
+void Parser::let_later_flags_win() {
+  for (CLI::Option* option : plan->get_options()) {
+    if (option->get_items_expected_max() <= 1) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  }
+}
+
 void Parser::read(std::vector<std::string> words) {
   constexpr const char* kCommands = "plan, explain, fit, simulate, validate, models, gpus or completion";
   if (words.empty()) {
@@ -173,6 +192,7 @@ void Parser::read(std::vector<std::string> words) {
       std::none_of(commands.begin(), commands.end(), [&](const CLI::App* c) { return c->check_name(words[0]); })) {
     throw ConfigError("", "", fmt::format("'{}' is no command: expected {}", words[0], kCommands));
   }
+  line.plan.words = words;
   std::reverse(words.begin(), words.end());  // as CLI11 takes them
   app.parse(std::move(words));
   line.command = *explain    ? Command::explain
@@ -204,6 +224,36 @@ ConfigError config_error(const CLI::ParseError& error) {
 }
 
 }  // namespace
+
+PlanOptions read_against(const PlanOptions& options) {
+  std::vector<std::string> words;
+  for (std::size_t i = 0; i < options.words.size(); ++i) {
+    const std::string& word = options.words[i];
+    const bool beside = word == "--against" || word == "--calibrate" || word == "--export";
+    if (beside) ++i;  // and its value
+    if (beside || word.starts_with("--against=") || word.starts_with("--calibrate=") || word.starts_with("--export="))
+      continue;
+    words.push_back(word);
+  }
+  std::vector<std::string> flags = CLI::detail::split_up(*options.against);
+  if (!flags.empty() && !flags.front().starts_with('-')) {
+    const auto model = std::find(words.begin() + 1, words.end(), options.model);
+    if (model == words.end()) throw ConfigError("--against", "", fmt::format("'{}' is no flag", flags.front()));
+    *model = flags.front();
+    flags.erase(flags.begin());
+  }
+  words.insert(words.end(), flags.begin(), flags.end());
+  Parser parser;
+  parser.let_later_flags_win();
+  try {
+    parser.read(std::move(words));
+  } catch (const CLI::ParseError& error) {
+    throw ConfigError("--against", "", error.what());
+  } catch (const ConfigError& error) {
+    throw ConfigError("--against", error.source(), error.problem());
+  }
+  return std::move(parser.line.plan);
+}
 
 CommandLine read_command_line(std::vector<std::string> words) {
   Parser parser;

@@ -16,7 +16,7 @@ std::string completion_script(const std::vector<CompletedCommand>& commands) {
   local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words=
   case $before in
     --gpu) COMPREPLY=($(compgen -W "$(memcalc gpus --names 2>/dev/null)" -- "$word")); return ;;
-    --*-file|--*-config|--megatron-args) COMPREPLY=($(compgen -f -- "$word")); return ;;
+    --*-file|--*-config|--megatron-args|--calibrate) COMPREPLY=($(compgen -f -- "$word")); return ;;
   esac
   case ${{COMP_WORDS[1]}} in
 {}    *) words="{}--help --version" ;;

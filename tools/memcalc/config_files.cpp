@@ -114,6 +114,7 @@ class Application {
     take("--last-stage-layers", config_.last_stage_layers, parallel.last_stage_layers);
     take("--embedding-is-a-layer", config_.embedding_is_a_layer, parallel.embedding_is_a_layer);
     take("--loss-is-a-layer", config_.loss_is_a_layer, parallel.loss_is_a_layer);
+    take("--pipeline-model-parallel-layout", config_.piece_layers, parallel.piece_layers);
   }
 
   // Ranks of the data axis over those of a group that shards.

@@ -54,25 +54,27 @@ int run(const CommandLine& line) {
     }
     case Command::simulate: {
       const Simulated simulated = make_simulated(line.plan, line.simulate, say_progress);
-      print(line.plan.json ? simulate_json(line.plan, simulated) : simulate_text(line.plan, simulated));
+      print(line.plan.json ? simulate_json(simulated) : simulate_text(simulated));
       const bool compared = simulated.stages.size() > 1;
       return compared || simulated.stages[0].planned.fits.value_or(true) ? kDone : kDoesNotFit;
     }
+    case Command::explain: {
+      const Explained explained = make_explained(line.plan);
+      print(line.plan.json ? explain_json(line.plan, explained) : explain_text(line.plan, explained));
+      return kDone;
+    }
     case Command::plan:
-    case Command::explain:
       break;
   }
   const Planned planned = make_planned(line.plan);
-  if (line.command == Command::explain) {
-    print(line.plan.json ? explain_json(line.plan, planned) : explain_text(line.plan, planned));
-    return kDone;
-  }
   if (line.plan.export_format) {
     print(export_text(line.plan));
     for (const std::string& note : planned.report.notes) fmt::print(stderr, "memcalc: note: {}\n", note);
     return planned.fits.value_or(true) ? kDone : kDoesNotFit;
   }
-  print(line.plan.json ? plan_json(line.plan, planned) : plan_text(line.plan, planned, isatty(STDOUT_FILENO) != 0));
+  const Beside beside = beside_of(line.plan, planned);
+  print(line.plan.json ? plan_json(line.plan, planned, beside)
+                       : plan_text(line.plan, planned, beside, isatty(STDOUT_FILENO) != 0));
   return planned.fits.value_or(true) ? kDone : kDoesNotFit;
 }
 

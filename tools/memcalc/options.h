@@ -55,7 +55,11 @@ struct PlanOptions {
   std::uint64_t micro_batch = 1;
   bool json = false;
   bool verbose = false;
+  std::optional<std::string> against;         // plan: flags that make another set-up of this one, to compare with
+  std::optional<std::string> calibrate;       // plan: a file of measured numbers
   std::optional<ExportFormat> export_format;  // print a configuration file instead of the plan
+
+  std::vector<std::string> words;  // of the command line, where --against is to be added to them
 
   // Of a configuration file (config_files.h): which flags it stands for, and what is to be said about it.
   std::map<std::string, Origin> origins;
@@ -119,6 +123,9 @@ struct CommandLine {
   SimulateOptions simulate;
   ListOptions list;  // models and gpus
 };
+
+// The set-up that --against of these words asks for: theirs, with its flags behind them, which win. Throws ConfigError.
+PlanOptions read_against(const PlanOptions& options);
 
 // Reads the command line. Returns the exit status instead where there is nothing left to do: 0 after --help, --version
 // or completion, 2 after a message on stderr about a command line that is wrong.

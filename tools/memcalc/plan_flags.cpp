@@ -234,7 +234,14 @@ void settle(PlanOptions& options, PlanFlags& flags, const std::set<std::string>&
             const std::optional<TrainingConfig>& config) {
   if (config) apply_config(*config, given, options, flags.policy);
   check_engine_of_export(options);
+  const bool megatron = options.engine == Engine::megatron;
+  const bool said = given.contains("--precision") || options.origins.contains("--precision");
+  // Megatron-LM keeps main gradients in fp32 unless it is told otherwise.
+  if (megatron && !said) flags.policy.precision = "bf16-mixed-fp32grad";
   options.setup.policy = resolve(flags.policy);
+  if (megatron && (!config || !config->megatron || given.contains("--precision") || given.contains("--grad-dtype"))) {
+    options.engine_options.megatron.main_grads_dtype = options.setup.policy.gradient;
+  }
   options.lora = resolve(flags.lora);
   options.setup.parallel.vocabulary_multiple =
       options.vocabulary_multiple.value_or(options.engine == Engine::megatron ? 128 : 1);

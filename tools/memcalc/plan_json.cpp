@@ -1,6 +1,9 @@
-#include <boost/json.hpp>
+#include <fmt/format.h>
 
-#include "planner/explain.h"
+#include <boost/json.hpp>
+#include <utility>
+
+#include "tools/memcalc/error_bar.h"
 #include "tools/memcalc/json_parts.h"
 #include "tools/memcalc/output.h"
 
@@ -157,16 +160,25 @@ json::object rank_json(const RankReport& rank) {
 
 namespace {
 
-json::array explanation_json(const std::vector<Explanation>& lines) {
-  json::array array;
-  for (const Explanation& line : lines) {
-    array.push_back({{"name", line.name},
-                     {"bytes", line.bytes.count()},
-                     {"formula", line.formula},
-                     {"inputs", line.inputs},
-                     {"source", line.source}});
+// Of the worst rank.
+json::object error_bar_json(const PlanOptions& options, const Planned& planned) {
+  const DeviceMemory& device = planned.worst().device;
+  json::object bars;
+  for (const auto& [field, bytes] : {std::pair{ErrorField::allocated_after_step, device.allocated_after_step},
+                                     {ErrorField::peak_allocated, device.peak_allocated}}) {
+    const MeasuredErrors* errors = measured_errors(options.engine, options.whole_client().profile, field);
+    json::value& value = bars[json::string_view(name(field).data(), name(field).size())];
+    if (errors == nullptr || !bytes) continue;
+    const ErrorBar bar = error_bar(*bytes, *errors);
+    value = {{"low", bar.low.count()},
+             {"high", bar.high.count()},
+             {"rows", errors->rows},
+             {"median_abs_percent", errors->median_abs_percent},
+             {"p90_abs_percent", errors->p90_abs_percent},
+             {"max_abs_percent", errors->max_abs_percent},
+             {"source", fmt::format("docs/validation.md, {}", errors->file)}};
   }
-  return array;
+  return bars;
 }
 
 std::string line_of(const json::object& object) {
@@ -175,7 +187,14 @@ std::string line_of(const json::object& object) {
 
 }  // namespace
 
-std::string plan_json(const PlanOptions& options, const Planned& planned) {
+Beside beside_of(const PlanOptions& options, const Planned& planned) {
+  Beside beside;
+  if (options.against) beside.comparison = compare(options, planned, *options.against, read_against(options));
+  if (options.calibrate) beside.calibration = calibrate(*options.calibrate, planned);
+  return beside;
+}
+
+std::string plan_json(const PlanOptions& options, const Planned& planned, const Beside& beside) {
   json::array ranks;
   for (const RankReport& rank : planned.report.ranks) ranks.push_back(rank_json(rank));
   json::value gpu;
@@ -185,25 +204,21 @@ std::string plan_json(const PlanOptions& options, const Planned& planned) {
     // What is left is only known once everything is counted; what is missing already is.
     if (planned.fits) headroom = signed_difference(planned.gpu->bytes, least_device_bytes(planned.worst()));
   }
-  return line_of({{"schema", "memcalc.plan/1"},
-                  {"model", model_json(planned.catalog)},
-                  {"setup", setup_json(options, planned)},
-                  {"ranks", std::move(ranks)},
-                  {"worst", rank_json(planned.worst())},
-                  {"communication", traffic_json(planned.report.traffic)},
-                  {"gpu", std::move(gpu)},
-                  {"fits", value_of(planned.fits)},
-                  {"headroom_bytes", std::move(headroom)},
-                  {"notes", json::array(planned.report.notes.begin(), planned.report.notes.end())}});
-}
-
-std::string explain_json(const PlanOptions& options, const Planned& planned) {
-  const std::vector<Explanation> device = explain_device(options, planned);
-  return line_of({{"schema", "memcalc.explain/1"},
-                  {"model", model_json(planned.catalog)},
-                  {"setup", setup_json(options, planned)},
-                  {"device", explanation_json(device)},
-                  {"communication", explanation_json(explain_traffic(planned.held, options.setup, planned.report))}});
+  return line_of(
+      {{"schema", "memcalc.plan/1"},
+       {"model", model_json(planned.catalog)},
+       {"setup", setup_json(options, planned)},
+       {"ranks", std::move(ranks)},
+       {"worst", rank_json(planned.worst())},
+       {"communication", traffic_json(planned.report.traffic)},
+       {"gpu", std::move(gpu)},
+       {"fits", value_of(planned.fits)},
+       {"headroom_bytes", std::move(headroom)},
+       {"error_bar", error_bar_json(options, planned)},
+       {"against",
+        beside.comparison ? json::value(comparison_json(options, planned, *beside.comparison)) : json::value()},
+       {"calibration", beside.calibration ? json::value(calibration_json(*beside.calibration)) : json::value()},
+       {"notes", json::array(planned.report.notes.begin(), planned.report.notes.end())}});
 }
 
 }  // namespace shardplan::memcalc

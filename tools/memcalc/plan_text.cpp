@@ -4,67 +4,15 @@
 #include <cmath>
 
 #include "base/text.h"
-#include "planner/explain.h"
+#include "tools/memcalc/error_bar.h"
 #include "tools/memcalc/output.h"
+#include "tools/memcalc/text_parts.h"
 
 namespace shardplan::memcalc {
 namespace {
 
-// Escape codes, or nothing where stdout is no terminal.
-struct Style {
-  const char* bold = "";
-  const char* dim = "";
-  const char* good = "";
-  const char* bad = "";
-  const char* off = "";
-};
-
-Style style_for(bool colour) {
-  return colour ? Style{"\033[1m", "\033[2m", "\033[32m", "\033[31m", "\033[0m"} : Style{};
-}
-
 std::string both(Bytes bytes) {
   return fmt::format("{} ({})", in_gb(bytes), in_gib(bytes));
-}
-
-std::string plural(std::uint64_t count, const char* word) {
-  return fmt::format("{} {}{}", with_commas(count), word, count == 1 ? "" : "s");
-}
-
-// The axes beside the data axis, where there are any.
-std::string axes_words(const Setup& setup) {
-  const Parallelism& p = setup.parallel;
-  if (total_ranks(setup) == data_parallel(setup) && !experts_apart(p)) return {};
-  std::string text = fmt::format(" on {}", plural(data_parallel(setup), "data rank"));
-  for (const auto& [axis, ranks] : {std::pair{"tensor", p.tensor}, {"pipeline", p.pipeline}, {"context", p.context}}) {
-    if (ranks > 1) text += fmt::format(" x {} {}", ranks, axis);
-  }
-  if (p.pipeline > 1) text += fmt::format(" ({})", name(resolved_schedule(p)));
-  if (p.expert > 1) text += fmt::format(", experts over {}", p.expert);
-  return text;
-}
-
-std::string heading(const PlanOptions& options, const Planned& planned, const Style& style) {
-  const Catalog& catalog = planned.catalog;
-  const Setup& setup = options.setup;
-  const std::uint64_t parameters = parameter_elements(catalog);
-  const std::uint64_t trainable = trainable_elements(catalog);
-  std::string text = fmt::format("{}{}{}  {} parameters", style.bold, catalog.name, style.off, with_commas(parameters));
-  if (trainable != parameters) text += fmt::format(", {} trainable", with_commas(trainable));
-  if (catalog.active_parameters) text += fmt::format(", {} used by a token", with_commas(*catalog.active_parameters));
-  if (!catalog.count_only) {
-    text += fmt::format(", {} in {}", plural(tensor_count(catalog), "tensor"), plural(unit_count(catalog), "unit"));
-  }
-  text += fmt::format("\n{}, ZeRO stage {}", plural(total_ranks(setup), "GPU"), setup.stage);
-  text += axes_words(setup);
-  if (setup.replicate > 1) {
-    text += fmt::format(" in {} replicas of {} shards", setup.replicate, shard_count(setup));
-  }
-  text += fmt::format(", {}, {}, engine {}", setup.policy.name, states_of(setup.optimizer).name, name(options.engine));
-  if (setup.accumulation > 1) {
-    text += fmt::format(", {} micro-batches (cadence {})", setup.accumulation, name(resolved_cadence(setup)));
-  }
-  return text + "\n";
 }
 
 struct Line {
@@ -209,6 +157,17 @@ std::string kinds_table(const Planned& planned, const Style& style) {
   return text;
 }
 
+// Nothing where no measured run is of this engine and this client's code.
+std::string error_bar_line(const PlanOptions& options, const DeviceMemory& device, const Style& style) {
+  const MeasuredErrors* errors =
+      measured_errors(options.engine, options.whole_client().profile, ErrorField::peak_allocated);
+  if (errors == nullptr) return {};
+  const ErrorBar bar = error_bar(*device.peak_allocated, *errors);
+  return fmt::format("  {:<22}{:>24}   {}nine of ten of {} measured runs were within {} % of their plans{}\n",
+                     "  error bar", fmt::format("{} to {}", in_gb(bar.low), in_gb(bar.high)), style.dim, errors->rows,
+                     errors->p90_abs_percent, style.off);
+}
+
 // What the client holds beside the engine, at the worst moment of the two together.
 std::string client_lines(const PlanOptions& options, const RankReport& rank, const Style& style) {
   const DeviceMemory& device = rank.device;
@@ -232,6 +191,7 @@ std::string client_lines(const PlanOptions& options, const RankReport& rank, con
   add("workspace", peak.workspace, "of libraries and kernels");
   text += fmt::format("  {}{:<22}{:>24}{}   {}the peak is at: {}{}\n", style.bold, "peak allocated",
                       in_gb(*device.peak_allocated), style.off, style.dim, device.peak_at, style.off);
+  text += error_bar_line(options, device, style);
   if (device.peak_reserved) add("peak reserved", device.peak_reserved, "by torch's allocator, replayed");
   if (device.context) add("context", device.context, "the driver's, and NCCL's buffers");
   if (device.total) {
@@ -375,7 +335,7 @@ std::string units(const Planned& planned) {
 
 }  // namespace
 
-std::string plan_text(const PlanOptions& options, const Planned& planned, bool colour) {
+std::string plan_text(const PlanOptions& options, const Planned& planned, const Beside& beside, bool colour) {
   const Style style = style_for(colour);
   std::string text =
       heading(options, planned, style) + "\n" + table(options, planned, style) + kinds_table(planned, style) + "\n";
@@ -385,29 +345,9 @@ std::string plan_text(const PlanOptions& options, const Planned& planned, bool c
   if (!sent.empty()) text += "\n" + sent;
   for (const std::string& note : planned.report.notes)
     text += fmt::format("{}note: {}{}\n", style.dim, note, style.off);
+  if (beside.comparison) text += comparison_text(options, planned, *beside.comparison, colour);
+  if (beside.calibration) text += calibration_text(*beside.calibration, colour);
   if (options.verbose && planned.plan) text += units(planned);
-  return text;
-}
-
-std::string explain_text(const PlanOptions& options, const Planned& planned) {
-  std::string text = heading(options, planned, {});
-  const auto add = [&](const char* title, const std::vector<Explanation>& lines) {
-    text += fmt::format("\n{}\n", title);
-    for (const Explanation& line : lines) {
-      text += fmt::format("\n  {:<40}{:>24} B   {}\n      = {}\n        {}\n        source: {}\n", line.name,
-                          with_commas(line.bytes.count()), both(line.bytes), line.formula, line.inputs, line.source);
-    }
-  };
-  add(planned.kinds.size() > 1 ? "Each GPU of the kind that holds most holds, at the peak"
-                               : "Each GPU holds, at the peak",
-      explain_device(options, planned));
-  add("Each GPU sends, in one step", explain_traffic(planned.held, options.setup, planned.report));
-  if (planned.worst().device.peak_allocated) {
-    text += fmt::format(
-        "\nActivations, the loss, workspaces and what the allocator reserves come on top: memcalc plan lists them, "
-        "docs/memory_model.md has their formulas.\n");
-  }
-  for (const std::string& note : planned.report.notes) text += fmt::format("\nnote: {}\n", note);
   return text;
 }
 

@@ -57,18 +57,6 @@ Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   return sized;
 }
 
-// Of the GPU that was named; Hopper's where none was, or its memory alone. Nothing for one of another vendor.
-std::optional<MegatronMachine> machine_of(const PlanOptions& options) {
-  MegatronMachine machine;
-  machine.generation = GpuGeneration::hopper;
-  if (options.megatron) machine.cublas_workspace_config = options.megatron->environment.cublas_workspace_config;
-  if (!options.gpu || is_capacity(*options.gpu)) return machine;
-  const std::optional<GpuGeneration> named = generation_of_gpu(*options.gpu);
-  if (!named) return std::nullopt;
-  machine.generation = *named;
-  return machine;
-}
-
 // What is not known of the GPU, in words.
 void add_machine_note(const PlanOptions& options, Report& report) {
   if (!options.gpu) return;
@@ -111,7 +99,14 @@ void add_reserved(const PlanOptions& options, const Model& model, const Catalog&
   const std::optional<Bytes> reserved =
       peak_reserved(engine_blocks(sized), model, catalog, options.setup, options.whole_client(), stage, machine,
                     {.expandable_segments = options.megatron && options.megatron->environment.expandable_segments});
-  if (!reserved) return;
+  if (!reserved) {
+    sized.report.notes.push_back(
+        unit_count(catalog) > kMostReplayedUnits
+            ? fmt::format("no peak reserved: ranks of more than {} units are not replayed", kMostReplayedUnits)
+            : fmt::format("no peak reserved: the order of passes of {} is not written out",
+                          name(resolved_schedule(options.setup.parallel))));
+    return;
+  }
   device.peak_reserved = std::max(*reserved, *device.peak_allocated);
   LibraryUse use;
   use.communicators = communicators(options.setup);
@@ -178,6 +173,17 @@ std::vector<Explanation> together(std::vector<Explanation> lines, std::vector<Ex
 }
 
 }  // namespace
+
+std::optional<MegatronMachine> machine_of(const PlanOptions& options) {
+  MegatronMachine machine;
+  machine.generation = GpuGeneration::hopper;
+  if (options.megatron) machine.cublas_workspace_config = options.megatron->environment.cublas_workspace_config;
+  if (!options.gpu || is_capacity(*options.gpu)) return machine;
+  const std::optional<GpuGeneration> named = generation_of_gpu(*options.gpu);
+  if (!named) return std::nullopt;
+  machine.generation = *named;
+  return machine;
+}
 
 std::vector<Explanation> explain_device(const PlanOptions& options, const Planned& planned) {
   if (planned.terms) return explain_terms(*planned.terms);

@@ -75,6 +75,9 @@ std::vector<RankKind> planned_kinds(const PlanOptions& options, const Model& mod
 // The two sides of a rank's memory, for add_client.
 EngineHolds engine_holds(const PlanOptions& options, const Sized& sized);
 
+// Whose libraries are sized: the GPU that was named; Hopper's where none was, or its memory alone. Nothing for another vendor's.
+std::optional<MegatronMachine> machine_of(const PlanOptions& options);
+
 // Of the ranks that hold `catalog`, at `stage` of the pipeline.
 ClientSide client_side(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage);
 }  // namespace shardplan::memcalc

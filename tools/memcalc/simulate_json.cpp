@@ -10,6 +10,10 @@ namespace {
 
 namespace json = boost::json;
 
+json::value value_of(const std::optional<Bytes>& bytes) {
+  return bytes ? json::value(bytes->count()) : json::value();
+}
+
 json::array errors_json(const Simulation& simulation) {
   json::array errors;
   for (std::size_t rank = 0; rank < simulation.ranks.size(); ++rank) {
@@ -18,6 +22,14 @@ json::array errors_json(const Simulation& simulation) {
     errors.push_back({{"rank", rank}, {"seconds", result.outcome.seconds}, {"error", result.error}});
   }
   return errors;
+}
+
+json::value peak_allocated_json(const SimulatedStage& stage) {
+  if (!stage.planned.worst().device.peak_allocated) return {};
+  const auto [least, most] =
+      std::minmax_element(stage.simulation.ranks.begin(), stage.simulation.ranks.end(),
+                          [](const auto& a, const auto& b) { return a.peak_allocated < b.peak_allocated; });
+  return {{"min", least->peak_allocated.count()}, {"max", most->peak_allocated.count()}};
 }
 
 json::object stage_json(const SimulatedStage& stage) {
@@ -48,6 +60,8 @@ json::object stage_json(const SimulatedStage& stage) {
       {"peak_at", stage.planned.worst().device.peak_at},
       {"live_peak_bytes", {{"min", least_live->live_peak.count()}, {"max", most_live->live_peak.count()}}},
       {"planned_live_peak_bytes", planned.live_peak.count()},
+      {"peak_allocated", peak_allocated_json(stage)},
+      {"planned_peak_allocated", value_of(stage.planned.worst().device.peak_allocated)},
       {"bytes_sent_per_rank", rank.sent.count()},
       {"planned_bytes_sent_per_rank", stage.planned.report.traffic.total().count()},
       {"textbook_bytes_sent_per_rank", stage.planned.report.traffic.textbook.count()},
@@ -68,10 +82,10 @@ json::object stage_json(const SimulatedStage& stage) {
 
 }  // namespace
 
-std::string simulate_json(const PlanOptions& options, const Simulated& simulated) {
+std::string simulate_json(const Simulated& simulated) {
   json::object object{{"schema", "memcalc.simulate/1"},
                       {"model", model_json(simulated.stages[0].planned.catalog)},
-                      {"setup", setup_json(options, simulated.stages.back().planned)},
+                      {"setup", setup_json(simulated.options, simulated.stages.back().planned)},
                       {"cluster",
                        {{"name", simulated.cluster.name},
                         {"gpu", simulated.cluster.gpu.name},

@@ -71,6 +71,23 @@ std::string times_text(const Simulation& simulation) {
   return text;
 }
 
+// Arena and client together, where the client's tensors were booked.
+std::string peak_text(const SimulatedStage& stage) {
+  const DeviceMemory& device = stage.planned.worst().device;
+  const auto& ranks = stage.simulation.ranks;
+  std::string text;
+  if (device.peak_allocated) {
+    const auto [least, most] = std::minmax_element(
+        ranks.begin(), ranks.end(), [](const auto& a, const auto& b) { return a.peak_allocated < b.peak_allocated; });
+    const bool equal =
+        least->peak_allocated == *device.peak_allocated && most->peak_allocated == *device.peak_allocated;
+    text += fmt::format("allocated             {:>12}   with activations, the most of any rank; planned {}{}\n",
+                        in_gb(most->peak_allocated), in_gb(*device.peak_allocated),
+                        equal ? ", the same on every rank" : "");
+  }
+  return text + fmt::format("  most is in use at                  {}\n", device.peak_at);
+}
+
 std::string one_stage(const SimulatedStage& stage) {
   const Simulation& simulation = stage.simulation;
   const bool ended = std::all_of(simulation.ranks.begin(), simulation.ranks.end(),
@@ -82,7 +99,7 @@ std::string one_stage(const SimulatedStage& stage) {
   const bool equal = largest->arena == planned && smallest->arena == planned;
   text += fmt::format("\ndevice arena          {:>12}   the most of any rank; planned {}{}\n", in_gb(largest->arena),
                       in_gb(planned), equal ? ", the same on every rank" : "");
-  text += fmt::format("  most is in use at                  {}\n", stage.planned.worst().device.peak_at);
+  text += peak_text(stage);
   text += fmt::format("sent                  {:>12}   each rank and step\n", in_gb(slowest(simulation).sent));
   text += fmt::format("  inside nodes        {:>12}   all ranks\n", in_gb(simulation.sent.node));
   text += fmt::format("  over the network    {:>12}   all ranks\n", in_gb(simulation.sent.network));
@@ -93,12 +110,13 @@ std::string one_stage(const SimulatedStage& stage) {
 
 }  // namespace
 
-std::string simulate_text(const PlanOptions& options, const Simulated& simulated) {
+std::string simulate_text(const Simulated& simulated) {
+  const Setup& setup = simulated.options.setup;
   const Catalog& catalog = simulated.stages[0].planned.catalog;
   std::string text = fmt::format(
       "{}  {} parameters\n{} GPUs of {} in nodes of {}, {}, {} tokens per GPU and micro-batch\n\n", catalog.name,
-      with_commas(parameter_elements(catalog)), with_commas(options.setup.world_size), simulated.cluster.name,
-      simulated.gpus_per_node, options.setup.policy.name, with_commas(simulated.work.tokens));
+      with_commas(parameter_elements(catalog)), with_commas(setup.world_size), simulated.cluster.name,
+      simulated.gpus_per_node, setup.policy.name, with_commas(simulated.work.tokens));
   if (simulated.stages.size() == 1) {
     text += one_stage(simulated.stages[0]);
   } else {

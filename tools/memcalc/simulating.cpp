@@ -23,13 +23,16 @@ namespace {
 constexpr std::uint64_t kMostRanks = 32'000;
 constexpr std::uint64_t kDefaultSequence = 2048;
 
-Work work_of(const PlanOptions& options, const Model& model, std::vector<std::string>& notes) {
-  std::uint64_t sequence = options.sequence.value_or(kDefaultSequence);
-  if (!options.sequence) {
-    const std::uint64_t positions = model.architecture.max_positions;
-    if (positions > 0) sequence = std::min(sequence, positions);
-    notes.push_back(fmt::format("no --seq: taken as {}", sequence));
-  }
+std::uint64_t sequence_of(const PlanOptions& options, const Model& model, std::vector<std::string>& notes) {
+  if (options.sequence) return *options.sequence;
+  std::uint64_t sequence = kDefaultSequence;
+  const std::uint64_t positions = model.architecture.max_positions;
+  if (positions > 0) sequence = std::min(sequence, positions);
+  notes.push_back(fmt::format("no --seq: taken as {}", sequence));
+  return sequence;
+}
+
+Work work_of(const PlanOptions& options, std::uint64_t sequence) {
   return {.tokens = checked_multiply(options.micro_batch, sequence),
           .sequence = sequence,
           .compute = options.setup.policy.compute,
@@ -37,7 +40,10 @@ Work work_of(const PlanOptions& options, const Model& model, std::vector<std::st
 }
 
 SimulationOptions simulation_options(const Simulated& simulated) {
-  return {.cluster = simulated.cluster, .work = simulated.work, .gpus_per_node = simulated.gpus_per_node};
+  SimulationOptions options{
+      .cluster = simulated.cluster, .work = simulated.work, .gpus_per_node = simulated.gpus_per_node};
+  if (simulated.client) options.client = &*simulated.client;
+  return options;
 }
 
 std::ofstream open_for_writing(const std::string& path) {
@@ -59,18 +65,22 @@ report::MemoryByClass memory_at_peak(const RankReport& rank) {
   memory[report::MemoryClass::gradients] = at_peak.gradients.value_or(Bytes{});
   memory[report::MemoryClass::optimizer_states] = at_peak.optimizer_states.value_or(Bytes{});
   memory[report::MemoryClass::communication_buffers] = at_peak.communication_buffers.value_or(Bytes{});
+  // All that is not the engine's, and what its arena leaves unused.
+  memory[report::MemoryClass::activations] =
+      at_peak.activations.value_or(Bytes{}) + at_peak.loss.value_or(Bytes{}) + at_peak.workspace.value_or(Bytes{});
   return memory;
 }
 
-std::string subtitle(const PlanOptions& options, const Simulated& simulated) {
-  return fmt::format("{} GPUs of {}, {}, {}, {} tokens per GPU and micro-batch", with_commas(options.setup.world_size),
-                     simulated.cluster.name, options.setup.policy.name, states_of(options.setup.optimizer).name,
+std::string subtitle(const Simulated& simulated) {
+  const Setup& setup = simulated.options.setup;
+  return fmt::format("{} GPUs of {}, {}, {}, {} tokens per GPU and micro-batch", with_commas(setup.world_size),
+                     simulated.cluster.name, setup.policy.name, states_of(setup.optimizer).name,
                      with_commas(simulated.work.tokens));
 }
 
-std::string stages_svg(const PlanOptions& options, const Simulated& simulated) {
+std::string stages_svg(const Simulated& simulated) {
   report::StageChart chart{.title = fmt::format("{}: ZeRO stages 0 to 3", simulated.stages[0].planned.catalog.name),
-                           .subtitle = subtitle(options, simulated)};
+                           .subtitle = subtitle(simulated)};
   if (simulated.stages[0].planned.gpu) chart.capacity = simulated.stages[0].planned.gpu->bytes;
   for (const SimulatedStage& stage : simulated.stages) {
     const SimulatedRank& rank = slowest(stage.simulation);
@@ -86,12 +96,12 @@ std::string stages_svg(const PlanOptions& options, const Simulated& simulated) {
   return stage_chart(chart);
 }
 
-std::string memory_svg(const PlanOptions& options, const Simulated& simulated, const MemoryObserver& memory) {
+std::string memory_svg(const Simulated& simulated, const MemoryObserver& memory) {
   const Planned& planned = simulated.stages[0].planned;
   report::MemoryChart chart = memory.chart();
-  chart.title =
-      fmt::format("{}, ZeRO stage {}: memory of one GPU over a step", planned.catalog.name, options.setup.stage);
-  chart.subtitle = subtitle(options, simulated);
+  chart.title = fmt::format("{}, ZeRO stage {}: memory of one GPU over a step", planned.catalog.name,
+                            simulated.options.setup.stage);
+  chart.subtitle = subtitle(simulated);
   chart.peak_at = planned.worst().device.peak_at;
   if (planned.gpu) chart.capacity = planned.gpu->bytes;
   return memory_chart(chart);
@@ -101,9 +111,112 @@ std::string memory_svg(const PlanOptions& options, const Simulated& simulated, c
 std::vector<FaultRange> ranges_of(const Simulation& undisturbed) {
   std::vector<FaultRange> ranges;
   for (const SimulatedRank& rank : undisturbed.ranks) {
-    ranges.push_back({rank.outcome.operations, rank.outcome.collectives, rank.arena});
+    ranges.push_back({rank.outcome.operations, rank.outcome.collectives, rank.peak_allocated});
   }
   return ranges;
+}
+
+void require_simulable(const PlanOptions& options, const SimulateOptions& simulate) {
+  if (options.parameters) throw ConfigError("--params", "", "has no units to simulate: name a model");
+  if (options.engine != Engine::shardplan) throw ConfigError("--engine", "", "only shardplan can be simulated");
+  if (options.lora || options.quantize) {
+    throw ConfigError(options.lora ? "--lora-rank" : "--quantize", "",
+                      "adapters and quantised weights cannot be simulated: only what the model computes is priced");
+  }
+  if (total_ranks(options.setup) != data_parallel(options.setup) || experts_apart(options.setup.parallel)) {
+    throw ConfigError(
+        "--tp", "",
+        "only the data axis can be simulated: expected no --tp, --pp, --cp, --ep or --etp (memcalc plan sizes them)");
+  }
+  if (options.setup.world_size > kMostRanks) {
+    throw ConfigError("--gpus", "", fmt::format("expected at most {} to simulate", kMostRanks));
+  }
+  if (simulate.compare_stages && simulate.trace) {
+    throw ConfigError("--trace", "", "is of one stage: leave out --compare-stages");
+  }
+}
+
+Model simulated_model(const PlanOptions& options) {
+  Model model = options.megatron ? options.megatron->model : find_model(options.model);
+  for (const std::string& glob : options.freeze) freeze(model.catalog, glob);
+  return model;
+}
+
+// Everything but the stages.
+Simulated understood(const PlanOptions& options, const SimulateOptions& simulate, const Model& model) {
+  Simulated simulated;
+  simulated.options = options;
+  simulated.notes = options.notes;
+  simulated.cluster = choose_cluster(options, simulate.cluster, simulated.notes);
+  const std::uint64_t sequence = sequence_of(options, model, simulated.notes);
+  // What sees no tokens has as many as its images say.
+  if (model.architecture.vocabulary > 0) simulated.options.sequence = sequence;
+  if (!options.gpu) simulated.options.gpu = simulated.cluster.gpu.name;
+  simulated.work = work_of(options, sequence);
+  simulated.gpus_per_node = options.gpus_per_node.value_or(simulated.cluster.gpus_per_node);
+  return simulated;
+}
+
+void add_notes_of_plan(const Planned& planned, std::vector<std::string>& notes) {
+  for (const std::string& note : planned.report.notes) {
+    if (std::find(notes.begin(), notes.end(), note) == notes.end()) notes.push_back(note);
+  }
+}
+
+// Plans each stage, and what is to go wrong in it.
+void add_stages(const SimulateOptions& simulate, const Model& model, Simulated& simulated,
+                const std::function<void(const std::string&)>& progress) {
+  const int first = simulate.compare_stages ? 0 : simulated.options.setup.stage;
+  const int last = simulate.compare_stages ? 3 : first;
+  for (int stage = first; stage <= last; ++stage) {
+    PlanOptions of_stage = simulated.options;
+    of_stage.setup.stage = stage;
+    SimulatedStage& result = simulated.stages.emplace_back();
+    result.planned = make_planned(of_stage);
+    add_notes_of_plan(result.planned, simulated.notes);
+    if (!simulated.client && result.planned.worst().device.peak_allocated) {
+      simulated.client = client_memory(model, of_stage.setup, of_stage.whole_client(), machine_of(of_stage));
+    }
+    const StepPlan& plan = *result.planned.plan;
+    result.faults = parse_faults(simulate.faults, static_cast<int>(plan.setup.world_size), simulate.seed, [&] {
+      progress(fmt::format("simulating stage {} without faults, to choose among what happens", stage));
+      return ranges_of(shardplan::simulate(model, plan, simulation_options(simulated)));
+    });
+  }
+}
+
+// Nothing is written before everything that was asked for has been understood.
+void run_stages(const SimulateOptions& simulate, const Model& model, Simulated& simulated,
+                const std::function<void(const std::string&)>& progress) {
+  std::optional<std::ofstream> trace_file;
+  std::optional<std::ofstream> plot_file;
+  std::optional<PerfettoObserver> perfetto;
+  MemoryObserver memory(0);
+  Listeners listeners;
+  if (simulate.trace) {
+    trace_file = open_for_writing(*simulate.trace);
+    perfetto.emplace(*trace_file, static_cast<int>(simulated.options.setup.world_size));
+    listeners.add(&*perfetto);
+  }
+  if (simulate.plot) plot_file = open_for_writing(*simulate.plot);
+  if (simulate.plot && !simulate.compare_stages) listeners.add(&memory);
+
+  for (SimulatedStage& stage : simulated.stages) {
+    const StepPlan& plan = *stage.planned.plan;
+    progress(fmt::format("simulating stage {} on {} ranks", plan.setup.stage, with_commas(plan.setup.world_size)));
+    SimulationOptions of_stage = simulation_options(simulated);
+    of_stage.faults = stage.faults;
+    if (simulate.trace || simulate.plot) of_stage.trace = &listeners;
+    stage.simulation = shardplan::simulate(model, plan, of_stage);
+  }
+  if (perfetto) {
+    perfetto->finish();
+    close(*trace_file, *simulate.trace);
+  }
+  if (simulate.plot) {
+    *plot_file << (simulate.compare_stages ? stages_svg(simulated) : memory_svg(simulated, memory));
+    close(*plot_file, *simulate.plot);
+  }
 }
 
 }  // namespace
@@ -155,74 +268,11 @@ const SimulatedRank& slowest(const Simulation& simulation) {
 
 Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simulate,
                          const std::function<void(const std::string&)>& progress) {
-  if (options.parameters) throw ConfigError("--params", "", "has no units to simulate: name a model");
-  if (options.engine != Engine::shardplan) throw ConfigError("--engine", "", "only shardplan can be simulated");
-  if (options.lora || options.quantize) {
-    throw ConfigError(options.lora ? "--lora-rank" : "--quantize", "",
-                      "adapters and quantised weights cannot be simulated: only what the model computes is priced");
-  }
-  if (total_ranks(options.setup) != data_parallel(options.setup) || experts_apart(options.setup.parallel)) {
-    throw ConfigError(
-        "--tp", "",
-        "only the data axis can be simulated: expected no --tp, --pp, --cp, --ep or --etp (memcalc plan sizes them)");
-  }
-  if (options.setup.world_size > kMostRanks) {
-    throw ConfigError("--gpus", "", fmt::format("expected at most {} to simulate", kMostRanks));
-  }
-  Simulated simulated;
-  simulated.notes = options.notes;
-  Model model = options.megatron ? options.megatron->model : find_model(options.model);
-  for (const std::string& glob : options.freeze) freeze(model.catalog, glob);
-  simulated.cluster = choose_cluster(options, simulate.cluster, simulated.notes);
-  simulated.work = work_of(options, model, simulated.notes);
-
-  simulated.gpus_per_node = options.gpus_per_node.value_or(simulated.cluster.gpus_per_node);
-
-  const bool compare = simulate.compare_stages;
-  if (compare && simulate.trace) throw ConfigError("--trace", "", "is of one stage: leave out --compare-stages");
-  for (int stage = compare ? 0 : options.setup.stage; stage <= (compare ? 3 : options.setup.stage); ++stage) {
-    PlanOptions of_stage = options;
-    of_stage.setup.stage = stage;
-    if (!of_stage.gpu) of_stage.gpu = simulated.cluster.gpu.name;
-    SimulatedStage& result = simulated.stages.emplace_back();
-    result.planned = make_planned(of_stage);
-    const StepPlan& plan = *result.planned.plan;
-    result.faults = parse_faults(simulate.faults, static_cast<int>(plan.setup.world_size), simulate.seed, [&] {
-      progress(fmt::format("simulating stage {} without faults, to choose among what happens", stage));
-      return ranges_of(shardplan::simulate(model, plan, simulation_options(simulated)));
-    });
-  }
-
-  // Nothing is written before everything that was asked for has been understood.
-  std::optional<std::ofstream> trace_file;
-  std::optional<std::ofstream> plot_file;
-  std::optional<PerfettoObserver> perfetto;
-  MemoryObserver memory(0);
-  Listeners listeners;
-  if (simulate.trace) {
-    trace_file = open_for_writing(*simulate.trace);
-    perfetto.emplace(*trace_file, static_cast<int>(options.setup.world_size));
-    listeners.add(&*perfetto);
-  }
-  if (simulate.plot) plot_file = open_for_writing(*simulate.plot);
-  if (simulate.plot && !compare) listeners.add(&memory);
-
-  for (SimulatedStage& stage : simulated.stages) {
-    const StepPlan& plan = *stage.planned.plan;
-    progress(fmt::format("simulating stage {} on {} ranks", plan.setup.stage, with_commas(plan.setup.world_size)));
-    SimulationOptions of_stage = simulation_options(simulated);
-    of_stage.faults = stage.faults;
-    if (simulate.trace || simulate.plot) of_stage.trace = &listeners;
-    stage.simulation = shardplan::simulate(model, plan, of_stage);
-  }
-  if (perfetto) {
-    perfetto->finish();
-    close(*trace_file, *simulate.trace);
-  }
-  if (simulate.plot) {
-    *plot_file << (compare ? stages_svg(options, simulated) : memory_svg(options, simulated, memory));
-    close(*plot_file, *simulate.plot);
-  }
+  require_simulable(options, simulate);
+  const Model model = simulated_model(options);
+  Simulated simulated = understood(options, simulate, model);
+  add_stages(simulate, model, simulated, progress);
+  run_stages(simulate, model, simulated, progress);
   return simulated;
 }
 

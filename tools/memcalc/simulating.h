@@ -19,6 +19,8 @@ struct SimulatedStage {
 };
 
 struct Simulated {
+  PlanOptions options;                 // as given, with the sequence and the GPU that were taken where none was said
+  std::optional<ClientMemory> client;  // what was booked beside the optimizer; nothing where activations are not known
   Cluster cluster;
   Work work;
   std::uint64_t gpus_per_node = 8;

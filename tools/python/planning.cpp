@@ -22,12 +22,13 @@ memcalc::CommandLine command_line(const char* command, Words words) {
 
 std::string plan(Words words) {
   const memcalc::PlanOptions options = command_line("plan", std::move(words)).plan;
-  return memcalc::plan_json(options, memcalc::make_planned(options));
+  const memcalc::Planned planned = memcalc::make_planned(options);
+  return memcalc::plan_json(options, planned, memcalc::beside_of(options, planned));
 }
 
 std::string explain(Words words) {
   const memcalc::PlanOptions options = command_line("explain", std::move(words)).plan;
-  return memcalc::explain_json(options, memcalc::make_planned(options));
+  return memcalc::explain_json(options, memcalc::make_explained(options));
 }
 
 std::string fit(Words words) {
@@ -38,7 +39,7 @@ std::string fit(Words words) {
 std::string simulate(Words words) {
   const memcalc::CommandLine line = command_line("simulate", std::move(words));
   const auto no_progress = [](const std::string&) {};
-  return memcalc::simulate_json(line.plan, memcalc::make_simulated(line.plan, line.simulate, no_progress));
+  return memcalc::simulate_json(memcalc::make_simulated(line.plan, line.simulate, no_progress));
 }
 
 std::string models() {

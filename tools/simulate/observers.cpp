@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "tools/simulate/client_memory.h"
 #include "tools/simulate/fault_spec.h"
 
 namespace shardplan {
@@ -13,6 +14,7 @@ namespace {
 constexpr std::size_t kCommunicationStream = 1;
 
 report::MemoryClass class_of_role(std::string_view role) {
+  if (role == kClientPurpose) return report::MemoryClass::activations;
   for (std::size_t i = 0; i <= static_cast<std::size_t>(BufferRole::partial); ++i) {
     const auto candidate = static_cast<BufferRole>(i);
     if (name(candidate) != role) continue;
@@ -35,15 +37,15 @@ report::MemoryClass class_of_role(std::string_view role) {
 
 }  // namespace
 
-void MemoryByRole::taken(std::uint64_t offset, Bytes bytes, std::string_view role) {
+void MemoryByRole::taken(std::uint64_t address, Bytes bytes, std::string_view role) {
   if (bytes == Bytes{}) return;
   const report::MemoryClass memory_class = class_of_role(role);
-  ranges_[offset] = {memory_class, bytes};
+  ranges_[address] = {memory_class, bytes};
   now_[memory_class] += bytes;
 }
 
-void MemoryByRole::given_back(std::uint64_t offset) {
-  const auto range = ranges_.find(offset);
+void MemoryByRole::given_back(std::uint64_t address) {
+  const auto range = ranges_.find(address);
   if (range == ranges_.end()) return;
   now_[range->second.first] -= range->second.second;
   ranges_.erase(range);
@@ -52,11 +54,11 @@ void MemoryByRole::given_back(std::uint64_t offset) {
 void Listeners::work(int rank, std::size_t stream, std::string_view what, Bytes bytes, double begin, double end) {
   for (VirtualTrace* listener : listeners_) listener->work(rank, stream, what, bytes, begin, end);
 }
-void Listeners::taken(int rank, std::uint64_t offset, Bytes bytes, std::string_view purpose, double time) {
-  for (VirtualTrace* listener : listeners_) listener->taken(rank, offset, bytes, purpose, time);
+void Listeners::taken(int rank, std::uint64_t address, Bytes bytes, std::string_view purpose, double time) {
+  for (VirtualTrace* listener : listeners_) listener->taken(rank, address, bytes, purpose, time);
 }
-void Listeners::given_back(int rank, std::uint64_t offset, Bytes bytes, double time) {
-  for (VirtualTrace* listener : listeners_) listener->given_back(rank, offset, bytes, time);
+void Listeners::given_back(int rank, std::uint64_t address, Bytes bytes, double time) {
+  for (VirtualTrace* listener : listeners_) listener->given_back(rank, address, bytes, time);
 }
 void Listeners::waited(int rank, std::size_t stream, std::string_view what, int last, double begin, double end) {
   for (VirtualTrace* listener : listeners_) listener->waited(rank, stream, what, last, begin, end);
@@ -85,15 +87,15 @@ void PerfettoObserver::work(int rank, std::size_t stream, std::string_view what,
   trace_.slice(slice, bytes == Bytes{} ? report::TraceArguments{} : report::TraceArguments{{"bytes", bytes.count()}});
 }
 
-void PerfettoObserver::taken(int rank, std::uint64_t offset, Bytes bytes, std::string_view purpose, double time) {
+void PerfettoObserver::taken(int rank, std::uint64_t address, Bytes bytes, std::string_view purpose, double time) {
   MemoryByRole& memory = memory_[static_cast<std::size_t>(rank)];
-  memory.taken(offset, bytes, purpose);
+  memory.taken(address, bytes, purpose);
   trace_.memory(static_cast<std::uint32_t>(rank), time, memory.now());
 }
 
-void PerfettoObserver::given_back(int rank, std::uint64_t offset, Bytes, double time) {
+void PerfettoObserver::given_back(int rank, std::uint64_t address, Bytes, double time) {
   MemoryByRole& memory = memory_[static_cast<std::size_t>(rank)];
-  memory.given_back(offset);
+  memory.given_back(address);
   trace_.memory(static_cast<std::uint32_t>(rank), time, memory.now());
 }
 
@@ -129,16 +131,16 @@ void MemoryObserver::sample(double time) {
   samples_.push_back({time, memory_.now()});
 }
 
-void MemoryObserver::taken(int rank, std::uint64_t offset, Bytes bytes, std::string_view purpose, double time) {
+void MemoryObserver::taken(int rank, std::uint64_t address, Bytes bytes, std::string_view purpose, double time) {
   if (rank != rank_) return;
-  memory_.taken(offset, bytes, purpose);
+  memory_.taken(address, bytes, purpose);
   sample(time);
 }
 
 // Arrays that end with the optimizer are not of the step.
-void MemoryObserver::given_back(int rank, std::uint64_t offset, Bytes, double time) {
+void MemoryObserver::given_back(int rank, std::uint64_t address, Bytes, double time) {
   if (rank != rank_) return;
-  memory_.given_back(offset);
+  memory_.given_back(address);
   if (time < end_ || phases_.empty()) sample(time);
 }
 

@@ -17,8 +17,8 @@ namespace shardplan {
 // Bytes by class of one rank, from the ranges that are handed out and given back.
 class MemoryByRole {
  public:
-  void taken(std::uint64_t offset, Bytes bytes, std::string_view role);
-  void given_back(std::uint64_t offset);
+  void taken(std::uint64_t address, Bytes bytes, std::string_view role);
+  void given_back(std::uint64_t address);
   const report::MemoryByClass& now() const { return now_; }
 
  private:
@@ -31,8 +31,8 @@ class Listeners final : public VirtualTrace {
  public:
   void add(VirtualTrace* listener) { listeners_.push_back(listener); }
   void work(int rank, std::size_t stream, std::string_view what, Bytes bytes, double begin, double end) override;
-  void taken(int rank, std::uint64_t offset, Bytes bytes, std::string_view purpose, double time) override;
-  void given_back(int rank, std::uint64_t offset, Bytes bytes, double time) override;
+  void taken(int rank, std::uint64_t address, Bytes bytes, std::string_view purpose, double time) override;
+  void given_back(int rank, std::uint64_t address, Bytes bytes, double time) override;
   void waited(int rank, std::size_t stream, std::string_view what, int last, double begin, double end) override;
   void fault(const Fault& fault, double time) override;
 
@@ -45,8 +45,8 @@ class PerfettoObserver final : public VirtualTrace {
  public:
   PerfettoObserver(std::ostream& out, int ranks);
   void work(int rank, std::size_t stream, std::string_view what, Bytes bytes, double begin, double end) override;
-  void taken(int rank, std::uint64_t offset, Bytes bytes, std::string_view purpose, double time) override;
-  void given_back(int rank, std::uint64_t offset, Bytes bytes, double time) override;
+  void taken(int rank, std::uint64_t address, Bytes bytes, std::string_view purpose, double time) override;
+  void given_back(int rank, std::uint64_t address, Bytes bytes, double time) override;
   void waited(int rank, std::size_t stream, std::string_view what, int last, double begin, double end) override;
   void fault(const Fault& fault, double time) override;
   void finish() { trace_.finish(); }
@@ -61,8 +61,8 @@ class MemoryObserver final : public VirtualTrace {
  public:
   explicit MemoryObserver(int rank) : rank_(rank) {}
   void work(int rank, std::size_t stream, std::string_view what, Bytes bytes, double begin, double end) override;
-  void taken(int rank, std::uint64_t offset, Bytes bytes, std::string_view purpose, double time) override;
-  void given_back(int rank, std::uint64_t offset, Bytes bytes, double time) override;
+  void taken(int rank, std::uint64_t address, Bytes bytes, std::string_view purpose, double time) override;
+  void given_back(int rank, std::uint64_t address, Bytes bytes, double time) override;
   void waited(int, std::size_t, std::string_view, int, double, double) override {}
   void fault(const Fault&, double) override {}
 

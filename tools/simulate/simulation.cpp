@@ -5,6 +5,7 @@
 #include <cmath>
 #include <memory>
 #include <numeric>
+#include <optional>
 
 #include "runtime/recording_device.h"
 #include "shard/zero_optimizer.h"
@@ -22,8 +23,10 @@ class Client {
       : model_(model), plan_(plan), options_(options), seconds_(seconds) {}
 
   void run(VirtualRank& rank, SimulatedRank& result) const {
-    RecordingDevice device(rank.device());
-    const MemoryReport report(device, result);
+    // The optimizer's own memory is counted by itself, and with the client's.
+    RecordingDevice whole(rank.device());
+    RecordingDevice device(static_cast<Device&>(whole));
+    const MemoryReport report(device, whole, result);
     Communicator& world = rank.communicator();
     const RankPlace place = place_of_rank(plan_.layout, static_cast<std::uint64_t>(rank.rank()));
     Communicators groups{.world = &world, .shard_group = &world};
@@ -39,12 +42,14 @@ class Client {
     optimizer_options.kernels = &booking_kernels();
     optimizer_options.initial_values = [](const TensorRange&, std::span<float>) {};
     ZeroOptimizer optimizer(model_.catalog, plan_, device, groups, optimizer_options);
+    std::optional<BookedClient> booked;
+    if (options_.client != nullptr) booked.emplace(*options_.client, whole);
     world.barrier();
     for (std::uint64_t step = 0; step < options_.steps; ++step) {
       rank.settle();
       const double begin = rank.latest();
       const VirtualOutcome before = rank.so_far();
-      train_step(rank, optimizer);
+      train_step(rank, optimizer, booked ? &*booked : nullptr);
       rank.settle();
       const VirtualOutcome& after = rank.so_far();
       result.sent = after.sent - before.sent;
@@ -62,39 +67,44 @@ class Client {
   // Says what was recorded at the end, however the rank ends.
   class MemoryReport {
    public:
-    MemoryReport(const RecordingDevice& device, SimulatedRank& result) : device_(device), result_(result) {}
+    MemoryReport(const RecordingDevice& device, const RecordingDevice& whole, SimulatedRank& result)
+        : device_(device), whole_(whole), result_(result) {}
     ~MemoryReport() {
       const RecordingDevice::Report report = device_.report(MemoryTier::device);
       result_.arena = report.high_water;
       result_.live_peak = report.live_peak;
+      result_.peak_allocated = whole_.report(MemoryTier::device).held_peak;
     }
     MemoryReport(const MemoryReport&) = delete;
     MemoryReport& operator=(const MemoryReport&) = delete;
 
    private:
     const RecordingDevice& device_;
+    const RecordingDevice& whole_;
     SimulatedRank& result_;
   };
 
-  void train_step(VirtualRank& rank, ZeroOptimizer& optimizer) const {
+  void train_step(VirtualRank& rank, ZeroOptimizer& optimizer, BookedClient* booked) const {
     for (std::uint64_t i = 1; i <= plan_.setup.accumulation; ++i) {
       const bool last = i == plan_.setup.accumulation;
       optimizer.begin(last ? ProgramKind::last_micro_batch : ProgramKind::train_micro_batch);
       const std::uint64_t units = plan_.layout.units;
-      for (std::uint64_t unit = 0; unit < units; ++unit) compute(rank, optimizer, unit, Pass::forward);
+      for (std::uint64_t unit = 0; unit < units; ++unit) compute(rank, optimizer, booked, unit, Pass::forward);
       for (std::uint64_t unit = units; unit-- > 0;) {
-        if (plan_.setup.recompute == Recompute::full) compute(rank, optimizer, unit, Pass::recompute);
-        compute(rank, optimizer, unit, Pass::backward);
+        if (plan_.setup.recompute == Recompute::full) compute(rank, optimizer, booked, unit, Pass::recompute);
+        compute(rank, optimizer, booked, unit, Pass::backward);
       }
     }
     optimizer.step();
   }
 
-  void compute(VirtualRank& rank, ZeroOptimizer& optimizer, std::uint64_t unit, Pass pass) const {
+  void compute(VirtualRank& rank, ZeroOptimizer& optimizer, BookedClient* booked, std::uint64_t unit, Pass pass) const {
     if (options_.unit_called) unit = options_.unit_called(rank.rank(), unit);
     const PassSeconds& seconds = seconds_of_unit(seconds_, unit);
     optimizer.enter(unit, pass);
+    if (booked != nullptr) booked->begin(pass, unit);
     rank.work(optimizer.compute_stream(), name(pass), pass == Pass::backward ? seconds.backward : seconds.forward);
+    if (booked != nullptr) booked->end(pass, unit);
     optimizer.leave(unit);
   }
 

@@ -1,4 +1,5 @@
-// One training step on virtual ranks: ZeroOptimizer itself, driven by a client that computes nothing but time.
+// One training step on virtual ranks: ZeroOptimizer itself, driven by a client that computes nothing: it books time, and the
+// tensors it would hold.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,7 @@
 #include "planner/families/model.h"
 #include "planner/step_plan.h"
 #include "runtime/virtual/virtual_world.h"
+#include "tools/simulate/client_memory.h"
 
 namespace shardplan {
 
@@ -24,6 +26,8 @@ struct SimulationOptions {
   std::chrono::milliseconds deadline{60'000};
   bool threads = virtual_ranks_are_threads();  // instead of fibers
   VirtualTrace* trace = nullptr;
+  // What the client holds, booked on each rank's device. Null: it computes nothing but time.
+  const ClientMemory* client = nullptr;
   // Of one rank: the order in which its client calls the units, to try what happens when it differs. Empty: the plan's.
   std::function<std::uint64_t(int rank, std::uint64_t unit)> unit_called{};
 };
@@ -33,9 +37,10 @@ std::uint64_t gpus_per_adapter(const Cluster& cluster, std::uint64_t gpus_per_no
 
 // Seconds are those of the last step.
 struct SimulatedRank {
-  Bytes arena;      // furthest end ever handed out, and the room for shifts
-  Bytes live_peak;  // the most that was handed out at once
-  Bytes sent;       // to peers, in the last step
+  Bytes arena;           // furthest end ever handed out, and the room for shifts
+  Bytes live_peak;       // the most of the arena that was handed out at once
+  Bytes peak_allocated;  // the most that was allocated on the device at one time: arenas and the client's tensors
+  Bytes sent;            // to peers, in the last step
   std::uint64_t operations =
       0;  // kernels, copies and collectives, and the client's passes over units, in the last step
   // The step is the sum of these four, exactly: its compute stream worked; or stood still, while a collective of the

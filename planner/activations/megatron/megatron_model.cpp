@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 #include <string_view>
+#include <utility>
 
 #include "base/checked.h"
 #include "planner/activations/megatron/megatron_layers.h"
@@ -179,11 +180,15 @@ class Forward {
 
   Value run_stretch(const Stretch& stretch, std::size_t times, Value hidden, const Value& encoded) {
     c_.tape.enter(unit_name(*stretch.run, stretch.index), times);
-    const auto forward = [this, layer = stretch.layer, layers = stretch.layers](std::span<const Value> inputs) {
+    // A recomputation comes when another stack may have had its turn: the tokens are those of this one.
+    const auto forward = [this, layer = stretch.layer, layers = stretch.layers,
+                          tokens = c_.tokens](std::span<const Value> inputs) {
+      const auto others = std::exchange(c_.tokens, tokens);
       Value x = inputs[0];
       for (std::uint64_t i = 0; i < layers; ++i) {
         x = megatron_layer_forward(c_, *layer, {std::move(x), inputs.size() > 1 ? inputs[1] : Value()});
       }
+      c_.tokens = others;
       return x;
     };
     std::vector<Value> inputs;
@@ -292,10 +297,10 @@ MegatronUse run_megatron(Tape& tape, const Model& model, const Catalog& held, co
   return context.use;
 }
 
-std::vector<MegatronTerm> megatron_client_terms(const Model& model, const Catalog& held, const Setup& setup,
-                                                const ClientSetup& client,
-                                                const std::optional<MegatronMachine>& machine) {
-  std::vector<MegatronTerm> terms;
+std::vector<ClientTerm> megatron_client_terms(const Model& model, const Catalog& held, const Setup& setup,
+                                              const ClientSetup& client,
+                                              const std::optional<MegatronMachine>& machine) {
+  std::vector<ClientTerm> terms;
   const auto add = [&](std::string name, Bytes bytes, bool after_step, bool at_peak, const char* source) {
     if (bytes > Bytes{}) terms.push_back({std::move(name), bytes, after_step, at_peak, source});
   };

@@ -32,7 +32,7 @@ struct MegatronMachine {
 };
 
 // One thing that a rank keeps beside model states and activations.
-struct MegatronTerm {
+struct ClientTerm {
   std::string name;
   Bytes bytes;
   bool after_step = true;  // is there between steps
@@ -41,8 +41,7 @@ struct MegatronTerm {
 };
 
 // `held`: all that a rank has. Without a machine, libraries' workspaces are left out. None of 0 bytes.
-std::vector<MegatronTerm> megatron_client_terms(const Model& model, const Catalog& held, const Setup& setup,
-                                                const ClientSetup& client,
-                                                const std::optional<MegatronMachine>& machine);
+std::vector<ClientTerm> megatron_client_terms(const Model& model, const Catalog& held, const Setup& setup,
+                                              const ClientSetup& client, const std::optional<MegatronMachine>& machine);
 
 }  // namespace shardplan

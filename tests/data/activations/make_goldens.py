@@ -49,6 +49,7 @@ def build(config, setup):
     with torch.device("cuda"), transformers.modeling_utils.no_init_weights():
         model = getattr(transformers, config["architectures"][0])._from_config(
             loaded, dtype=DTYPES[setup["dtype"]], attn_implementation=setup["attention"])
+    model.tie_weights()  # as from_pretrained does; _from_config alone leaves a head of its own
     for name, parameter in model.named_parameters():
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in setup.get("freeze", [])):
             parameter.requires_grad_(False)

@@ -137,7 +137,7 @@ Prediction predict(const MeasuredRun& run, std::size_t stage, bool verbose) {
   Prediction result;
   result.after_step = result.peak = states;
   double only_between_steps = 0;
-  for (const MegatronTerm& term : megatron_client_terms(run.model, kind.catalog, run.setup, run.client, run.machine)) {
+  for (const ClientTerm& term : megatron_client_terms(run.model, kind.catalog, run.setup, run.client, run.machine)) {
     const auto bytes = static_cast<double>(term.bytes.count());
     if (term.after_step) result.after_step += bytes;
     if (term.at_peak) result.peak += bytes;

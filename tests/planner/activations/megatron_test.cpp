@@ -1,6 +1,8 @@
 // The tape of Megatron's layers against formulas that others published, and against the tables of docs/memory_model.md.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "planner/activations/megatron/megatron_model.h"
 #include "planner/activations/pipeline.h"
@@ -82,6 +84,25 @@ TEST(Korthikanti, ALayerOfOneRank) {
   Rig local;
   local.sizes.transformer_engine = local.client.megatron.transformer_engine = false;
   EXPECT_EQ(local.layer(), 34 * kSbh + 5 * kScores + kStatistics);
+}
+
+// The encoder is computed again after the decoder had its turn, with its own tokens.
+TEST(MegatronActivations, T5ComputesItsEncoderAgainWithItsOwnTokens) {
+  const auto encoder_peak = [](std::uint64_t decoder_sequence) {
+    Rig t5;
+    t5.sizes.kind = MegatronKind::t5;
+    t5.sizes.encoder_layers = 4;
+    t5.client.recompute = RecomputeKind::full;
+    t5.client.megatron.decoder_sequence = decoder_sequence;
+    const Activity activity = t5.activity();
+    const auto span = std::find_if(activity.spans.begin(), activity.spans.end(), [](const ActivitySpan& each) {
+      return each.unit == "encoder.layers.1" && each.pass == autograd::Pass::backward;
+    });
+    EXPECT_NE(span, activity.spans.end());
+    return span == activity.spans.end() ? 0 : sum(span->peak);
+  };
+  EXPECT_GT(encoder_peak(kSequence), 0);
+  EXPECT_EQ(encoder_peak(kSequence / 4), encoder_peak(kSequence));
 }
 
 // Equation 2.

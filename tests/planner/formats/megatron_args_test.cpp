@@ -62,6 +62,26 @@ TEST(MegatronArgs, GptByHand) {
   EXPECT_EQ(model.catalog.family, "megatron-gpt");
 }
 
+// The pieces on each rank follow from the layout.
+TEST(MegatronArgs, PipelineLayouts) {
+  const auto read_layout = [](const std::string& layout) {
+    return read("pipeline-model-parallel-size: 2\npipeline-model-parallel-layout: '" + layout + "'\n").config;
+  };
+  const TrainingConfig config = read_layout("Et||t|L");
+  EXPECT_EQ(value(config.piece_layers), (std::vector<std::uint64_t>{1, 0, 1, 0}));
+  EXPECT_EQ(value(config.virtual_stages), 2U);
+  for (const auto& [layout, part] : {std::pair{"Et|t|L", "pieces for each of 2 stages, found 3"},
+                                     {"Et|tm|", "expected L"},
+                                     {"Ettm|L", "multi-token prediction"}}) {
+    try {
+      read_layout(layout);
+      ADD_FAILURE() << layout;
+    } catch (const ConfigError& error) {
+      EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+    }
+  }
+}
+
 TEST(MegatronArgs, TheLocalImplementationHasItsNormsApart) {
   const Model model = read("transformer-impl: local").model;
   EXPECT_EQ(shape_of(model, "decoder.layers.0.input_layernorm.weight"), Shape{64});
@@ -464,6 +484,10 @@ RC_GTEST_PROP(MegatronArgsProperty, WhatIsWrittenReadsBack, ()) {
     if (options.optimizer_cpu_offload) options.optimizer_offload_fraction = *rc::gen::element(0.25, 1.0);
   }
 
+  if (p.pipeline > 1 && sizes.kind == MegatronKind::gpt && *rc::gen::arbitrary<bool>()) {
+    p.piece_layers.assign(p.pipeline * p.virtual_stages, 0);
+    p.piece_layers.back() = sizes.layers;
+  }
   const std::string text = megatron_args_text(sizes, setup, options, 3, 17);
   const MegatronRun run = read_megatron_args(text, "args.yaml");
   RC_ASSERT(run.sizes == sizes);
@@ -476,6 +500,7 @@ RC_GTEST_PROP(MegatronArgsProperty, WhatIsWrittenReadsBack, ()) {
   RC_ASSERT(count(config.context) == p.context);
   RC_ASSERT(count(config.expert) == p.expert);
   RC_ASSERT(count(config.virtual_stages) == p.virtual_stages);
+  RC_ASSERT(value(config.piece_layers).value_or(std::vector<std::uint64_t>()) == p.piece_layers);
   RC_ASSERT(value(config.expert_tensor) == p.expert_tensor);
   RC_ASSERT(config.sequence_parallel.has_value() == p.sequence_parallel);
   RC_ASSERT(config.embedding_is_a_layer.has_value() == p.embedding_is_a_layer);

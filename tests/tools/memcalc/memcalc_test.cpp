@@ -270,6 +270,11 @@ TEST(MemcalcSimulate, TheFieldsThatScriptsRead) {
   EXPECT_EQ(answer.at("peak_bytes").at("min"), answer.at("planned_peak_bytes"));
   EXPECT_EQ(answer.at("peak_bytes").at("max"), answer.at("planned_peak_bytes"));
   EXPECT_EQ(answer.at("planned_peak_bytes"), planned.at("worst").at("arenas").at("device"));
+  // Arenas and the client's tensors, as the device counted them.
+  EXPECT_EQ(answer.at("planned_peak_allocated"), planned.at("worst").at("device").at("peak_allocated"));
+  EXPECT_EQ(answer.at("peak_allocated").at("min"), answer.at("planned_peak_allocated"));
+  EXPECT_EQ(answer.at("peak_allocated").at("max"), answer.at("planned_peak_allocated"));
+  EXPECT_GT(number(answer.at("planned_peak_allocated")), number(answer.at("planned_peak_bytes")));
   EXPECT_EQ(answer.at("bytes_sent_per_rank"), planned.at("communication").at("bytes_sent_per_step"));
   EXPECT_EQ(16 * number(answer.at("bytes_sent_per_rank")),
             number(answer.at("bytes_sent_by_link").at("node")) + number(answer.at("bytes_sent_by_link").at("network")));
@@ -282,6 +287,14 @@ TEST(MemcalcSimulate, TheFieldsThatScriptsRead) {
   EXPECT_GT(seconds("hidden_communication_seconds"), seconds("exposed_communication_seconds"));
   EXPECT_EQ(seconds("waiting_seconds"), 0);
   EXPECT_EQ(answer.at("errors"), json::array{});
+}
+
+// What has no forward in a profile is simulated without its activations, and that is said.
+TEST(MemcalcSimulate, UnknownActivationsAreNull) {
+  const json::object answer = simulate("gpt2 --gpus 2 --seq 512 --recompute invert");
+  EXPECT_TRUE(answer.at("peak_allocated").is_null());
+  EXPECT_TRUE(answer.at("planned_peak_allocated").is_null());
+  EXPECT_NE(json::serialize(answer.at("notes")).find("activations are not counted"), std::string::npos);
 }
 
 TEST(MemcalcSimulate, HybridShardingSplitsBetweenNodeAndNetwork) {

@@ -7,7 +7,7 @@ memcalc=$1 source=$2
 keywords() { sed -n "/^def $1(/,/^) ->/s/^    \([a-z_0-9]*\): .*/\1/p" "$source" | grep -vx model; }
 flags() {
   "$memcalc" completion | sed -n "s/^ *$1) words=\"\(.*\)\" ;;/\1/p" | tr ' ' '\n' | sed -n 's/^--//p' | tr - _ |
-    grep -vxE 'help|json|verbose|export'
+    grep -vxE 'help|json|verbose|export|against|calibrate'
 }
 
 compare() { # COMMAND FUNCTION...

@@ -136,6 +136,7 @@ class Plan:
     gpu: Optional[Capacity]
     fits: Optional[bool]
     headroom_bytes: Optional[int]
+    error_bar: Mapping[str, Any]
     notes: Tuple[str, ...]
 
 
@@ -150,12 +151,14 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Explained:
-    """The numbers of a plan, each with its formula. The last entry of a list is the sum of the others."""
+    """The numbers of a plan, each with its formula. The last entry of a list is the sum of the others. `client`: what the
+    model's code keeps for its backward, tensor by tensor, and what is live at the peak (docs/memcalc-json.md)."""
 
     model: ModelSize
     setup: Mapping[str, Any]
     device: Tuple[Explanation, ...]
     communication: Tuple[Explanation, ...]
+    client: Optional[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,8 @@ class SimulatedStage:
     peak_at: str
     live_peak_bytes: Extent
     planned_live_peak_bytes: int
+    peak_allocated: Optional[Extent]  # arenas and activations, as the virtual devices counted them
+    planned_peak_allocated: Optional[int]
     bytes_sent_per_rank: int
     planned_bytes_sent_per_rank: int
     textbook_bytes_sent_per_rank: int

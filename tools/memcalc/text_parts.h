@@ -1,0 +1,27 @@
+// What several commands' text has.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "tools/memcalc/options.h"
+#include "tools/memcalc/planning.h"
+
+namespace shardplan::memcalc {
+
+// Escape codes, or nothing where stdout is no terminal.
+struct Style {
+  const char* bold = "";
+  const char* dim = "";
+  const char* good = "";
+  const char* bad = "";
+  const char* off = "";
+};
+Style style_for(bool colour);
+
+std::string plural(std::uint64_t count, const char* word);  // "1 GPU", "1,024 GPUs"
+
+// Which model and which set-up: two lines.
+std::string heading(const PlanOptions& options, const Planned& planned, const Style& style);
+
+}  // namespace shardplan::memcalc
