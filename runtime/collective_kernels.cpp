@@ -5,6 +5,7 @@
 #include "runtime/collective_kernels.h"
 
 #include "base/half.h"
+#include "runtime/streaming_copy.h"
 
 namespace shardplan::SHARDPLAN_KERNEL_LEVEL {
 namespace {
@@ -81,10 +82,16 @@ void sum_tree(const ReduceRange& range, std::size_t at, std::size_t elements, fl
 // NOLINTBEGIN(clang-analyzer-core.UndefinedBinaryOperatorResult): there is a rank, so sum_tree has filled `sum`
 template <typename Output>
 void finish(const ReduceRange& range, std::size_t first, std::size_t elements, const float* __restrict sum) {
-  auto* __restrict output = reinterpret_cast<typename Output::Stored*>(range.output) + first;
+  using Stored = typename Output::Stored;
+  auto* __restrict output = reinterpret_cast<Stored*>(range.output) + first;
   const float scale = range.scale;
   if (range.add) {
     for (std::size_t i = 0; i < elements; ++i) output[i] = Output::store(Output::load(output[i]) + sum[i] * scale);
+  } else if (range.streams) {
+    alignas(64) Stored block[kBlock];
+    for (std::size_t i = 0; i < elements; ++i) block[i] = Output::store(sum[i] * scale);
+    streaming_copy(reinterpret_cast<std::byte*>(output), reinterpret_cast<const std::byte*>(block),
+                   elements * sizeof(Stored));
   } else {
     for (std::size_t i = 0; i < elements; ++i) output[i] = Output::store(sum[i] * scale);
   }

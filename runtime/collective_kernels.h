@@ -13,7 +13,8 @@ enum class KernelDType : std::uint8_t { f32, bf16, f16 };
 struct ReduceRange {
   KernelDType wire = KernelDType::f32;
   KernelDType output_dtype = KernelDType::f32;
-  bool add = false;  // to the output, else store
+  bool add = false;      // to the output, else store
+  bool streams = false;  // stores past the caches, where it does not add; the caller fences (streaming_copy.h)
   std::size_t ranks = 1;
   std::size_t group_size = 1;  // of the reduction tree, >= 1
   float scale = 1.0F;

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "runtime/collective_checks.h"
 #include "runtime/collective_kernels.h"
+#include "runtime/streaming_copy.h"
 
 namespace shardplan {
 namespace {
@@ -122,6 +123,7 @@ void DirectCommunicator::reduce_piece(const ReduceScatter& call) {
   const std::uint64_t block = kWorkBlock.count() / width;
   ReduceRange range = range_of(call, inputs_.size());
   range.inputs = inputs_.data();
+  range.streams = call.mine.count * output_width >= kStreamedFrom.count();
   for (std::uint64_t done = 0; done < call.mine.count; done += block) {
     group_.keep_going();
     for (int peer = 0; peer < size(); ++peer) {
@@ -132,6 +134,7 @@ void DirectCommunicator::reduce_piece(const ReduceScatter& call) {
     range.elements = std::min(block, call.mine.count - done);
     best_kernels().reduce(range);
   }
+  if (range.streams) streaming_fence();
 }
 
 void DirectCommunicator::all_gather(const AllGather& call, Stream& stream) {
@@ -143,11 +146,11 @@ void DirectCommunicator::all_gather(const AllGather& call, Stream& stream) {
   });
 }
 
-// Each rank starts at its own piece, so that not all read the same peer at once. Blocks of memcpy: stores past the
-// caches were measured 1.0 to 1.15 times as fast, and sanitizers do not see them.
+// Each rank starts at its own piece, so that not all read the same peer at once.
 void DirectCommunicator::copy_pieces(const AllGather& call) {
   const std::uint64_t width = element_bytes(call.dtype);
   std::byte* output = call.output.arena->data() + call.output.offset;
+  const bool streams = call.elements * width >= kStreamedFrom.count();
   for (int step = 0; step < size(); ++step) {
     const int peer = (rank() + step) % size();
     const CallRecord& theirs = group_.call_of(peer);
@@ -157,9 +160,15 @@ void DirectCommunicator::copy_pieces(const AllGather& call) {
     if (from == to) continue;
     for (std::uint64_t done = 0; done < bytes; done += kWorkBlock.count()) {
       group_.keep_going();
-      std::memcpy(to + done, from + done, std::min(kWorkBlock.count(), bytes - done));
+      const std::size_t block = std::min(kWorkBlock.count(), bytes - done);
+      if (streams) {
+        streaming_copy(to + done, from + done, block);
+      } else {
+        std::memcpy(to + done, from + done, block);
+      }
     }
   }
+  if (streams) streaming_fence();
 }
 
 // The members of a color in order of (key, rank).

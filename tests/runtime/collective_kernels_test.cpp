@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/streaming_copy.h"
 #include "tests/support/reference_reduction.h"
 
 namespace shardplan {
@@ -69,6 +70,7 @@ TEST(CollectiveKernels, EveryLevelEqualsTheReferenceBitForBit) {
           ReduceRange range{.wire = wire.kernel,
                             .output_dtype = output.kernel,
                             .add = random() % 2 == 0,
+                            .streams = random() % 2 == 0,
                             .ranks = ranks,
                             .group_size = 1 + random() % ranks,
                             .scale = random() % 2 == 0 ? 1.0F : 1.0F / 3.0F,
@@ -95,6 +97,7 @@ TEST(CollectiveKernels, InPlaceGivesTheSameBits) {
         Inputs inputs(wire.dtype, ranks, 3001, 3);
         ReduceRange range{.wire = wire.kernel,
                           .output_dtype = wire.kernel,
+                          .streams = ranks != 4,
                           .ranks = ranks,
                           .group_size = 2,
                           .scale = 0.25F,
@@ -106,6 +109,21 @@ TEST(CollectiveKernels, InPlaceGivesTheSameBits) {
         kernels.reduce(range);
         EXPECT_EQ(std::memcmp(range.output, expected.data(), expected.size()), 0) << kernels.level;
       }
+    }
+  }
+}
+
+TEST(StreamingCopy, IsMemcpyAtEveryPlace) {
+  std::vector<std::byte> from(600);
+  for (std::size_t i = 0; i < from.size(); ++i) from[i] = static_cast<std::byte>(i * 7 + i / 256);
+  for (std::size_t place = 0; place < 65; ++place) {
+    for (const std::size_t bytes : {0U, 1U, 63U, 64U, 65U, 127U, 128U, 300U, 500U}) {
+      std::vector<std::byte> to(600);
+      std::vector<std::byte> expected(600);
+      std::memcpy(expected.data() + place, from.data() + 3, bytes);
+      streaming_copy(to.data() + place, from.data() + 3, bytes);
+      streaming_fence();
+      ASSERT_EQ(to, expected) << place << ", " << bytes;
     }
   }
 }

@@ -81,6 +81,16 @@ TEST_P(CommunicatorConformance, ReduceScatterEqualsTheReference) {
   }
 }
 
+// Where outputs go past the caches (runtime/streaming_copy.h).
+constexpr std::uint64_t kLarge = 4'500'001;
+
+TEST_P(CommunicatorConformance, LargeReduceScatterEqualsTheReference) {
+  if (!harness().holds_values()) GTEST_SKIP() << "no bytes behind this memory";
+  run(2, [](Communicator& communicator, Device& device) {
+    for (const int group_size : {1, 2}) check_reduce_scatter(communicator, device, kLarge, DType::bf16, group_size);
+  });
+}
+
 void check_all_gather(Communicator& communicator, Device& device, std::uint64_t elements, DType dtype, bool in_place) {
   const std::uint64_t wide = width(dtype);
   Room room(communicator, device, elements * wide);
@@ -115,6 +125,13 @@ TEST_P(CommunicatorConformance, AllGatherFillsEveryRanksBuffer) {
       }
     });
   }
+}
+
+TEST_P(CommunicatorConformance, LargeAllGatherFillsEveryRanksBuffer) {
+  if (!harness().holds_values()) GTEST_SKIP() << "no bytes behind this memory";
+  run(2, [](Communicator& communicator, Device& device) {
+    for (const bool in_place : {false, true}) check_all_gather(communicator, device, kLarge, DType::bf16, in_place);
+  });
 }
 
 TEST_P(CommunicatorConformance, RecordsArriveInRankOrder) {
