@@ -76,21 +76,24 @@ class Globs {
   std::vector<bool> used_;
 };
 
-Tensor adapter(std::string name, std::uint64_t rows, std::uint64_t columns) {
-  return {.name = std::move(name), .shape = {rows, columns}};
+Tensor adapter(std::string name, std::uint64_t rows, std::uint64_t columns, std::optional<DType> dtype) {
+  return {.name = std::move(name), .shape = {rows, columns}, .dtype = dtype};
 }
 
-void push_adapters(std::vector<Tensor>& tensors, std::string_view module, const Tensor& weight, std::uint64_t rank,
+void push_adapters(std::vector<Tensor>& tensors, std::string_view module, const Tensor& weight, const Lora& lora,
                    bool transposed) {
+  const std::uint64_t rank = lora.rank;
   const std::uint64_t first = weight.shape[0];
   const std::uint64_t second = weight.shape[1];
   if (names_embedding(module)) {
-    tensors.push_back(adapter(fmt::format("{}.lora_embedding_A.default", module), rank, first));
-    tensors.push_back(adapter(fmt::format("{}.lora_embedding_B.default", module), second, rank));
+    tensors.push_back(adapter(fmt::format("{}.lora_embedding_A.default", module), rank, first, lora.dtype));
+    tensors.push_back(adapter(fmt::format("{}.lora_embedding_B.default", module), second, rank, lora.dtype));
     return;
   }
-  tensors.push_back(adapter(fmt::format("{}.lora_A.default.weight", module), rank, transposed ? first : second));
-  tensors.push_back(adapter(fmt::format("{}.lora_B.default.weight", module), transposed ? second : first, rank));
+  tensors.push_back(
+      adapter(fmt::format("{}.lora_A.default.weight", module), rank, transposed ? first : second, lora.dtype));
+  tensors.push_back(
+      adapter(fmt::format("{}.lora_B.default.weight", module), transposed ? second : first, rank, lora.dtype));
 }
 
 struct Adapted {
@@ -124,7 +127,7 @@ std::vector<Tensor> adapt_unit(const UnitRun& run, std::uint64_t index, Adapted&
     const auto weight = std::find_if(first, last, is_matrix);
     if (weight != last &&
         adapted.targets.match(above + std::string(module), run.numbered && !names_embedding(module))) {
-      push_adapters(result, module, *weight, adapted.lora.rank, transposed);
+      push_adapters(result, module, *weight, adapted.lora, transposed);
     }
     const std::string_view saved = saved_module(above, module, adapted.saved);
     if (saved.empty() || run.tensors[begin].name == saved) continue;
@@ -145,8 +148,8 @@ bool is_bare_router(const Catalog& catalog, std::string_view module) {
   return deepseek && last_component(module) == "gate";
 }
 
-bool is_quantizable(const Catalog& catalog, const UnitRun& run, const Tensor& tensor) {
-  const bool head = !run.numbered && &run == &catalog.runs.back();
+bool is_quantizable(const Catalog& catalog, const UnitRun& run, const Tensor& tensor, bool heads) {
+  const bool head = !heads && !run.numbered && &run == &catalog.runs.back();
   const std::string_view module = module_of(tensor.name);
   return is_matrix(tensor) && !tensor.trainable && !tensor.dtype && tensor.tied_to.empty() && !head &&
          !names_embedding(module) && !is_bare_router(catalog, module);
@@ -166,6 +169,11 @@ void push_scales(std::vector<Tensor>& tensors, const Tensor& weight, Quantizatio
     return;
   }
   const std::uint64_t scales = divide_up(elements(weight.shape), kScaleBlock);
+  if (quantization == Quantization::nf4_single) {
+    tensors.push_back(scale(weight, "absmax", {scales}, DType::f32));
+    tensors.push_back(scale(weight, "quant_map", {kCodes}, DType::f32));
+    return;
+  }
   tensors.push_back(scale(weight, "absmax", {scales}, DType::u8));
   tensors.push_back(scale(weight, "nested_absmax", {divide_up(scales, kNestedScaleBlock)}, DType::f32));
   tensors.push_back(scale(weight, "nested_offset", {}, DType::f32));
@@ -209,25 +217,34 @@ void add_lora(Catalog& catalog, const Lora& lora) {
 }
 
 std::string_view name(Quantization quantization) {
-  return quantization == Quantization::nf4 ? "nf4" : "int8";
+  switch (quantization) {
+    case Quantization::nf4:
+      return "nf4";
+    case Quantization::nf4_single:
+      return "nf4-single";
+    case Quantization::int8:
+      return "int8";
+  }
+  SHARDPLAN_CHECK(false, "an unknown quantisation");
+  return {};
 }
 
 bool has_quantizable(const Catalog& catalog) {
   return std::any_of(catalog.runs.begin(), catalog.runs.end(), [&](const UnitRun& run) {
     return std::any_of(run.tensors.begin(), run.tensors.end(),
-                       [&](const Tensor& tensor) { return is_quantizable(catalog, run, tensor); });
+                       [&](const Tensor& tensor) { return is_quantizable(catalog, run, tensor, false); });
   });
 }
 
-void quantize(Catalog& catalog, Quantization quantization) {
+void quantize(Catalog& catalog, Quantization quantization, bool heads) {
   for (UnitRun& run : catalog.runs) {
     const bool transposed = stores_transposed(run);
     std::vector<Tensor> tensors;
     for (Tensor& tensor : run.tensors) {
-      const bool quantized = is_quantizable(catalog, run, tensor);
+      const bool quantized = is_quantizable(catalog, run, tensor, heads);
       tensors.push_back(std::move(tensor));
       if (!quantized) continue;
-      tensors.back().dtype = quantization == Quantization::nf4 ? DType::nf4 : DType::i8;
+      tensors.back().dtype = quantization == Quantization::int8 ? DType::i8 : DType::nf4;
       const Tensor weight = tensors.back();
       push_scales(tensors, weight, quantization, transposed);
     }

@@ -9,8 +9,8 @@
 namespace shardplan {
 namespace {
 
-constexpr std::array kProfiles{Profile::hf_eager, Profile::hf_sdpa,    Profile::hf_liger,
-                               Profile::megatron, Profile::torchtitan, Profile::litgpt};
+constexpr std::array kProfiles{Profile::hf_eager,   Profile::hf_sdpa, Profile::hf_liger, Profile::megatron,
+                               Profile::torchtitan, Profile::litgpt,  Profile::torchtune};
 
 }  // namespace
 
@@ -28,6 +28,8 @@ std::string_view name(Profile profile) {
       return "torchtitan";
     case Profile::litgpt:
       return "litgpt";
+    case Profile::torchtune:
+      return "torchtune";
   }
   SHARDPLAN_CHECK(false, "an unknown profile");
   return {};
@@ -85,16 +87,21 @@ std::string recompute_words(RecomputeKind recompute, std::uint64_t every) {
   return {};
 }
 
+bool autocasts(const Policy& policy) {
+  return policy.parameter == DType::f32 && bits(policy.compute) == 16;
+}
+
 AttentionKind resolved_attention(const ClientSetup& client) {
   if (client.attention) return *client.attention;
   switch (client.profile) {
     case Profile::hf_eager:
       return AttentionKind::eager;
     case Profile::hf_sdpa:
+    case Profile::hf_liger:
     case Profile::torchtitan:
     case Profile::litgpt:
+    case Profile::torchtune:
       return AttentionKind::sdpa;
-    case Profile::hf_liger:
     case Profile::megatron:
       return AttentionKind::flash;
   }

@@ -7,11 +7,12 @@
 #include <string_view>
 
 #include "planner/activations/megatron_client.h"
+#include "planner/policy.h"
 
 namespace shardplan {
 
 // Whose model code. docs/memory_model.md says which versions each describes.
-enum class Profile : std::uint8_t { hf_eager, hf_sdpa, hf_liger, megatron, torchtitan, litgpt };
+enum class Profile : std::uint8_t { hf_eager, hf_sdpa, hf_liger, megatron, torchtitan, litgpt, torchtune };
 std::string_view name(Profile profile);
 Profile profile_named(std::string_view name);  // throws ConfigError, with the known names
 
@@ -43,6 +44,10 @@ enum class MaskKind : std::uint8_t {
 // "none", "selective", "full", "every=2", "invert"
 std::string recompute_words(RecomputeKind recompute, std::uint64_t every);
 
+// Of profile litgpt: today's code (commit 2685705), or that of October 2023 (commit 0cc02af), which leaves the embedding of a
+// quantised model as it is.
+enum class LitGptVersion : std::uint8_t { current, of_2023 };
+
 struct ClientSetup {
   Profile profile = Profile::hf_sdpa;
   std::optional<AttentionKind> attention;  // empty: the profile's
@@ -57,10 +62,18 @@ struct ClientSetup {
   // transformers' models fill a cache of keys and values in training too, unless the config says otherwise; gradient
   // checkpointing switches it off.
   bool use_cache = true;
-  MegatronClient megatron{};  // of profile megatron
+  // The caller holds what the model returned, logits and cache among it, until the backward has ended, as a loop does that says
+  // `outputs = model(...)`. Of transformers' Trainer and of the other programs' recipes: no.
+  bool keeps_outputs = false;
+  double adapter_dropout = 0;  // of the inputs of low-rank adapters
+  MegatronClient megatron{};   // of profile megatron
+  LitGptVersion litgpt = LitGptVersion::current;
   bool operator==(const ClientSetup&) const = default;
 };
 
 AttentionKind resolved_attention(const ClientSetup& client);
+
+// Whether the client computes under torch.autocast: fp32 parameters, and what it lists in 16 bits.
+bool autocasts(const Policy& policy);
 
 }  // namespace shardplan

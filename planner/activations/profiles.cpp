@@ -7,7 +7,10 @@
 
 #include "planner/activations/hf/hf_model.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/litgpt/litgpt_model.h"
 #include "planner/activations/megatron/megatron_model.h"
+#include "planner/activations/torch_programs/torchtitan_model.h"
+#include "planner/activations/torch_programs/torchtune_model.h"
 
 namespace shardplan {
 
@@ -20,39 +23,45 @@ using autograd::Tape;
 using autograd::TapeOptions;
 using autograd::Value;
 
-// A kind of rank with tensors that are no model's own: adapters, quantised weights.
-bool is_changed(const Catalog& held) {
-  return std::any_of(held.runs.begin(), held.runs.end(), [](const UnitRun& run) {
-    return std::any_of(run.tensors.begin(), run.tensors.end(), [](const Tensor& tensor) {
-      return tensor.scales || tensor.name.find(".lora_A.") != std::string::npos;
-    });
+// Whether a tensor's name has this in it: of what a profile does not know beside a model's own.
+bool has_tensor_like(const Catalog& held, std::string_view part) {
+  return std::any_of(held.runs.begin(), held.runs.end(), [&](const UnitRun& run) {
+    return std::any_of(run.tensors.begin(), run.tensors.end(),
+                       [&](const Tensor& tensor) { return tensor.name.find(part) != std::string::npos; });
   });
+}
+
+const autograd::HfFamily* family_of(const Model& model, const ClientSetup& client) {
+  return client.profile == Profile::hf_liger ? autograd::find_liger_family(model.catalog.family)
+                                             : find_hf_family(model.catalog.family);
 }
 
 std::string hf_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client) {
   const std::string_view profile = name(client.profile);
-  if (client.profile != Profile::hf_eager && client.profile != Profile::hf_sdpa) {
-    return fmt::format("profile {} is not known yet", profile);
-  }
   const Parallelism& parallel = setup.parallel;
   if (parallel.tensor > 1 || parallel.context > 1 || parallel.expert > 1) {
     return fmt::format("profile {} shares out no layer, no sequence and no experts (--tp, --cp, --ep)", profile);
   }
-  if (setup.policy.compute != setup.policy.parameter) {
-    return fmt::format("profile {} does not know autocast ({}) yet", profile, setup.policy.name);
+  if (setup.policy.compute != setup.policy.parameter && !autocasts(setup.policy)) {
+    return fmt::format("profile {} computes in the parameters' dtype, or by autocast over fp32: {} is neither", profile,
+                       setup.policy.name);
   }
   if (client.attention == AttentionKind::flash) {
     return fmt::format("profile {} does not know attention flash yet", profile);
   }
   if (client.loss != LossKind::eager) {
-    return fmt::format("profile {} does not know loss {} yet", profile, loss_words(client.loss, client.loss_chunks));
+    return fmt::format("profile {} has the loss of its models alone, not --loss {}", profile,
+                       loss_words(client.loss, client.loss_chunks));
   }
   if (client.recompute == RecomputeKind::selective || client.recompute == RecomputeKind::invert) {
     return fmt::format("profile {} does not know recompute {} yet", profile,
                        recompute_words(client.recompute, client.recompute_every));
   }
-  if (is_changed(held)) return fmt::format("profile {} does not know adapters and quantised weights yet", profile);
-  if (find_hf_family(model.catalog.family) == nullptr) {
+  for (const auto& [part, what] : {std::pair{".lora_embedding_A.", "adapters of embeddings"},
+                                   {".modules_to_save.", "modules that are saved beside adapters"}}) {
+    if (has_tensor_like(held, part)) return fmt::format("profile {} does not know {} yet", profile, what);
+  }
+  if (family_of(model, client) == nullptr) {
     return fmt::format("profile {} does not know {} yet", profile, model.catalog.family);
   }
   return {};
@@ -62,12 +71,15 @@ void run_hf(Tape& tape, const Model& model, const Catalog& held, const Setup& se
             std::vector<SavedByUnit>* saved) {
   ForwardContext context{tape, model, held, setup, client};
   context.unfolded = !tape.options().folds;
-  Value loss = find_hf_family(model.catalog.family)->forward(context);
-  tape.release_kept();  // of all outputs only the loss is kept
+  if (autocasts(setup.policy)) tape.begin_autocast(setup.policy.compute);
+  Value loss = family_of(model, client)->forward(context);
+  tape.end_autocast();
+  if (!client.keeps_outputs) tape.release_kept();
   if (saved != nullptr) *saved = saved_tensors(tape);
   // The loss's own gradient is a tensor of one; what comes from the next stage is as large as what went there.
   const Value gradient = tape.allocate("gradient", loss.shape(), loss.dtype());
   tape.backward(std::move(loss), gradient);
+  tape.release_kept();
 }
 
 }  // namespace
@@ -77,6 +89,9 @@ std::string profile_refuses(const Model& model, const Catalog& held, const Setup
   if (client.sequence == 0 && (model.architecture.vocabulary > 0 || client.profile == Profile::megatron)) {
     return "the sequence length is not known (--seq)";
   }
+  if (client.profile == Profile::torchtitan) return torchtitan_refuses(model, setup, client);
+  if (client.profile == Profile::torchtune) return torchtune_refuses(model, setup, client);
+  if (client.profile == Profile::litgpt) return litgpt_refuses(model, held, setup, client);
   if (client.profile != Profile::megatron) return hf_refuses(model, held, setup, client);
   if (client.loss == LossKind::chunked || client.recompute == RecomputeKind::every ||
       client.recompute == RecomputeKind::invert) {
@@ -89,6 +104,12 @@ void run_profile(Tape& tape, const Model& model, const Catalog& held, const Setu
                  std::vector<SavedByUnit>* saved) {
   if (client.profile == Profile::megatron) {
     run_megatron(tape, model, held, setup, client, saved);
+  } else if (client.profile == Profile::torchtitan) {
+    run_torchtitan(tape, model, held, setup, client, saved);
+  } else if (client.profile == Profile::torchtune) {
+    run_torchtune(tape, model, held, setup, client, saved);
+  } else if (client.profile == Profile::litgpt) {
+    run_litgpt(tape, model, held, setup, client, saved);
   } else {
     run_hf(tape, model, held, setup, client, saved);
   }

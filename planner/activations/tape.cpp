@@ -113,6 +113,8 @@ Tape::Tape(const TapeOptions& options) : options_(options) {
 // Nodes hold Values, whose release needs storages_ and events_.
 Tape::~Tape() {
   kept_.clear();
+  chosen_.clear();
+  casts_.clear();
   nodes_.clear();
   gradients_.clear();
   parameters_.clear();
@@ -180,6 +182,17 @@ void Tape::release_kept() {
   kept_.clear();
 }
 
+void Tape::end_autocast() {
+  autocast_.reset();
+  casts_.clear();
+}
+
+Value* Tape::cached_cast(const Value& value) {
+  if (!grad_enabled_ || !value.requires_grad_ || !is_parameter(value.edge_) || value.dtype() != DType::f32)
+    return nullptr;
+  return &casts_[value.storage_];
+}
+
 Value Tape::outside(Shape shape, DType dtype) {
   const std::uint32_t storage = add_storage("outside", shape, dtype, Purpose::outside);
   return {*this, storage, std::move(shape), dtype};
@@ -229,6 +242,7 @@ Value Tape::record(std::string_view operation, std::span<const Value> inputs, Va
 
 std::vector<Value> Tape::record(std::string_view operation, std::span<const Value> inputs, std::vector<Value> outputs,
                                 std::vector<Value> saved, Formula formula) {
+  if (selection_ != nullptr) select(operation, inputs, outputs, saved);
   const bool recorded =
       grad_enabled_ && std::any_of(inputs.begin(), inputs.end(), [](const Value& v) { return v.requires_grad(); });
   const std::string_view parameter = parameter_among(inputs);
@@ -254,6 +268,79 @@ std::vector<Value> Tape::record(std::string_view operation, std::span<const Valu
   node.formula = std::move(formula);
   nodes_.push_back(std::move(node));
   return outputs;
+}
+
+// Takes back that a storage was allocated, and lets go of it. Nothing can have been freed since but itself.
+void Tape::unmake(Value& value) {
+  const auto made = std::find_if(events_.rbegin(), events_.rend(), [&](const Event& event) {
+    return event.storage == value.storage_ && event.allocated;
+  });
+  if (made != events_.rend()) {
+    const auto place = static_cast<std::size_t>(events_.rend() - made - 1);
+    events_.erase(events_.begin() + static_cast<std::ptrdiff_t>(place));
+    for (Mark& one : marks_) one.event -= one.event > place ? 1 : 0;
+  }
+  storages_[value.storage_].bytes = 0;
+}
+
+// The outputs of an operation, and what it made to save besides (a log-sum-exp), are kept for the backward or, there, replaced
+// by what was kept.
+void Tape::select(std::string_view operation, std::span<const Value> inputs, std::vector<Value>& outputs,
+                  std::vector<Value>& saved) {
+  if (!selection_->policy(operation)) return;
+  const auto among = [](std::span<const Value> values, const Value& value) {
+    return std::any_of(values.begin(), values.end(), [&](const Value& v) { return v.storage_ == value.storage_; });
+  };
+  for (Value& output : outputs) {
+    const std::uint32_t fresh = output.storage_;
+    if (among(inputs, output)) continue;
+    if (!selection_->taking) {
+      selection_->chosen.push_back(output.detached());
+      continue;
+    }
+    unmake(output);
+    Value kept = std::move(selection_->chosen.at(selection_->next++));
+    for (Value& value : saved) {
+      if (value.storage_ == fresh) value = kept;
+    }
+    output = std::move(kept);
+  }
+  for (Value& value : saved) {
+    if (storages_[value.storage_].purpose == Purpose::outside || among(inputs, value) || among(outputs, value))
+      continue;
+    if (!selection_->taking) {
+      selection_->chosen.push_back(value.detached());
+      continue;
+    }
+    unmake(value);
+    value = std::move(selection_->chosen.at(selection_->next++));
+  }
+}
+
+Value Tape::selective_checkpoint(std::function<Value(const Value&)> function, const Value& input,
+                                 const MakePolicy& make_policy) {
+  const Function selected = [function = std::move(function), make_policy](std::span<const Value> inputs) {
+    Tape& tape = inputs[0].tape();
+    if (tape.selection_ != nullptr) return function(inputs[0]);  // its forward
+    Selection backward{.policy = make_policy(), .taking = true, .chosen = std::move(tape.chosen_)};
+    tape.chosen_.clear();
+    tape.selection_ = &backward;
+    Value output = function(inputs[0]);
+    tape.selection_ = nullptr;
+    return output;
+  };
+  Selection forward{.policy = make_policy()};
+  selection_ = &forward;
+  Value output = checkpoint(selected, std::span(&input, 1));
+  selection_ = nullptr;
+  if (output.requires_grad()) nodes_.back().chosen = std::move(forward.chosen);
+  return output;
+}
+
+Value Tape::requiring_grad(const Value& value) {
+  Value result = value;
+  result.requires_grad_ = true;
+  return result;
 }
 
 Value Tape::leaf(const Value& value) {
@@ -322,6 +409,7 @@ void Tape::run(std::size_t first) {
     purpose_ = node.purpose;
     mark();
     std::vector<Value> incoming = std::move(node.gradients);
+    if (!node.chosen.empty()) chosen_ = std::move(node.chosen);
     std::vector<Value> gradients = node.formula(*this, node.saved, incoming);
     incoming.clear();
     node.saved.clear();
@@ -345,14 +433,16 @@ void Tape::backward(Value output, Value gradient) {
 }
 
 std::vector<Value> Tape::recompute(const Function& function, std::span<const Value> inputs,
-                                   const std::vector<bool>& trained, Value gradient) {
+                                   const std::vector<bool>& trained, std::optional<DType> autocast, Value gradient) {
   const bool enabled = set_grad_enabled(true);
   ++nested_;
+  autocast_ = autocast;
   const std::size_t first = nodes_.size();
   std::vector<Value> starts;
   for (std::size_t i = 0; i < inputs.size(); ++i) starts.push_back(trained[i] ? leaf(inputs[i]) : inputs[i].detached());
   const std::size_t leaves = nodes_.size() - first;
   Value output = function(starts);
+  end_autocast();
   set_grad_enabled(false);
   accumulate(output.edge_, std::move(gradient));
   output.reset();
@@ -393,9 +483,9 @@ Value Tape::checkpoint(Function function, std::span<const Value> inputs) {
     node.inputs.push_back(input.requires_grad() ? input.edge_ : Edge{});
     if (keeps_saved_) node.saved.push_back(input.detached());
   }
-  node.formula = [function = std::move(function), trained = std::move(trained)](
+  node.formula = [function = std::move(function), trained = std::move(trained), autocast = autocast_](
                      Tape& tape, std::span<const Value> saved, std::vector<Value>& incoming) {
-    return tape.recompute(function, saved, trained, std::move(incoming[0]));
+    return tape.recompute(function, saved, trained, autocast, std::move(incoming[0]));
   };
   nodes_.push_back(std::move(node));
   output.edge_ = {static_cast<std::uint32_t>(first), 0};
@@ -406,11 +496,13 @@ std::vector<SavedStorage> Tape::saved_by(std::uint32_t unit) const {
   std::map<std::uint32_t, std::vector<Keeper>> storages;
   for (const Node& node : nodes_) {
     if (node.unit != unit) continue;
-    for (const Value& value : node.saved) {
-      if (storages_[value.storage_].purpose == Purpose::outside) continue;
-      std::vector<Keeper>& keepers = storages[value.storage_];
-      const Keeper keeper{node.operation, node.parameter};
-      if (std::find(keepers.begin(), keepers.end(), keeper) == keepers.end()) keepers.push_back(keeper);
+    for (const std::vector<Value>* values : {&node.saved, &node.chosen}) {
+      for (const Value& value : *values) {
+        if (storages_[value.storage_].purpose == Purpose::outside) continue;
+        std::vector<Keeper>& keepers = storages[value.storage_];
+        const Keeper keeper{node.operation, node.parameter};
+        if (std::find(keepers.begin(), keepers.end(), keeper) == keepers.end()) keepers.push_back(keeper);
+      }
     }
   }
   std::vector<SavedStorage> saved;

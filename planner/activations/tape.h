@@ -24,6 +24,7 @@
 #include <functional>
 #include <limits>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -204,6 +205,17 @@ class Tape {
   bool grad_enabled() const { return grad_enabled_; }
   bool set_grad_enabled(bool enabled);  // returns what it was
 
+  // torch.autocast: operations that it lists take their operands in this dtype, and others in fp32 (torch_ops.cpp). A trained
+  // parameter is cast once; the copy is kept until autocast ends. What a checkpoint computes again, it does under its own.
+  void begin_autocast(DType dtype) { autocast_ = dtype; }
+  void end_autocast();
+  const std::optional<DType>& autocast() const { return autocast_; }
+  // The copy of a trained fp32 parameter, undefined at first; null for any other value.
+  Value* cached_cast(const Value& value);
+
+  // x.requires_grad_(True) of a value without a history: gradients come as far as this.
+  static Value requiring_grad(const Value& value);
+
   // Runs the graph behind `output` with `gradient` as its gradient, and forgets it.
   void backward(Value output, Value gradient);
 
@@ -213,6 +225,14 @@ class Tape {
   // The same for several inputs.
   using Function = std::function<Value(std::span<const Value>)>;
   Value checkpoint(Function function, std::span<const Value> inputs);
+
+  // Selective checkpointing (torch.utils.checkpoint, create_selective_checkpoint_contexts): the same, but what operations put
+  // out that the policy chooses is kept, and taken instead of computed again. A policy is asked for each operation in order,
+  // by its name, and may count; `make_policy` makes a fresh one for the forward and for the backward.
+  using Policy = std::function<bool(std::string_view operation)>;
+  using MakePolicy = std::function<Policy()>;
+  Value selective_checkpoint(std::function<Value(const Value&)> function, const Value& input,
+                             const MakePolicy& make_policy);
 
   const TapeOptions& options() const { return options_; }
 
@@ -238,6 +258,14 @@ class Tape {
     std::uint32_t outputs = 1;
     Formula formula;  // none for a leaf
     std::vector<Value> gradients;
+    std::vector<Value> chosen;  // by the policy of a selective checkpoint
+  };
+  // What a selective checkpoint chose: filled in its forward, taken one by one in its backward.
+  struct Selection {
+    Policy policy;
+    bool taking = false;
+    std::vector<Value> chosen{};
+    std::size_t next = 0;
   };
   struct Gradient {  // of a parameter
     std::string_view name;
@@ -249,9 +277,12 @@ class Tape {
   void release(std::uint32_t storage);
   void mark();
   std::string_view parameter_among(std::span<const Value> inputs) const;
+  void select(std::string_view operation, std::span<const Value> inputs, std::vector<Value>& outputs,
+              std::vector<Value>& saved);
+  void unmake(Value& value);
   Value leaf(const Value& value);
   std::vector<Value> recompute(const Function& function, std::span<const Value> inputs,
-                               const std::vector<bool>& trained, Value gradient);
+                               const std::vector<bool>& trained, std::optional<DType> autocast, Value gradient);
   void run(std::size_t first);
   void accumulate(const Edge& edge, Value gradient);
   void accumulate(Value& sum, Value gradient);
@@ -268,6 +299,8 @@ class Tape {
   std::map<std::uint32_t, std::string_view> parameter_names_;  // by storage
   std::vector<Gradient> gradients_;  // by trained parameter; an edge's node is kParameters + its index
   std::vector<Value> kept_;
+  std::optional<DType> autocast_;
+  std::map<std::uint32_t, Value> casts_;  // by the storage of the parameter
   std::uint64_t freed_times_ = 1;
   std::uint32_t unit_ = 0;
   Pass pass_ = Pass::forward;
@@ -275,6 +308,8 @@ class Tape {
   bool grad_enabled_ = true;
   std::uint32_t nested_ = 0;  // backwards of checkpoints that are running
   bool keeps_saved_ = true;   // false in the forward of a checkpoint
+  Selection* selection_ = nullptr;
+  std::vector<Value> chosen_;  // of the node that runs
 };
 
 // Gradients are off while it lives, as under torch.no_grad().

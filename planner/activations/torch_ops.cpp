@@ -103,6 +103,20 @@ Value like(std::string_view operation, const Value& x) {
                            x.layout() == Layout::with_gaps ? Layout::in_order : x.layout());
 }
 
+// Under autocast: as operations of the list lower_precision_fp take it, and as those of fp32 do.
+Value lowered(const Value& x) {
+  if (!x.defined() || !x.tape().autocast() || x.dtype() != DType::f32) return x;
+  const DType dtype = *x.tape().autocast();
+  Value* copy = x.tape().cached_cast(x);
+  if (copy == nullptr) return to(x, dtype);
+  if (!copy->defined()) *copy = to(x, dtype);
+  return *copy;
+}
+
+Value widened(const Value& x) {
+  return x.defined() && x.tape().autocast() ? to(x, DType::f32) : x;
+}
+
 Shape broadcast(const Shape& a, const Shape& b) {
   const Shape& longer = a.size() >= b.size() ? a : b;
   const Shape& shorter = a.size() >= b.size() ? b : a;
@@ -313,7 +327,8 @@ Value neg(const Value& x) {
   return simple("neg", x, like("neg", x));
 }
 
-Value pow(const Value& x) {
+Value pow(const Value& operand) {
+  const Value x = widened(operand);
   // grad * (exponent * self.pow(exponent - 1))
   return x.tape().record("pow", std::span(&x, 1), like("pow", x), {x}, gradient_after("pow backward", x, 2));
 }
@@ -333,7 +348,8 @@ Value total(const Value& x) {
   return x.tape().record("sum", std::span(&x, 1), x.tape().allocate("sum", {}, x.dtype()), {}, same_gradient(x));
 }
 
-Value rsqrt(const Value& x) {
+Value rsqrt(const Value& operand) {
+  const Value x = widened(operand);
   // -0.5 * grad * result.pow(3)
   Value output = like("rsqrt", x);
   std::vector<Value> saved{output};
@@ -374,7 +390,7 @@ Value custom_gelu(const Value& x) {
 }
 
 Value softmax(const Value& x) {
-  return unary_of_output("softmax", x);
+  return unary_of_output("softmax", widened(x));
 }
 
 Value softmax_in(const Value& x, DType dtype) {
@@ -388,7 +404,10 @@ Value dropout(const Value& x, double rate) {
   return simple("dropout", x, std::move(output), std::move(saved));
 }
 
-Value linear(const Value& x, const Value& weight, const Value& bias, std::uint64_t output) {
+Value linear(const Value& operand, const Value& parameter, const Value& offset, std::uint64_t output) {
+  const Value x = lowered(operand);
+  const Value weight = lowered(parameter);
+  const Value bias = lowered(offset);
   Shape shape = x.shape();
   shape.back() = output;
   std::vector<Value> saved;
@@ -404,7 +423,9 @@ Value linear(const Value& x, const Value& weight, const Value& bias, std::uint64
   return record("linear", inputs, std::move(y), std::move(saved));
 }
 
-Value matmul(const Value& a, const Value& b, Shape shape) {
+Value matmul(const Value& left, const Value& right, Shape shape) {
+  const Value a = lowered(left);
+  const Value b = lowered(right);
   const std::array inputs{a, b};
   std::vector<Value> saved;
   if (b.requires_grad()) saved.push_back(a);
@@ -413,7 +434,10 @@ Value matmul(const Value& a, const Value& b, Shape shape) {
                          fresh_gradients("matmul backward", inputs, {1, 0}));  // bmm: "mat2", "self"
 }
 
-Value convolution(const Value& x, const Value& weight, const Value& bias, Shape shape) {
+Value convolution(const Value& operand, const Value& parameter, const Value& offset, Shape shape) {
+  const Value x = lowered(operand);
+  const Value weight = lowered(parameter);
+  const Value bias = lowered(offset);
   std::vector<Value> inputs{x, weight};
   if (bias.defined()) inputs.push_back(bias);
   return record("convolution", inputs, x.tape().allocate("convolution", std::move(shape), x.dtype()), {x, weight});
@@ -472,7 +496,10 @@ Value divide_by_sum(const Value& x) {
   return record("div", inputs, x.detached(), std::move(saved));
 }
 
-Value layer_norm(const Value& x, const Value& weight, const Value& bias) {
+Value layer_norm(const Value& operand, const Value& parameter, const Value& offset) {
+  const Value x = widened(operand);
+  const Value weight = widened(parameter);
+  const Value bias = widened(offset);
   Shape rows = x.shape();
   rows.back() = 1;
   Tape& tape = x.tape();
@@ -566,7 +593,9 @@ Value repeat_heads(const Value& x, std::uint64_t times) {
   return simple("repeat", x, x.tape().allocate("clone", std::move(shape), x.dtype()));
 }
 
-Value batched_matmul(const Value& a, const Value& b, const Shape& shape) {
+Value batched_matmul(const Value& left, const Value& right, const Shape& shape) {
+  const Value a = lowered(left);
+  const Value b = lowered(right);
   const auto folded = [](const Value& x) { return view(x, {x.size(0) * x.size(1), x.size(2), x.size(3)}); };
   const Value product = matmul(folded(a), folded(b), {shape[0] * shape[1], shape[2], shape[3]});
   return view(product, shape);
@@ -624,13 +653,29 @@ Value plain_attention(const Value& query, const Value& key, const Value& value, 
   return batched_matmul(scores, v, {q.size(0), q.size(1), q.size(2), v.size(-1)});
 }
 
-Value scaled_dot_product_attention(const Value& q, const Value& k, const Value& v, const SdpaOptions& options) {
+namespace {
+
+// Of the operands as they are.
+Value attention_by_kernel(const Value& q, const Value& k, const Value& v, const SdpaOptions& options) {
   if (may_use_flash(q, v, options.mask)) return flash_attention(q, k, v);
   if (!may_use_efficient(q, k, v)) return plain_attention(q, k, v, options);
   Value bias = options.mask;
   if (!bias.defined() || bias.dtype() != DType::boolean) return efficient_attention(q, k, v, aligned(bias));
   bias = additive(bias, q.dtype());
   return efficient_attention(q, k, v, aligned(bias));
+}
+
+}  // namespace
+
+Value scaled_dot_product_attention(const Value& query, const Value& key, const Value& value,
+                                   const SdpaOptions& options) {
+  if (query.tape().autocast()) {
+    const Value q = lowered(query);
+    const Value k = lowered(key);
+    const Value v = lowered(value);
+    return attention_by_kernel(q, k, v, {.mask = lowered(options.mask), .causal = options.causal});
+  }
+  return attention_by_kernel(query, key, value, options);
 }
 
 Value cross_entropy(const Value& logits, const Value& labels) {

@@ -1,5 +1,8 @@
 // PyTorch's operations on Values: what each allocates, what its node saves, and what its formula allocates.
 //
+// Under Tape::begin_autocast, products, convolutions and attention take fp32 operands in autocast's dtype, and softmax,
+// layer_norm, pow and rsqrt take them in fp32 (aten/src/ATen/autocast_mode.h).
+//
 // Facts are those of PyTorch 2.x: tools/autograd/derivatives.yaml and torch/csrc/autograd/FunctionsManual.cpp for what is
 // saved and computed, aten/src/ATen/native for outputs and workspaces. Dtypes follow from the operands.
 #pragma once

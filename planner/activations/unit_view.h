@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -11,18 +12,28 @@
 
 namespace shardplan::autograd {
 
+// A low-rank adapter beside a linear module (planner/lora.h): A [r, in], B [out, r]. Undefined where there is none.
+struct Adapter {
+  Value a;
+  Value b;
+  double dropout = 0;  // of its input
+};
+
 // The parameters of one module. Undefined where the module has none of that name.
 struct Parameters {
   const Module* module = nullptr;
   Value weight;
   Value bias;
+  Adapter adapter{};
+  std::uint64_t output = 0;  // features that a linear module puts out
 };
 
 class UnitView {
  public:
   // Unit `index` of `run`, which is the rank's, of its catalog; `modules` are those of the same unit of the model.
-  // `dtype`: of parameters that the model does not fix.
-  UnitView(Tape& tape, const Modules& modules, const UnitRun& run, std::uint64_t index, DType dtype);
+  // `dtype`: of parameters that the model does not fix. `adapter_dropout`: of all adapters.
+  UnitView(Tape& tape, const Modules& modules, const UnitRun& run, std::uint64_t index, DType dtype,
+           double adapter_dropout = 0);
 
   std::uint64_t number() const { return run_.first_number + index_; }  // of a block in its stack
   bool has(std::string_view module) const { return find(module) != nullptr; }
@@ -31,6 +42,9 @@ class UnitView {
   const Module& module(std::string_view name) const;
   // The first module of a kind, of those below `name`: its own name differs between families. Null where there is none.
   const Module* first_of(ModuleKind kind, std::string_view name = {}) const;
+  // Linear modules of one input whose weights a program keeps in one matrix, one below the other: `name` below the unit's.
+  Parameters joined(std::string_view name, std::span<const Parameters> parts) const;
+  Adapter joined_adapter(std::string_view name, std::span<const Parameters> parts) const;
   Value tensor(std::string_view name) const;  // by its own name below the unit's; undefined where there is none
 
  private:
@@ -41,6 +55,7 @@ class UnitView {
   const UnitRun& run_;
   std::uint64_t index_;
   DType dtype_;
+  double adapter_dropout_;
 };
 
 }  // namespace shardplan::autograd

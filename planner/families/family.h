@@ -50,6 +50,7 @@ std::span<const Family> diffusion_families();
 std::span<const Family> flow_families();
 std::span<const Family> gpt2_families();
 std::span<const Family> gpt_neox_families();
+std::span<const Family> litgpt_families();
 std::span<const Family> llama_families();
 std::span<const Family> mamba_families();
 std::span<const Family> mixtral_families();

@@ -92,14 +92,22 @@ void add_parallelism(CLI::App* app, PlanOptions& options) {
 
 std::optional<Lora> resolve(const LoraFlags& flags) {
   if (!flags.rank) {
-    if (flags.targets.empty() && flags.modules_to_save.empty()) return std::nullopt;
-    throw ConfigError(flags.targets.empty() ? "--modules-to-save" : "--lora-targets", "", "needs --lora-rank");
+    for (const auto& [flag, given] : {std::pair{"--lora-targets", !flags.targets.empty()},
+                                      {"--modules-to-save", !flags.modules_to_save.empty()},
+                                      {"--lora-dtype", flags.dtype.has_value()},
+                                      {"--lora-dropout", flags.dropout.has_value()}}) {
+      if (given) throw ConfigError(flag, "", "needs --lora-rank");
+    }
+    return std::nullopt;
   }
   if (*flags.rank == 0) throw ConfigError("--lora-rank", "", "expected 1 or more");
   if (flags.targets.empty()) {
     throw ConfigError("--lora-rank", "", "needs --lora-targets: names of modules such as q_proj,v_proj, or all-linear");
   }
-  return Lora{*flags.rank, flags.targets, flags.modules_to_save};
+  if (flags.dropout && !(*flags.dropout >= 0 && *flags.dropout < 1)) {
+    throw ConfigError("--lora-dropout", "", "expected a rate from 0 to below 1");
+  }
+  return Lora{*flags.rank, flags.targets, flags.modules_to_save, flags.dtype};
 }
 
 void add_adapters(CLI::App* app, PlanOptions& options, LoraFlags& flags) {
@@ -116,9 +124,21 @@ void add_adapters(CLI::App* app, PlanOptions& options, LoraFlags& flags) {
       ->delimiter(',')
       ->allow_extra_args(false)
       ->group(kGroup);
+  add_word<std::optional<DType>>(
+      app, "--lora-dtype", flags.dtype,
+      "of the adapters: fp32 (peft's beside 16-bit weights), bf16 or fp16 (the parameters')",
+      word_of<std::optional<DType>>("--lora-dtype",
+                                    {{"fp32", DType::f32}, {"bf16", DType::bf16}, {"fp16", DType::f16}}));
+  app->get_option("--lora-dtype")->group(kGroup);
+  app->add_option("--lora-dropout", flags.dropout, "rate of dropout before the adapters (0)")
+      ->type_name("RATE")
+      ->group(kGroup);
   add_word<std::optional<Quantization>>(
-      app, "--quantize", options.quantize, "frozen weights of linear modules in nf4 or int8, with their scales",
-      word_of<std::optional<Quantization>>("--quantize", {{"nf4", Quantization::nf4}, {"int8", Quantization::int8}}));
+      app, "--quantize", options.quantize,
+      "frozen weights of linear modules in nf4, nf4-single (without double quantisation) or int8, with their scales",
+      word_of<std::optional<Quantization>>(
+          "--quantize",
+          {{"nf4", Quantization::nf4}, {"nf4-single", Quantization::nf4_single}, {"int8", Quantization::int8}}));
   app->get_option("--quantize")->group(kGroup);
 }
 
@@ -173,10 +193,11 @@ void add_client(CLI::App* app, PlanOptions& options) {
   constexpr const char* kGroup = "The client's code";
   add_count(app, "--seq", options.sequence, "tokens per sequence; without it activations are not counted");
   add_count(app, "--micro-batch", options.micro_batch, "sequences per micro-batch (1)");
-  add_word<std::optional<Profile>>(app, "--profile", options.profile,
-                                   "whose model code: hf-eager, hf-sdpa, hf-liger, megatron, torchtitan or litgpt "
-                                   "(hf-sdpa; engine megatron: megatron)",
-                                   [](const std::string& text) { return std::optional(profile_named(text)); });
+  add_word<std::optional<Profile>>(
+      app, "--profile", options.profile,
+      "whose model code: hf-eager, hf-sdpa, hf-liger, megatron, torchtitan, litgpt or torchtune "
+      "(hf-sdpa; engine megatron: megatron)",
+      [](const std::string& text) { return std::optional(profile_named(text)); });
   add_word<std::optional<AttentionKind>>(
       app, "--attention", options.client.attention, "eager, sdpa or flash (the profile's)",
       word_of<std::optional<AttentionKind>>(
@@ -243,6 +264,7 @@ void settle(PlanOptions& options, PlanFlags& flags, const std::set<std::string>&
     options.engine_options.megatron.main_grads_dtype = options.setup.policy.gradient;
   }
   options.lora = resolve(flags.lora);
+  options.client.adapter_dropout = flags.lora.dropout.value_or(0);
   options.setup.parallel.vocabulary_multiple =
       options.vocabulary_multiple.value_or(options.engine == Engine::megatron ? 128 : 1);
   divide_world(options.setup);

@@ -20,6 +20,8 @@ struct LoraFlags {
   std::optional<std::uint64_t> rank;
   std::vector<std::string> targets;
   std::vector<std::string> modules_to_save;
+  std::optional<DType> dtype{};
+  std::optional<double> dropout{};
 };
 
 // What the flags of plan say besides the options themselves.

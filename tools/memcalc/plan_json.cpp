@@ -101,6 +101,8 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
           {"offload", value_of(options.offload)},
           {"lora_rank", options.lora ? json::value(options.lora->rank) : json::value()},
           {"lora_targets", options.lora ? json::value(words(options.lora->targets)) : json::value()},
+          {"lora_dtype", options.lora && options.lora->dtype ? word(name(*options.lora->dtype)) : json::value()},
+          {"lora_dropout", options.client.adapter_dropout},
           {"modules_to_save", options.lora ? json::value(words(options.lora->modules_to_save)) : json::value()},
           {"quantize", options.quantize ? json::value(word(name(*options.quantize))) : json::value()},
           {"freeze", words(options.freeze)},

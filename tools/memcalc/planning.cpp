@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "planner/engines/workspaces.h"
+#include "planner/families/litgpt.h"
 #include "planner/formats/parameter_count.h"
 #include "planner/formats/read_model.h"
 #include "planner/world_report.h"
@@ -21,7 +22,8 @@ void add_notes(const PlanOptions& options, const Catalog& catalog, Report& repor
     report.notes.push_back(fmt::format("the model's file says {}; {} trains parameters in {}",
                                        name(*catalog.stored_dtype), setup.policy.name, name(setup.policy.parameter)));
   }
-  if (setup.policy.compute != setup.policy.parameter && options.whole_client().profile != Profile::megatron) {
+  const bool counted = report.ranks[report.worst].device.peak_allocated.has_value();
+  if (setup.policy.compute != setup.policy.parameter && !counted) {
     report.notes.push_back(
         fmt::format("{}: copies of the weights in {} are made by the client's code and not yet counted",
                     setup.policy.name, name(setup.policy.compute)));
@@ -207,6 +209,12 @@ Model read_planned_model(const PlanOptions& options) {
   } else {
     model = find_model(options.model);
   }
+  return adapted(options, std::move(model));
+}
+
+Model adapted(const PlanOptions& options, Model model) {
+  if (options.whole_client().profile == Profile::litgpt && model.catalog.family != "litgpt")
+    model = litgpt_model(model);
   for (const std::string& glob : options.freeze) {
     if (freeze(model.catalog, glob) == 0) {
       throw ConfigError("--freeze", "", fmt::format("'{}' matches no tensor of {}", glob, model.catalog.name));
@@ -245,7 +253,9 @@ Sized size_kind(const PlanOptions& options, const Catalog& catalog) {
 std::vector<RankKind> planned_kinds(const PlanOptions& options, const Model& model) {
   std::vector<RankKind> kinds = kinds_of_ranks(model, options.setup);
   for (RankKind& kind : kinds) {
-    if (options.quantize) quantize(kind.catalog, *options.quantize);
+    // LitGPT's plugin replaces every nn.Linear, the head's too.
+    const bool heads = options.whole_client().profile == Profile::litgpt;
+    if (options.quantize) quantize(kind.catalog, *options.quantize, heads);
   }
   return kinds;
 }

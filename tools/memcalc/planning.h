@@ -54,6 +54,9 @@ std::vector<Explanation> explain_device(const PlanOptions& options, const Planne
 // Reads MODEL, frozen and with adapters as the options say. Throws Error.
 Model read_planned_model(const PlanOptions& options);
 
+// The same of a model that has been read: as the options' profile has it, frozen, and with adapters. Throws Error.
+Model adapted(const PlanOptions& options, Model model);
+
 // Reads MODEL and the GPU table, plans, and folds the plan into the report. Throws Error.
 Planned make_planned(const PlanOptions& options);
 // The same of a model that has been read.

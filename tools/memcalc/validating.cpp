@@ -11,6 +11,7 @@
 #include "planner/formats/file.h"
 #include "planner/formats/megatron_args.h"
 #include "tools/memcalc/config_files.h"
+#include "tools/memcalc/measured_programs.h"
 #include "tools/memcalc/planning.h"
 #include "tools/memcalc/simumax_run.h"
 
@@ -20,22 +21,6 @@ namespace {
 namespace json = boost::json;
 
 constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
-
-// Why a row is skipped.
-class NotPredicted : public Error {
- public:
-  using Error::Error;
-};
-
-std::string text_of(const json::object& row, std::string_view key) {
-  const json::value* value = row.if_contains(key);
-  return value != nullptr && value->is_string() ? std::string(value->as_string()) : std::string();
-}
-
-std::uint64_t count_of(const json::object& row, std::string_view key, std::uint64_t absent) {
-  const json::value* value = row.if_contains(key);
-  return value != nullptr && value->is_number() ? value->to_number<std::uint64_t>() : absent;
-}
 
 struct Measured {
   PlanOptions options;
@@ -155,6 +140,20 @@ void add_simumax(const json::object& row, const std::string& file, Validation& v
        .peer = peer != nullptr && peer->is_number() ? std::optional(peer->to_number<double>() * kGiB) : std::nullopt});
 }
 
+void add_program(const json::object& row, const std::string& file, Validation& validation) {
+  ProgramRun run = program_run(row);
+  const Planned planned = make_planned(run.options, adapted(run.options, std::move(run.model)));
+  const DeviceMemory& device = planned.worst().device;
+  const std::optional<Bytes> predicted = run.field == "peak_reserved" ? device.peak_reserved : device.peak_allocated;
+  if (!predicted) throw NotPredicted(planned.report.notes.empty() ? "not known" : planned.report.notes.back());
+  validation.rows.push_back({.file = file,
+                             .id = text_of(row, "id"),
+                             .field = run.field,
+                             .measured = run.measured,
+                             .predicted = static_cast<double>(predicted->count()),
+                             .peer = {}});
+}
+
 std::string id_of(const json::object& row) {
   if (const std::string id = text_of(row, "id"); !id.empty()) return id;
   const json::value* config = row.if_contains("config");
@@ -173,8 +172,8 @@ void add_row(const json::value& value, const std::string& file, Validation& vali
       add_megatron(row, file, validation);
     } else if (text_of(row, "quantity").starts_with("peak allocated") && row.contains("config")) {
       add_simumax(row, file, validation);
-    } else if (const std::string framework = text_of(row, "framework"); !framework.empty()) {
-      throw NotPredicted(fmt::format("profile of {} is not known yet", framework));
+    } else if (!text_of(row, "framework").empty()) {
+      add_program(row, file, validation);
     } else {
       throw NotPredicted("a row of this kind is not known");
     }

@@ -91,7 +91,7 @@ Value make_causal_mask(ForwardContext& context, std::uint64_t window) {
   if (!eager && whole) return {};
   Value mask = visible(context, padding, texts, window != 0);
   if (!eager) return mask;
-  const DType dtype = context.setup.policy.compute;
+  const DType dtype = context.setup.policy.parameter;
   const std::array numbers{tape.allocate("zero", {}, dtype), tape.allocate("least", {}, dtype)};
   return tape.allocate("where", {context.batch(), 1, context.tokens(), context.tokens()}, dtype);
 }

@@ -53,7 +53,7 @@ Value bert_block(ForwardContext& context, const UnitView& block, const Value& in
 // attention always adds one, of keys; sdpa takes one of all pairs where tokens are padding.
 Value make_encoder_mask(ForwardContext& context) {
   Tape& tape = context.tape;
-  const DType dtype = context.setup.policy.compute;
+  const DType dtype = context.setup.policy.parameter;
   const std::uint64_t s = context.tokens();
   if (context.attention() == AttentionKind::eager) {
     const Shape keys{context.batch(), 1, 1, s};

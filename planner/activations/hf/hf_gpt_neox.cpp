@@ -351,7 +351,7 @@ Value mpt_mask(ForwardContext& context) {
   const Architecture& a = context.model.architecture;
   context.shared.bias = tape.allocate("alibi", {a.heads, 1, context.tokens()}, DType::f32);
   const Shape pairs{context.batch(), 1, context.tokens(), context.tokens()};
-  const Value mask = tape.allocate("mask", pairs, context.setup.policy.compute);
+  const Value mask = tape.allocate("mask", pairs, context.setup.policy.parameter);
   return tape.allocate("to", pairs, DType::boolean);
 }
 

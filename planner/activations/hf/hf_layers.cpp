@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 
+#include "planner/activations/adapters.h"
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
@@ -42,7 +44,8 @@ Value divided_by_rms(const Value& x) {
 }  // namespace
 
 Value linear(const Value& x, const Parameters& layer) {
-  return linear(x, layer.weight, layer.bias, layer.module->output);
+  const Value result = base_linear(x, layer);
+  return layer.adapter.a.defined() ? peft_adapted(x, result, layer) : result;
 }
 
 Value gated_mlp(const UnitView& block, std::string_view name, const Value& x) {
@@ -129,7 +132,7 @@ RotaryTables make_rotary(ForwardContext& context, std::uint64_t features, Rotati
   const Value cos = scale(unary("cos", both));
   const Value sin = scale(unary("sin", both));
   if (rotation == Rotation::wide_tables) return {cos, sin};
-  const DType dtype = context.setup.policy.compute;
+  const DType dtype = context.setup.policy.parameter;
   return {to(cos, dtype), to(sin, dtype)};
 }
 
@@ -219,6 +222,13 @@ const AttentionSizes* attention_of(const ForwardContext& context) {
   return nullptr;
 }
 
+bool has_adapters(const Catalog& held) {
+  return std::any_of(held.runs.begin(), held.runs.end(), [](const UnitRun& run) {
+    return std::any_of(run.tensors.begin(), run.tensors.end(),
+                       [](const Tensor& tensor) { return tensor.name.find(".lora_A.") != std::string::npos; });
+  });
+}
+
 void make_masks(ForwardContext& context, const CausalLm& model, const AttentionSizes& sizes) {
   const bool windowed = sizes.window != 0;
   if (model.two_masks || !windowed) context.shared.mask = make_causal_mask(context);
@@ -235,9 +245,12 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
     const Value tokens = tape.outside({context.batch(), context.tokens()}, DType::i64);
     embedded = embedding(tokens, (*unit)[model.embedding].weight);
   } else {
-    embedded = tape.allocate("received", {context.batch(), context.tokens(), a.hidden}, context.setup.policy.compute);
+    embedded = tape.allocate("received", {context.batch(), context.tokens(), a.hidden}, context.setup.policy.parameter);
   }
   if (model.embedding_scale == EmbeddingScale::at_once) embedded = scale(embedded);
+  // Checkpointing with adapters asks for this (peft's enable_input_require_grads).
+  if (context.client.recompute != RecomputeKind::none && has_adapters(context.held))
+    embedded = Tape::requiring_grad(embedded);
   const Value positions = tape.allocate("arange", {context.tokens()}, DType::i64);
   make_masks(context, model, sizes);
   const std::uint64_t features = sizes.rotary_size != 0 ? sizes.rotary_size : a.head_size;
@@ -262,6 +275,12 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
     return hidden;
   }
   const Purpose before = tape.set_purpose(Purpose::loss);
+  if (model.fused_loss != nullptr) {
+    Value loss = model.fused_loss(context, (*head)[model.head], hidden);
+    tape.release_kept();
+    tape.set_purpose(before);
+    return loss;
+  }
   Value logits = linear(hidden, (*head)[model.head]);
   if (model.scaled_logits) logits = scale(logits);
   if (has_module(context, "logits_softcap")) {
@@ -270,7 +289,11 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
     logits = scale(logits);
   }
   Value loss = causal_loss(context, logits);
-  tape.release_kept();
+  if (context.client.keeps_outputs) {
+    tape.keep(logits);
+  } else {
+    tape.release_kept();
+  }
   tape.set_purpose(before);
   return loss;
 }

@@ -65,6 +65,8 @@ struct CausalLm {
   bool two_masks = false;   // for blocks with a window and those without one
   bool two_tables = false;  // of cosines and sines, likewise
   bool never_caches = false;
+  // Head and loss of the last features, where they are one; else logits and causal_loss.
+  Value (*fused_loss)(ForwardContext& context, const Parameters& head, const Value& hidden) = nullptr;
 };
 
 // embedding, blocks, norm, head, loss.

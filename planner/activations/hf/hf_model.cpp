@@ -28,7 +28,10 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
                 std::uint64_t index, std::uint64_t times, const Value& hidden) {
   context.tape.enter(unit_name(run, index), times);
   auto forward = [&context, block, &run, &modules, index](const Value& input) {
-    return block(context, UnitView(context.tape, modules.modules, run, index, context.parameter_dtype()), input);
+    return block(
+        context,
+        UnitView(context.tape, modules.modules, run, index, context.parameter_dtype(), context.client.adapter_dropout),
+        input);
   };
   const ClientSetup& client = context.client;
   const bool recomputed =
@@ -81,7 +84,7 @@ std::optional<UnitView> unit_with(ForwardContext& context, std::string_view modu
     const ModuleRun* modules = run.numbered ? nullptr : modules_of(context.model, run);
     if (modules == nullptr || !holds(*modules, module)) continue;
     context.tape.enter(unit_name(run, 0));
-    return UnitView(context.tape, modules->modules, run, 0, context.parameter_dtype());
+    return UnitView(context.tape, modules->modules, run, 0, context.parameter_dtype(), context.client.adapter_dropout);
   }
   return std::nullopt;
 }
@@ -93,6 +96,13 @@ const HfFamily* find_hf_family(std::string_view model_type) {
     for (const HfFamily& family : table()) {
       if (family.model_type == model_type) return &family;
     }
+  }
+  return nullptr;
+}
+
+const HfFamily* find_liger_family(std::string_view model_type) {
+  for (const HfFamily& family : hf_liger_families()) {
+    if (family.model_type == model_type) return &family;
   }
   return nullptr;
 }

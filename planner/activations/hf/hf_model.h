@@ -68,8 +68,12 @@ std::span<const HfFamily> hf_llama_families();
 std::span<const HfFamily> hf_t5_families();
 std::span<const HfFamily> hf_vision_families();
 
+std::span<const HfFamily> hf_liger_families();
+
 // Null if the profile does not know it.
 const HfFamily* find_hf_family(std::string_view model_type);
+// The same with Liger's kernels (profile hf-liger).
+const HfFamily* find_liger_family(std::string_view model_type);
 
 // Runs `block` on each of the blocks that the rank holds, from `hidden` on. Of more than three equal ones in a row only
 // the first, one of the middle and the last are run: the middle ones leave behind the same.

@@ -88,10 +88,10 @@ Value make_older_mask(ForwardContext& context, bool always) {
   const bool given = always || context.client.mask != MaskKind::none;
   if (context.attention() != AttentionKind::eager && context.client.mask != MaskKind::padded) return {};
   const Shape pairs{1, 1, s, given ? s : s + 1};
-  Value mask = tape.allocate("full", pairs, context.setup.policy.compute);
-  mask = tape.allocate("triu", pairs, context.setup.policy.compute);
+  Value mask = tape.allocate("full", pairs, context.setup.policy.parameter);
+  mask = tape.allocate("triu", pairs, context.setup.policy.parameter);
   if (!given) return mask.viewed({1, 1, s, s});
-  return tape.allocate("clone", {context.batch(), 1, s, s}, context.setup.policy.compute);
+  return tape.allocate("clone", {context.batch(), 1, s, s}, context.setup.policy.parameter);
 }
 
 Value eager_attention(const Value& q, const Value& k, const Value& v, const AttentionCall& call) {

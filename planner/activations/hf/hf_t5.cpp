@@ -35,7 +35,7 @@ Value shifted_labels(ForwardContext& context) {
 
 // Of all pairs, for a model that was given a mask or made one of ones (_update_causal_mask).
 Value causal_mask(ForwardContext& context, std::uint64_t tokens) {
-  return context.tape.allocate("clone", {context.batch(), 1, tokens, tokens}, context.setup.policy.compute);
+  return context.tape.allocate("clone", {context.batch(), 1, tokens, tokens}, context.setup.policy.parameter);
 }
 
 // ---- T5: attention is always eager; its bias is the first block's, for all of the stack ----
@@ -54,7 +54,7 @@ Value t5_norm(const Value& x, const Value& weight) {
 
 // Of keys: what is added where they are padding.
 Value keys_mask(ForwardContext& context, std::uint64_t keys) {
-  const DType dtype = context.setup.policy.compute;
+  const DType dtype = context.setup.policy.parameter;
   const Shape shape{context.batch(), 1, 1, keys};
   const Value cast = context.tape.allocate("to", shape, dtype);
   const Value inverted = context.tape.allocate("rsub", shape, dtype);

@@ -16,7 +16,7 @@ Value first_token(const Value& x) {
 
 // A convolution that cuts the image into patches, [b, patches, width]. The image is the batch's.
 Value patches(ForwardContext& context, const Parameters& projection, std::uint64_t count) {
-  const Value image = context.tape.outside({context.batch(), projection.module->input}, context.setup.policy.compute);
+  const Value image = context.tape.outside({context.batch(), projection.module->input}, context.setup.policy.parameter);
   const Shape shape{context.batch(), projection.module->output, count};
   const Value channels = convolution(image, projection.weight, projection.bias, shape);
   return view(channels, {shape[0], shape[2], shape[1]});

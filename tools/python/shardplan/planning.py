@@ -352,6 +352,8 @@ def plan(
     vocabulary_multiple: _Count = None,
     lora_rank: _Count = None,
     lora_targets: _Words = None,
+    lora_dtype: _Word = None,
+    lora_dropout: Union[str, float, None] = None,
     modules_to_save: _Words = None,
     quantize: _Word = None,
     precision: _Word = None,

@@ -1,0 +1,32 @@
+// What torchtune's and torchtitan's Llama have in common: the modules of family llama or mistral, positions in pairs of
+// neighbours, computed in fp32.
+#pragma once
+
+#include <string>
+
+#include "planner/activations/hf/hf_model.h"
+
+namespace shardplan::autograd {
+
+// x.float() * rsqrt(mean(x.float()^2) + eps), back in x's dtype, times the weight.
+Value fp32_rms_norm(const Parameters& layer, const Value& x);
+
+// nn.Linear or, with an adapter, LoRALinear of torchtune.
+Value adapted_linear(const UnitView& unit, std::string_view name, const Value& x);
+
+// down(silu(gate(x)) * up(x))
+Value gated_feed_forward(const UnitView& block, const Value& x);
+
+// Embedding, blocks, last norm.
+Value decoder_features(ForwardContext& context, BlockForward block);
+
+const AttentionSizes& attention_sizes_of(const UnitView& block);
+
+}  // namespace shardplan::autograd
+
+namespace shardplan {
+
+// What both refuse, of the profile with this name; empty where it can be computed.
+std::string torch_decoder_refuses(const Model& model, const Setup& setup, std::string_view profile);
+
+}  // namespace shardplan

@@ -1,0 +1,204 @@
+// peft's method comparison (method_comparison/MetaMathQA), torchtune's README and LoRA tutorial, torchtitan's benchmarks.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+
+#include "planner/formats/read_model.h"
+#include "tools/memcalc/measured_programs.h"
+#include "tools/memcalc/measured_rows.h"
+
+namespace shardplan::memcalc {
+namespace {
+
+namespace json = boost::json;
+
+constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
+
+struct Preset {
+  std::string_view row;
+  std::string_view preset;
+};
+constexpr Preset kPresets[] = {{"meta-llama/Llama-3.2-3B", "llama-3.2-3b"},
+                               {"Llama-3.2-3B", "llama-3.2-3b"},
+                               {"Llama-2-7B", "llama-2-7b"},
+                               {"Llama-2-13B", "llama-2-13b"},
+                               {"Llama-3.1-8B", "llama-3.1-8b"},
+                               {"Llama-3.1-70B", "llama-3.1-70b"},
+                               {"Llama-3.1-405B", "llama-3.1-405b"},
+                               {"Llama-3-8B", "llama-3-8b"}};
+
+Model model_of(const json::object& row) {
+  const std::string name = text_of(row, "model");
+  const auto found =
+      std::find_if(std::begin(kPresets), std::end(kPresets), [&](const Preset& p) { return p.row == name; });
+  if (found == std::end(kPresets)) throw NotPredicted(fmt::format("model {} is not known", name));
+  return find_model(std::string(found->preset));
+}
+
+double number_of(const json::object& row, const char* key) {
+  const json::value* value = row.if_contains(key);
+  if (value == nullptr || !value->is_number()) throw NotPredicted(fmt::format("it says no {}", key));
+  return value->to_number<double>();
+}
+
+const json::object* object_of(const json::object& row, const char* key) {
+  const json::value* value = row.if_contains(key);
+  return value != nullptr && value->is_object() ? &value->as_object() : nullptr;
+}
+
+bool flag_of(const json::object& object, const char* key) {
+  const json::value* value = object.if_contains(key);
+  return value != nullptr && value->is_bool() && value->as_bool();
+}
+
+// Plain PyTorch on one GPU: parameters, gradients and AdamW's states in bf16.
+ProgramRun single_gpu(const json::object& row, Profile profile) {
+  ProgramRun run;
+  run.model = model_of(row);
+  run.options.profile = profile;
+  run.options.engine = Engine::paper;
+  run.options.setup.policy = policy_named("bf16");
+  return run;
+}
+
+bool has_technique(const json::object& row, std::string_view word) {
+  const json::value* list = row.if_contains("techniques");
+  if (list == nullptr || !list->is_array()) return false;
+  return std::any_of(list->as_array().begin(), list->as_array().end(), [&](const json::value& technique) {
+    return technique.is_string() && std::string_view(technique.as_string()).find(word) != std::string_view::npos;
+  });
+}
+
+// Of Llama-2-7B's LoRA tutorial: "q,v", "all incl. mlp+output".
+std::vector<std::string> tutorial_targets(const std::string& words) {
+  if (words.starts_with("all")) {
+    std::vector<std::string> targets{"q_proj", "k_proj", "v_proj", "o_proj"};
+    if (words.find("mlp") != std::string::npos) targets.insert(targets.end(), {"gate_proj", "up_proj", "down_proj"});
+    if (words.find("output") != std::string::npos) targets.emplace_back("lm_head");
+    return targets;
+  }
+  std::vector<std::string> targets;
+  for (const auto& [letter, target] : {std::pair{'q', "q_proj"}, {'k', "k_proj"}, {'v', "v_proj"}}) {
+    if (words.find(letter) != std::string::npos) targets.emplace_back(target);
+  }
+  return targets;
+}
+
+}  // namespace
+
+ProgramRun peft_run(const json::object& row) {
+  const json::object* config = object_of(row, "peft_config");
+  const std::string type = config != nullptr ? text_of(*config, "peft_type") : "";
+  if (config != nullptr && type != "LORA") throw NotPredicted("adapters other than LoRA: reported, not scored");
+  if (config != nullptr && flag_of(*config, "use_dora"))
+    throw NotPredicted("adapters other than LoRA (DoRA): reported, not scored");
+  const json::object* train = object_of(row, "train_config");
+  if (train == nullptr || text_of(row, "id").find("image-gen") != std::string::npos) {
+    throw NotPredicted("no profile knows diffusers' FLUX.2");
+  }
+  if (flag_of(*train, "compile") || flag_of(*train, "use_amp")) throw NotPredicted("compiled, or autocast");
+  ProgramRun run = single_gpu(row, Profile::hf_sdpa);
+  PlanOptions& options = run.options;
+  run.field = "peak_reserved";
+  run.measured = number_of(row, "accelerator_memory_max_bytes");
+  options.gpu = "l40s";
+  options.micro_batch = count_of(*train, "batch_size", 4);
+  options.sequence = count_of(*train, "max_seq_length", 768);
+  options.client.mask = MaskKind::padded;  // batches of different lengths
+  options.client.keeps_outputs = true;     // run.py: `outputs = model(**batch)` in the loop
+  if (flag_of(*train, "use_gc")) options.client.recompute = RecomputeKind::full;
+  if (config == nullptr) return run;
+  Lora lora{.rank = count_of(*config, "r", 8)};
+  const json::value* targets = config->if_contains("target_modules");
+  if (targets == nullptr || targets->is_null()) {
+    lora.targets = {"q_proj", "v_proj"};  // of llama: peft/utils/constants.py
+  } else if (targets->is_string()) {
+    lora.targets = {std::string(targets->as_string())};
+  } else {
+    for (const json::value& target : targets->as_array()) lora.targets.emplace_back(target.as_string());
+  }
+  const json::value* casts = train->if_contains("autocast_adapter_dtype");
+  if (casts == nullptr || !casts->is_bool() || casts->as_bool()) lora.dtype = DType::f32;
+  options.lora = std::move(lora);
+  const json::value* dropout = config->if_contains("lora_dropout");
+  if (dropout != nullptr && dropout->is_number()) options.client.adapter_dropout = dropout->to_number<double>();
+  return run;
+}
+
+ProgramRun torchtune_run(const json::object& row) {
+  const std::string technique = text_of(row, "technique_cumulative");
+  const json::value* compiled = row.if_contains("compiled");
+  if ((compiled != nullptr && compiled->is_bool() && compiled->as_bool()) ||
+      (!technique.empty() && technique != "Baseline")) {
+    throw NotPredicted("compiled: reported, not scored");
+  }
+  // Alpaca's longest sample in Llama 2's tokens (LitGPT's resource-tables.md); Llama 3's has not been published.
+  constexpr std::uint64_t kAlpacaLongest = 1304;
+  ProgramRun run = single_gpu(row, Profile::torchtune);
+  PlanOptions& options = run.options;
+  run.field = "peak_allocated";
+  run.measured = number_of(row, "peak_memory") * (text_of(row, "unit").starts_with("GiB") ? kGiB : 1e9);
+  options.gpu = "a100-80gb";
+  options.micro_batch = count_of(row, "batch_size", 2);
+  options.sequence = kAlpacaLongest;
+  if (technique == "Baseline") {
+    throw NotPredicted("the lengths of its samples are not known: Alpaca, neither packed nor cut, in Llama 3's tokens");
+  }
+  options.client.recompute = RecomputeKind::full;  // enable_activation_checkpointing of 7B_lora_single_device.yaml
+  const std::string method = text_of(row, "method");
+  if (method.find("QLoRA") != std::string::npos) options.quantize = Quantization::nf4;
+  options.lora = Lora{.rank = count_of(row, "lora_rank", 8), .targets = tutorial_targets(text_of(row, "lora_modules"))};
+  options.client.adapter_dropout = 0.05;  // its lora_dropout
+  return run;
+}
+
+ProgramRun torchtitan_run(const json::object& row) {
+  for (const char* word : {"compile", "Float8"}) {
+    if (has_technique(row, word)) throw NotPredicted(fmt::format("{}: reported, not scored", word));
+  }
+  const json::object* parallel = object_of(row, "parallel");
+  for (const char* axis : {"tp", "pp", "cp"}) {
+    if (parallel != nullptr && count_of(*parallel, axis, 1) > 1)
+      throw NotPredicted(fmt::format("profile torchtitan has no {}", axis));
+  }
+  ProgramRun run;
+  run.model = model_of(row);
+  run.field = "peak_reserved";
+  run.measured = number_of(row, "peak_memory") * kGiB;
+  PlanOptions& options = run.options;
+  options.profile = Profile::torchtitan;
+  options.engine = Engine::fsdp2;
+  options.engine_options.fsdp2.reduce_dtype = DType::f32;
+  options.gpu = text_of(row, "gpu").starts_with("H200") ? "h200-141gb" : "h100-80gb";
+  options.setup.policy = policy_named("bf16-mixed");
+  options.setup.world_size = count_of(row, "world_size", 8);
+  options.setup.stage = 3;
+  options.micro_batch = count_of(row, "local_batch_size", 1);
+  options.sequence = count_of(row, "seq_len", 8192);
+  const std::string recompute = text_of(row, "activation_checkpointing");
+  if (recompute == "full") options.client.recompute = RecomputeKind::full;
+  if (recompute == "selective op") options.client.recompute = RecomputeKind::selective;
+  return run;
+}
+
+ProgramRun program_run(const json::object& row) {
+  const std::string framework = text_of(row, "framework");
+  if (framework == "litgpt") return litgpt_run(row);
+  if (framework == "torchtune") return torchtune_run(row);
+  if (framework == "torchtitan") return torchtitan_run(row);
+  if (framework.starts_with("huggingface/peft")) return peft_run(row);
+  throw NotPredicted(fmt::format("profile of {} is not known yet", framework));
+}
+
+std::string text_of(const json::object& row, std::string_view key) {
+  const json::value* value = row.if_contains(key);
+  return value != nullptr && value->is_string() ? std::string(value->as_string()) : std::string();
+}
+
+std::uint64_t count_of(const json::object& row, std::string_view key, std::uint64_t absent) {
+  const json::value* value = row.if_contains(key);
+  return value != nullptr && value->is_number() ? value->to_number<std::uint64_t>() : absent;
+}
+
+}  // namespace shardplan::memcalc
