@@ -24,6 +24,7 @@
 #include <functional>
 #include <limits>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -201,6 +202,12 @@ class Tape {
   // The same for several inputs.
   using Function = std::function<Value(std::span<const Value>)>;
   Value checkpoint(Function function, std::span<const Value> inputs);
+
+  // A function that can be inverted: neither its input nor anything of it is kept. Functions in a row share `last`, which holds
+  // what the last of them returned: the backward of each makes its input of that by `inverse`, without gradients, runs
+  // `function` on it again, and leaves it there for the one before.
+  using Unary = std::function<Value(const Value&)>;
+  Value invertible(Unary function, Unary inverse, const Value& input, const std::shared_ptr<Value>& last);
 
   const TapeOptions& options() const { return options_; }
 

@@ -37,12 +37,14 @@ std::uint64_t number(const json::value& value) {
 struct Run {
   shardplan::Setup setup;
   ClientSetup client;
+  std::vector<std::string> frozen;
 };
 
 // Nothing where the run has something that is not modelled.
 std::optional<Run> read_run(const json::object& setup) {
-  static const std::set<std::string> known{"attention", "dtype",  "batch", "sequence",  "operators",
-                                           "use_cache", "target", "mask",  "checkpoint"};
+  static const std::set<std::string> known{"attention", "dtype",  "batch",    "sequence",   "operators",
+                                           "use_cache", "target", "mask",     "checkpoint", "images",
+                                           "image",     "freeze", "recompute"};
   for (const auto& member : setup) {
     if (!known.contains(std::string(member.key()))) return std::nullopt;
   }
@@ -58,6 +60,15 @@ std::optional<Run> read_run(const json::object& setup) {
   const std::string mask = text(setup, "mask", "none");
   run.client.mask = mask == "none" ? MaskKind::none : mask == "ones" ? MaskKind::ones : MaskKind::padded;
   if (setup.contains("checkpoint") && setup.at("checkpoint").as_bool()) run.client.recompute = RecomputeKind::full;
+  if (text(setup, "recompute") == "invert") run.client.recompute = RecomputeKind::invert;
+  if (setup.contains("images")) run.client.images = number(setup.at("images"));
+  if (setup.contains("image")) {
+    run.client.image_height = number(setup.at("image").at(0));
+    run.client.image_width = number(setup.at("image").at(1));
+  }
+  if (setup.contains("freeze")) {
+    for (const json::value& pattern : setup.at("freeze").as_array()) run.frozen.emplace_back(pattern.as_string());
+  }
   return run;
 }
 
@@ -92,7 +103,19 @@ std::string listed(const Activity& activity) {
 // Of the peak, where saved bytes always agree to the byte. Models with a tied embedding that several modules use are the
 // ones that differ: their gradients are added up in another order.
 double tolerance(std::string_view file) {
-  return file == "encoders" || file == "gpt_neox" || file == "t5" ? 0.01 : 0.001;
+  static const std::set<std::string_view> within_a_percent{"encoders", "gpt_neox", "t5",    "experts",
+                                                           "flow",     "kimi_vl",  "mamba", "sd3"};
+  return within_a_percent.contains(file) ? 0.01 : 0.001;
+}
+
+// What an operation in place on a view keeps is inside the view's CopySlices node, where the goldens' script does not see it:
+// DeepSeek-V2's weighted sum in fp32, and the mask of Kimi-VL's words that stand for patches.
+std::uint64_t hidden_bytes(const Model& model, const json::object& config, const Run& run) {
+  const std::uint64_t tokens = run.client.micro_batch * run.client.sequence;
+  if (model.catalog.family == "kimi_vl") return tokens;
+  if (model.catalog.family != "deepseek_v2" || run.setup.policy.compute != DType::f32) return 0;
+  const std::uint64_t layers = number(config.at("num_hidden_layers")) - number(config.at("first_k_dense_replace"));
+  return layers * tokens * number(config.at("num_experts_per_tok")) * (number(config.at("hidden_size")) + 1) * 4;
 }
 
 class HfActivations : public testing::TestWithParam<std::string> {};
@@ -107,18 +130,21 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       const auto run = read_run(entry.at("setup").as_object());
       if (!run) continue;
       SCOPED_TRACE(text(c.as_object(), "name") + " " + json::serialize(entry.at("setup")));
+      Catalog held = model.catalog;
+      for (const std::string& pattern : run->frozen) freeze(held, pattern);
       if (model.catalog.family == "siglip_vision_model") {  // its pooling head is not written yet
         EXPECT_FALSE(activity_of(model, model.catalog, run->setup, run->client).activity);
         continue;
       }
-      const ActivityResult exact = activity_of(model, model.catalog, run->setup, run->client, {.rounding = 1});
+      const ActivityResult exact = activity_of(model, held, run->setup, run->client, {.rounding = 1});
       ASSERT_TRUE(exact.activity) << exact.unknown_because;
       // What a checkpoint keeps is not in PyTorch's graph, so not in the golden.
       if (run->client.recompute == RecomputeKind::none) {
-        EXPECT_EQ(saved_bytes(*exact.activity), number(entry.at("saved_bytes"))) << listed(*exact.activity);
+        EXPECT_EQ(saved_bytes(*exact.activity),
+                  number(entry.at("saved_bytes")) + hidden_bytes(model, c.at("config").as_object(), *run))
+            << listed(*exact.activity);
       }
-      const ActivityResult rounded =
-          activity_of(model, model.catalog, run->setup, run->client, {.adds_in_place = false});
+      const ActivityResult rounded = activity_of(model, held, run->setup, run->client, {.adds_in_place = false});
       const json::object& step = entry.at("step").as_object();
       const double measured = static_cast<double>(number(step.at("peak")));
       const double planned =
@@ -159,7 +185,8 @@ TEST(HfLlama, ABlockKeepsWhatTheClosedFormSays) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
-                         testing::Values("decoders", "encoders", "gpt2", "gpt_neox", "llama", "t5", "vision"));
+                         testing::Values("decoders", "encoders", "experts", "flow", "gpt2", "gpt_neox", "kimi_vl",
+                                         "llama", "mamba", "sd3", "t5", "vision"));
 
 }  // namespace
 }  // namespace shardplan
