@@ -26,16 +26,6 @@ struct Stage {
   std::vector<Layers> pieces;  // in order
 };
 
-// The last one, but for the depths of multi-token prediction: those are with the head (Megatron-LM,
-// core/transformer/multi_token_prediction.py).
-std::string main_stack(const Catalog& catalog) {
-  std::string stack;
-  for (const UnitRun& run : catalog.runs) {
-    if (run.numbered && run.name != "mtp.layers") stack = run.name;
-  }
-  return stack;
-}
-
 std::uint64_t count_layers(const Catalog& catalog, const std::string& stack) {
   std::uint64_t layers = 0;
   for (const UnitRun& run : catalog.runs) {
@@ -220,6 +210,14 @@ std::vector<std::uint64_t> layers_of_pieces(std::uint64_t layers, const Parallel
     }
   }
   return counts;
+}
+
+std::string main_stack(const Catalog& catalog) {
+  std::string stack;
+  for (const UnitRun& run : catalog.runs) {
+    if (run.numbered && run.name != "mtp.layers") stack = run.name;
+  }
+  return stack;
 }
 
 std::vector<RankKind> kinds_of_ranks(const Model& model, const Setup& setup) {

@@ -50,6 +50,10 @@ struct RankKind {
 // with the flag as its source, where something does not divide.
 std::vector<RankKind> kinds_of_ranks(const Model& model, const Setup& setup);
 
+// The name of the stack of blocks that a pipeline is cut along: the last one, but for the depths of multi-token
+// prediction, which are with the head (Megatron-LM, core/transformer/multi_token_prediction.py). Empty where there is none.
+std::string main_stack(const Catalog& catalog);
+
 // Layers of each piece of the pipeline, pipeline x virtual_stages of them, in the order of the model. Throws ConfigError.
 std::vector<std::uint64_t> layers_of_pieces(std::uint64_t layers, const Parallelism& parallelism);
 

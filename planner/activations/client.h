@@ -58,6 +58,10 @@ struct ClientSetup {
   std::uint64_t micro_batch = 1;
   std::uint64_t sequence = 0;  // tokens
   std::uint64_t target = 0;    // tokens of a decoder beside an encoder; 0: as many as the sequence has
+  // Of a model that reads images: how many there are in each text, and their pixels; 0: the size that the model was made for.
+  std::uint64_t images = 1;
+  std::uint64_t image_height = 0;
+  std::uint64_t image_width = 0;
   MaskKind mask = MaskKind::ones;
   // transformers' models fill a cache of keys and values in training too, unless the config says otherwise; gradient
   // checkpointing switches it off.

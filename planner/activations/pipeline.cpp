@@ -61,15 +61,6 @@ bool has_order(const Parallelism& p) {
   return schedule == PipelineSchedule::one_f_one_b || schedule == PipelineSchedule::interleaved;
 }
 
-// The blocks that a pipeline is cut along: the last stack but for the depths of multi-token prediction.
-std::string main_stack(const Catalog& catalog) {
-  std::string stack;
-  for (const UnitRun& run : catalog.runs) {
-    if (run.numbered && !run.name.starts_with("mtp.")) stack = run.name;
-  }
-  return stack;
-}
-
 bool is_layer(const UnitRun& run, const std::string& stack) {
   return run.numbered && run.name == stack;
 }

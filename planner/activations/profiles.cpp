@@ -53,7 +53,11 @@ std::string hf_refuses(const Model& model, const Catalog& held, const Setup& set
     return fmt::format("profile {} has the loss of its models alone, not --loss {}", profile,
                        loss_words(client.loss, client.loss_chunks));
   }
-  if (client.recompute == RecomputeKind::selective || client.recompute == RecomputeKind::invert) {
+  const bool inverts = client.recompute == RecomputeKind::invert;
+  if (inverts && model.catalog.family != "glow") {
+    return fmt::format("recompute invert is of layers that can be inverted; {} has none", model.catalog.family);
+  }
+  if (client.recompute == RecomputeKind::selective) {
     return fmt::format("profile {} does not know recompute {} yet", profile,
                        recompute_words(client.recompute, client.recompute_every));
   }

@@ -492,6 +492,37 @@ Value Tape::checkpoint(Function function, std::span<const Value> inputs) {
   return output;
 }
 
+Value Tape::invertible(Unary function, Unary inverse, const Value& input, const std::shared_ptr<Value>& last) {
+  const std::size_t first = nodes_.size();
+  const bool keeps_saved = std::exchange(keeps_saved_, false);
+  Value output = function(input);
+  keeps_saved_ = keeps_saved;
+  nodes_.resize(first);
+  *last = output.detached();
+  if (!output.requires_grad()) return output;
+  Node node;
+  node.operation = "invertible";
+  node.unit = unit_;
+  node.purpose = purpose_;
+  node.inputs.push_back(input.requires_grad() ? input.edge_ : Edge{});
+  node.formula = [function = std::move(function), inverse = std::move(inverse), last, trained = input.requires_grad()](
+                     Tape& tape, std::span<const Value>, std::vector<Value>& incoming) {
+    // The function's backward is Python: its argument and what it computed again live until it returns.
+    const Value gradient = incoming[0];
+    Value again;
+    *last = inverse(*last);
+    const Function once_more = [&](std::span<const Value> inputs) {
+      Value result = function(inputs[0]);
+      again = result.detached();
+      return result;
+    };
+    return tape.recompute(once_more, std::span(last.get(), 1), {trained}, std::move(incoming[0]));
+  };
+  nodes_.push_back(std::move(node));
+  output.edge_ = {static_cast<std::uint32_t>(first), 0};
+  return output;
+}
+
 std::vector<SavedStorage> Tape::saved_by(std::uint32_t unit) const {
   std::map<std::uint32_t, std::vector<Keeper>> storages;
   for (const Node& node : nodes_) {

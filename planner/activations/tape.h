@@ -24,6 +24,7 @@
 #include <functional>
 #include <limits>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -233,6 +234,12 @@ class Tape {
   using MakePolicy = std::function<Policy()>;
   Value selective_checkpoint(std::function<Value(const Value&)> function, const Value& input,
                              const MakePolicy& make_policy);
+
+  // A function that can be inverted: neither its input nor anything of it is kept. Functions in a row share `last`, which holds
+  // what the last of them returned: the backward of each makes its input of that by `inverse`, without gradients, runs
+  // `function` on it again, and leaves it there for the one before.
+  using Unary = std::function<Value(const Value&)>;
+  Value invertible(Unary function, Unary inverse, const Value& input, const std::shared_ptr<Value>& last);
 
   const TapeOptions& options() const { return options_; }
 

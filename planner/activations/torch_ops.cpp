@@ -7,27 +7,18 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "planner/activations/torch_formula.h"
 
 namespace shardplan::autograd {
-namespace {
-
-struct Meta {
-  Shape shape;
-  DType dtype = DType::f32;
-  bool wanted = false;
-};
 
 Meta meta_of(const Value& value) {
   return {value.shape(), value.dtype(), value.requires_grad()};
 }
 
-// The gradient of an operand, element by element from that of the output: it lies as that does.
-Value fresh(Tape& tape, std::string_view operation, const Meta& meta, Layout layout = Layout::in_order) {
+Value fresh(Tape& tape, std::string_view operation, const Meta& meta, Layout layout) {
   return meta.wanted ? tape.allocate(operation, meta.shape, meta.dtype, layout) : Value();
 }
 
-// Once all gradients of a node are there, each is summed to the shape of an operand that was broadcast, and cast to its
-// dtype (torch/csrc/autograd/engine.cpp, validate_outputs).
 void fit(Tape& tape, std::vector<Value>& gradients, std::span<const Meta> operands) {
   for (std::size_t i = 0; i < operands.size(); ++i) {
     Value& gradient = gradients[i];
@@ -44,8 +35,6 @@ void fit(Tape& tape, std::vector<Value>& gradients, std::span<const Meta> operan
   }
 }
 
-// Every input that needs a gradient gets a tensor of its own. Formulas are evaluated in the order of the names that
-// derivatives.yaml gives the inputs: `order` lists them.
 Formula fresh_gradients(std::string_view operation, std::span<const Value> inputs, std::vector<std::size_t> order) {
   std::vector<Meta> metas;
   metas.reserve(inputs.size());
@@ -67,7 +56,6 @@ Formula fresh_gradients(std::string_view operation, std::span<const Value> input
   return fresh_gradients(operation, inputs, std::move(order));
 }
 
-// The gradient itself goes on, under the shape that the input has.
 Formula same_gradient(const Value& input) {
   return [shape = input.shape()](Tape&, std::span<const Value>, std::vector<Value>& incoming) {
     std::vector<Value> gradients;
@@ -76,7 +64,6 @@ Formula same_gradient(const Value& input) {
   };
 }
 
-// The same after `temporaries` more tensors of its shape, all of which live until the formula has been evaluated.
 Formula gradient_after(std::string_view operation, const Value& input, int temporaries) {
   return [operation, temporaries, meta = meta_of(input)](Tape& tape, std::span<const Value>,
                                                          std::vector<Value>& incoming) {
@@ -93,16 +80,16 @@ Value record(std::string_view operation, std::span<const Value> inputs, Value ou
   return tape.record(operation, inputs, std::move(output), std::move(saved), fresh_gradients(operation, inputs));
 }
 
-Value simple(std::string_view operation, const Value& x, Value output, std::vector<Value> saved = {}) {
+Value simple(std::string_view operation, const Value& x, Value output, std::vector<Value> saved) {
   return record(operation, std::span(&x, 1), std::move(output), std::move(saved));
 }
 
-// As at::empty_like and elementwise operations lay their output: like the input, without its gaps.
 Value like(std::string_view operation, const Value& x) {
   return x.tape().allocate(operation, x.shape(), x.dtype(),
                            x.layout() == Layout::with_gaps ? Layout::in_order : x.layout());
 }
 
+namespace {
 // Under autocast: as operations of the list lower_precision_fp take it, and as those of fp32 do.
 Value lowered(const Value& x) {
   if (!x.defined() || !x.tape().autocast() || x.dtype() != DType::f32) return x;
@@ -450,52 +437,6 @@ Value embedding(const Value& indices, const Value& weight) {
   return record("embedding", inputs, weight.tape().allocate("embedding", std::move(shape), weight.dtype()), {indices});
 }
 
-Value index_rows(const Value& x, const Value& index, std::uint64_t rows) {
-  Shape shape = x.shape();
-  shape[0] = rows;
-  return x.tape().record("index", std::span(&x, 1), x.tape().allocate("index", std::move(shape), x.dtype()), {index},
-                         [meta = meta_of(x)](Tape& tape, std::span<const Value>, std::vector<Value>&) {
-                           // index_put_ into zeros; subclasses of Tensor get a tensor of their own for it.
-                           std::vector<Value> gradients;
-                           Value zeros = tape.allocate("index backward", meta.shape, meta.dtype);
-                           if (!tape.options().adds_in_place)
-                             zeros = tape.allocate("index_put", meta.shape, meta.dtype);
-                           gradients.push_back(std::move(zeros));
-                           return gradients;
-                         });
-}
-
-Value index_add(const Value& sum, const Value& index, const Value& rows) {
-  const std::array inputs{sum, rows};
-  std::vector<Value> saved;
-  if (rows.requires_grad()) saved = {index, rows};
-  return sum.tape().record("index_add", inputs, sum.detached(), std::move(saved),
-                           [operands = std::array{meta_of(sum), meta_of(rows)}](Tape& tape, std::span<const Value>,
-                                                                                std::vector<Value>& incoming) {
-                             std::vector<Value> gradients(2);
-                             if (operands[0].wanted) gradients[0] = incoming[0];
-                             gradients[1] = fresh(tape, "index_select", operands[1]);
-                             return gradients;
-                           });
-}
-
-Value topk(const Value& x, std::uint64_t count) {
-  Shape shape = x.shape();
-  shape.back() = count;
-  Value largest = x.tape().allocate("topk", shape, x.dtype());
-  return simple("topk", x, std::move(largest), {x.tape().allocate("topk indices", shape, DType::i64)});
-}
-
-Value divide_by_sum(const Value& x) {
-  Shape rows = x.shape();
-  rows.back() = 1;
-  const Value sum = simple("sum", x, x.tape().allocate("sum", std::move(rows), x.dtype()));
-  const std::array inputs{x, sum};
-  // The dividend is copied before it is overwritten.
-  std::vector<Value> saved{x.tape().allocate("clone", x.shape(), x.dtype()), sum};
-  return record("div", inputs, x.detached(), std::move(saved));
-}
-
 Value layer_norm(const Value& operand, const Value& parameter, const Value& offset) {
   const Value x = widened(operand);
   const Value weight = widened(parameter);
@@ -629,7 +570,11 @@ bool may_use_efficient(const Value& q, const Value& k, const Value& v) {
 
 Value plain_attention(const Value& query, const Value& key, const Value& value, const SdpaOptions& options) {
   Tape& tape = query.tape();
-  const Value q = scale(query);
+  // 16-bit operands are brought to fp32 (attention.cpp, _scaled_dot_product_attention_math).
+  const DType inside = bits(query.dtype()) == 16 ? DType::f32 : query.dtype();
+  const Value wide_key = to(key, inside);
+  const Value wide_value = to(value, inside);
+  const Value q = scale(to(query, inside));
   Value bias = options.mask;
   if (options.causal) {
     const Shape pairs{q.size(2), key.size(2)};
@@ -643,14 +588,14 @@ Value plain_attention(const Value& query, const Value& key, const Value& value, 
     bias = additive(bias, q.dtype());
   }
   const std::uint64_t times = q.size(1) / key.size(1);
-  const Value k = repeat_heads(key, times);
-  const Value v = repeat_heads(value, times);
+  const Value k = repeat_heads(wide_key, times);
+  const Value v = repeat_heads(wide_value, times);
   const Value scaled = scale(k);
   const Shape pairs{q.size(0), q.size(1), q.size(2), k.size(2)};
   Value scores = batched_matmul(q, scaled, pairs);
   if (bias.defined()) scores = add(scores, bias);
   scores = softmax(scores);
-  return batched_matmul(scores, v, {q.size(0), q.size(1), q.size(2), v.size(-1)});
+  return to(batched_matmul(scores, v, {q.size(0), q.size(1), q.size(2), v.size(-1)}), query.dtype());
 }
 
 namespace {

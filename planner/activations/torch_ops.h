@@ -67,14 +67,6 @@ Value matmul(const Value& a, const Value& b, Shape shape);  // bmm: both are act
 // Saves its input, as cuDNN's and the plain one do. `shape`: what comes out.
 Value convolution(const Value& x, const Value& weight, const Value& bias, Shape shape);
 Value embedding(const Value& indices, const Value& weight);
-// x[index]: `rows` rows of x, by an index that is kept.
-Value index_rows(const Value& x, const Value& index, std::uint64_t rows);
-// sum.index_add_(0, index, rows): `sum` itself, with rows added to it.
-Value index_add(const Value& sum, const Value& index, const Value& rows);
-// The `count` largest of each row.
-Value topk(const Value& x, std::uint64_t count);
-// x /= x.sum(dim=-1, keepdim=True): x itself, divided.
-Value divide_by_sum(const Value& x);
 // `weight` and `bias` may be undefined. Statistics are fp32.
 Value layer_norm(const Value& x, const Value& weight, const Value& bias);
 

@@ -45,7 +45,7 @@ Architecture read_sizes(ModelConfig& config, const Architecture& defaults, const
   return a;
 }
 
-Modules latent_attention(const Architecture& a, const LatentSizes& sizes, bool bias) {
+Modules latent_attention(const Architecture& a, const LatentSizes& sizes, bool bias, bool interleaved) {
   const std::uint64_t queries = a.heads * a.head_size;
   const Modules query =
       sizes.query_rank == 0
@@ -60,7 +60,9 @@ Modules latent_attention(const Architecture& a, const LatentSizes& sizes, bool b
                                              .kv_heads = a.kv_heads,
                                              .head_size = a.head_size,
                                              .rotary = true,
-                                             .value_size = sizes.value}),
+                                             .interleaved = interleaved,
+                                             .value_size = sizes.value,
+                                             .rotary_size = sizes.rotary}),
                      linear("o_proj", a.heads * sizes.value, a.hidden, bias)}));
 }
 
@@ -74,11 +76,18 @@ struct Defaults {
   std::uint64_t dense_layers = 0;
 };
 
+// V2's class chooses among groups where topk_method says so; V3's always does.
+bool limits_groups(const ModelConfig& config, bool always) {
+  return always || config.text("topk_method", "greedy") == "group_limited_greedy";
+}
+
 // A bias for each expert, moved by its load and not by a gradient, if there is `balancing`.
 Modules experts(ModelConfig& config, const Architecture& a, const Defaults& defaults, bool balancing, bool bias) {
   const std::uint64_t count = config.listed("n_routed_experts", defaults.experts);
   if (defaults.chosen == 0) config.required_size("num_experts_per_tok");
-  const Routing routing = read_routing(config, "num_experts_per_tok", defaults.chosen, count);
+  Routing routing = read_routing(config, "num_experts_per_tok", defaults.chosen, count);
+  routing.grouped = limits_groups(config, balancing);
+  routing.normalized = balancing && config.flag("norm_topk_prob", true);
   const std::uint64_t intermediate = config.size("moe_intermediate_size", defaults.intermediate);
   const std::uint64_t shared = config.count("n_shared_experts", defaults.shared);
   // None of them is a module of no features; null is no module.
@@ -102,7 +111,8 @@ void deepseek(ModelConfig& config, ModelBuilder& model, const Defaults& defaults
   const std::uint64_t step = config.present("moe_layer_freq") ? config.size("moe_layer_freq", 1) : 1;
   const bool none = config.present("n_routed_experts") && !config.has("n_routed_experts");
   const bool any = !none && round_up(first, step) < a.layers;
-  const Modules attention = latent_attention(a, latent, config.flag("attention_bias", false));
+  const Modules attention =
+      latent_attention(a, latent, config.flag("attention_bias", false), config.flag("rope_interleave", true));
   const Modules norms = join({rms_norm("input_layernorm", a.hidden), rms_norm("post_attention_layernorm", a.hidden)});
   const Modules dense = gated_mlp("mlp", a.hidden, a.intermediate, config.text("hidden_act", "silu"), mlp_bias);
   const Modules sparse = any ? experts(config, a, defaults, balancing, mlp_bias) : Modules{};

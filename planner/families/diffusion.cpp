@@ -184,6 +184,7 @@ void sd3_transformer(ModelConfig& config, ModelBuilder& model) {
   const std::uint64_t side = config.size("sample_size", 128) / patch;
   if (side == 0) config.fail("patch_size", fmt::format("expected at most sample_size, found {}", patch));
   a.max_positions = product(config, "sample_size", {side, side});
+  a.image_side = config.size("sample_size", 128);
   const std::uint64_t channels = config.size("in_channels", 16);
   const bool same_channels = config.present("out_channels") && !config.has("out_channels");
   const std::uint64_t output =

@@ -26,6 +26,7 @@ std::string read_choice(const ModelConfig& config, std::string_view attribute,
 
 struct Glow {
   std::uint64_t levels = 0;
+  std::uint64_t image = 0;     // pixels of a side
   std::uint64_t steps = 0;     // of each level
   std::uint64_t channels = 0;  // of the first level, after its squeeze
   std::uint64_t hidden = 0;    // channels inside a coupling network
@@ -41,6 +42,7 @@ Glow read_glow(ModelConfig& config) {
   g.steps = config.required_size("steps_per_level");
   g.hidden = config.required_size("hidden_channels");
   const std::uint64_t image = config.required_size("image_size");
+  g.image = image;
   const std::uint64_t channels = config.size("channels", 3);
   g.affine = read_choice(config, "coupling", {"affine", "additive"}) == "affine";
   g.permutation = read_choice(config, "permutation", {"convolution", "lu", "reverse"});
@@ -112,7 +114,7 @@ Modules split_prior(std::uint64_t channels) {
 // arXiv:1605.08803: affine, levels; Kingma and Dhariwal 2018, arXiv:1807.03039: the rest). A step is a block.
 void glow(ModelConfig& config, ModelBuilder& model) {
   const Glow g = read_glow(config);
-  model.describe({.hidden = g.channels, .intermediate = g.hidden, .layers = g.levels * g.steps});
+  model.describe({.hidden = g.channels, .intermediate = g.hidden, .layers = g.levels * g.steps, .image_side = g.image});
   std::uint64_t channels = g.channels;
   for (std::uint64_t level = 0; level < g.levels; ++level) {
     const bool splits = level + 1 < g.levels;

@@ -67,10 +67,12 @@ Modules mamba_mixer(std::string_view name, const Mixer& m, Modules norms) {
                      multiply("gate", m.inner), linear("out_proj", m.inner, m.hidden, m.bias), std::move(norms)}));
 }
 
-void mamba_decoder(ModelBuilder& model, const Architecture& a, Modules mixer, bool tied_by_default) {
+// `wide`: what is carried from block to block is fp32 (residual_in_fp32).
+void mamba_decoder(ModelBuilder& model, const Architecture& a, Modules mixer, bool tied_by_default, bool wide) {
   model.describe(a);
   model.add(embedding("embeddings", a.vocabulary, a.hidden));
-  model.blocks("layers", a.layers, join({rms_norm("norm", a.hidden), std::move(mixer)}));
+  model.blocks("layers", a.layers,
+               join({rms_norm("norm", a.hidden), std::move(mixer), wide ? residual("fp32") : Modules{}}));
   model.add(rms_norm("norm_f", a.hidden));
   model.head("embeddings", tied_by_default);
 }
@@ -90,7 +92,8 @@ void mamba_with(ModelConfig& config, ModelBuilder& model, bool norms) {
                 .bias = config.flag("use_bias", false),
                 .convolution_bias = config.flag("use_conv_bias", true),
                 .function = config.text("hidden_act", "silu")};
-  mamba_decoder(model, a, mamba_mixer("mixer", m, norms ? without_weights(mixer_norms(m)) : Modules{}), true);
+  mamba_decoder(model, a, mamba_mixer("mixer", m, norms ? without_weights(mixer_norms(m)) : Modules{}), true,
+                config.flag("residual_in_fp32", true));
 }
 
 // modeling_mamba.py
@@ -128,7 +131,7 @@ void mamba2(ModelConfig& config, ModelBuilder& model) {
             activation("act", function, convolved), linear("in_proj", a.hidden, inner + convolved + heads, bias),
             scan("scan", inner, state), activation("gate_act", function, inner), multiply("gate", inner),
             rms_norm("norm", inner), linear("out_proj", inner, a.hidden, bias)});
-  mamba_decoder(model, a, below("mixer", mixer), false);
+  mamba_decoder(model, a, below("mixer", mixer), false, config.flag("residual_in_fp32", true));
 }
 
 // Every period-th layer, from the offset-th on, is special.

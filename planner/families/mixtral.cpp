@@ -161,7 +161,8 @@ void olmoe(ModelConfig& config, ModelBuilder& model) {
       config,
       {.vocabulary = 50304, .hidden = 2048, .intermediate = 2048, .layers = 16, .heads = 16, .max_positions = 4096});
   const std::uint64_t experts = config.listed("num_experts", 64);
-  const Routing routing = read_routing(config, "num_experts_per_tok", 8, experts);
+  Routing routing = read_routing(config, "num_experts_per_tok", 8, experts);
+  routing.normalized = config.flag("norm_topk_prob", false);
   const bool bias = config.flag("attention_bias", false);
   const Modules norms = join({rms_norm("q_norm", a.hidden), rms_norm("k_norm", a.kv_heads * a.head_size)});
   describe_and_embed(model, a);
@@ -199,9 +200,10 @@ void gpt_oss(ModelConfig& config, ModelBuilder& model) {
   const Routing routing = read_routing(config, "num_experts_per_tok", 4, experts);
   const bool bias = config.flag("attention_bias", true);
   describe_and_embed(model, a);
+  const AttentionWindow window = read_window(config, {.tokens = 128, .whole_every = 2});
   model.blocks("layers", a.layers,
                join({parameter("self_attn.sinks", {a.heads}),
-                     split_attention("self_attn", a, {.bias = bias, .output_bias = bias}),
+                     windowed(split_attention("self_attn", a, {.bias = bias, .output_bias = bias}), window),
                      below("mlp", join({router("router", a.hidden, experts, true), gpt_oss_experts(routing, a)})),
                      norms_before(a)}));
   norm_and_head(model, a);

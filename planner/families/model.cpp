@@ -108,6 +108,15 @@ std::vector<ModuleRun> in_units(std::vector<ModuleRun> runs) {
 
 }  // namespace
 
+const ModuleRun* modules_of(const Model& model, const UnitRun& run) {
+  const auto found = std::find_if(model.modules.begin(), model.modules.end(), [&](const ModuleRun& modules) {
+    if (modules.name != run.name || modules.numbered != run.numbered) return false;
+    return !run.numbered ||
+           (run.first_number >= modules.first_number && run.first_number < modules.first_number + modules.count);
+  });
+  return found == model.modules.end() ? nullptr : &*found;
+}
+
 Catalog make_catalog(std::string name, std::string family, const std::vector<ModuleRun>& runs) {
   CatalogBuilder builder(std::move(name), std::move(family));
   for (const ModuleRun& run : runs) {

@@ -27,6 +27,7 @@ struct Architecture {
   std::uint64_t kv_heads = 0;
   std::uint64_t head_size = 0;
   std::uint64_t max_positions = 0;
+  std::uint64_t image_side = 0;  // pixels, or latent ones, of the images that it was made for
   bool operator==(const Architecture&) const = default;
 };
 
@@ -47,6 +48,10 @@ struct Model {
   std::vector<ModuleRun> modules;
   bool operator==(const Model&) const = default;
 };
+
+// The modules of the unit that a run of the model's catalog, or of a rank's part of it, is of. Runs may have been split
+// since (a pipeline, frozen tensors), never renamed. Null where there are none.
+const ModuleRun* modules_of(const Model& model, const UnitRun& run);
 
 // Puts a model together from its modules, in the order of the state dict; which unit a module is of follows from its
 // name (planner/units.h).

@@ -39,7 +39,8 @@ struct AttentionSizes {
   std::uint64_t heads = 0;
   std::uint64_t kv_heads = 0;  // each serves heads / kv_heads query heads
   std::uint64_t head_size = 0;
-  bool rotary = false;  // q and k are rotated by position first
+  bool rotary = false;       // q and k are rotated by position first
+  bool interleaved = false;  // neighbouring features are rotated as pairs, not those of two halves
   // Features of one head's value; 0 where they are head_size (they differ in multi-head latent attention).
   std::uint64_t value_size = 0;
   std::uint64_t rotary_size = 0;  // features of a head that are rotated; 0: all of them
@@ -56,6 +57,7 @@ struct Routing {
   std::uint64_t experts = 0;
   std::uint64_t chosen = 0;
   bool fused = false;       // one module holds all experts, and its features are those of all of them
+  bool grouped = false;     // a token's experts are of the best groups of experts alone
   bool normalized = false;  // the weights of a token's experts are divided by their sum
   bool operator==(const Routing&) const = default;
 };
@@ -99,7 +101,7 @@ Modules multiply(std::string name, std::uint64_t width);
 // None where the rate is 0: such a layer is its input.
 Modules dropout(std::string name, double rate);
 // Called "residual". `way`: "parallel", where attention and MLP read the same features; "normed", where a part's input is
-// added behind its norm.
+// added behind its norm; "fp32", where what is carried from block to block is of that dtype.
 Modules residual(std::string way);
 // Weight [experts, input].
 Modules router(std::string name, std::uint64_t input, std::uint64_t experts, bool bias);

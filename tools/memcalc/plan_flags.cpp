@@ -1,6 +1,9 @@
 #include "tools/memcalc/plan_flags.h"
 
+#include <algorithm>
 #include <charconv>
+#include <optional>
+#include <string_view>
 
 #include "tools/memcalc/engine_flags.h"
 #include "tools/memcalc/export.h"
@@ -148,13 +151,19 @@ struct CountedWord {
   std::optional<std::uint64_t> count;
 };
 
+// The whole of `digits` as a number of 1 or more, or nothing.
+std::optional<std::uint64_t> positive(std::string_view digits) {
+  std::uint64_t count = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), count);
+  if (error != std::errc{} || end != digits.data() + digits.size() || count == 0) return std::nullopt;
+  return count;
+}
+
 CountedWord counted_word(const std::string& flag, const std::string& text) {
   const std::size_t equals = text.find('=');
   if (equals == std::string::npos) return {text, std::nullopt};
-  const std::string digits = text.substr(equals + 1);
-  std::uint64_t count = 0;
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), count);
-  if (error != std::errc{} || end != digits.data() + digits.size() || count == 0) {
+  const std::optional<std::uint64_t> count = positive(std::string_view(text).substr(equals + 1));
+  if (!count) {
     throw ConfigError(flag, "", fmt::format("expected a number of 1 or more behind '=', found '{}'", text));
   }
   return {text.substr(0, equals), count};
@@ -189,10 +198,25 @@ void set_loss(PlanOptions& options, const std::string& text) {
   options.client.loss_chunks = count.value_or(1);
 }
 
+void set_image_size(PlanOptions& options, const std::string& text) {
+  const std::string_view whole = text;
+  const std::size_t cross = std::min(whole.find('x'), whole.size());
+  const auto height = positive(whole.substr(0, cross));
+  const auto width = positive(whole.substr(std::min(cross + 1, whole.size())));
+  if (!height || !width) {
+    throw ConfigError("--image-size", "", fmt::format("expected HEIGHTxWIDTH in pixels, found '{}'", text));
+  }
+  options.client.image_height = *height;
+  options.client.image_width = *width;
+}
+
 void add_client(CLI::App* app, PlanOptions& options) {
   constexpr const char* kGroup = "The client's code";
   add_count(app, "--seq", options.sequence, "tokens per sequence; without it activations are not counted");
   add_count(app, "--micro-batch", options.micro_batch, "sequences per micro-batch (1)");
+  add_count(app, "--images", options.client.images, "images in each sequence, for a model that reads both (1)");
+  add_read(app, "--image-size", "their pixels, HEIGHTxWIDTH (the size that the model was made for)",
+           [&options](const std::string& text) { set_image_size(options, text); });
   add_word<std::optional<Profile>>(
       app, "--profile", options.profile,
       "whose model code: hf-eager, hf-sdpa, hf-liger, megatron, torchtitan, litgpt or torchtune "
@@ -208,7 +232,8 @@ void add_client(CLI::App* app, PlanOptions& options) {
            [&options](const std::string& text) { set_recompute(options, text); });
   add_read(app, "--loss", "eager, fused or chunked=N (eager)",
            [&options](const std::string& text) { set_loss(options, text); });
-  for (const char* flag : {"--seq", "--micro-batch", "--profile", "--attention", "--recompute", "--loss"}) {
+  for (const char* flag :
+       {"--seq", "--micro-batch", "--images", "--image-size", "--profile", "--attention", "--recompute", "--loss"}) {
     app->get_option(flag)->group(kGroup);
   }
 }

@@ -77,6 +77,10 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
           {"ema", setup.ema},
           {"micro_batch", options.micro_batch},
           {"sequence", value_of(options.sequence)},
+          {"images", options.client.images},
+          {"image_size", options.client.image_height == 0
+                             ? json::value()
+                             : json::value{options.client.image_height, options.client.image_width}},
           {"grad_accum", setup.accumulation},
           {"cadence", word(name(resolved_cadence(setup)))},
           {"reduction", word(name(setup.reduction))},

@@ -14,10 +14,6 @@ namespace {
 
 // ---- Parts ----
 
-Value first_token(const Value& x) {
-  return slice(x, {x.size(0), x.size(2)});
-}
-
 Value self_attention(ForwardContext& context, const UnitView& block, const Value& hidden, const std::string& prefix) {
   const std::uint64_t heads = block.module(prefix + "attention").attention->heads;
   const Value q = split_heads(linear(hidden, block[prefix + "query"]), heads);
@@ -111,11 +107,6 @@ Value embeddings(ForwardContext& context, const UnitView& unit, const std::strin
 
 // ---- Heads ----
 
-// torch.nn.CrossEntropyLoss in the logits' dtype, with labels of the batch.
-Value token_loss(const Value& logits) {
-  return cross_entropy(view(logits, {logits.elements() / logits.size(-1), logits.size(-1)}));
-}
-
 struct WordHead {
   std::string_view dense;
   std::string_view norm;
@@ -151,18 +142,17 @@ Value loss_of(ForwardContext& context, const Value& hidden) {
     tape.set_purpose(before);
     return loss;
   }
-  const auto unit = unit_with(context, "classifier");
-  if (!unit) throw NotModelled("its head");
+  const UnitView unit = required_unit(context, "classifier");
   const std::string base = prefix_of(context, "embeddings.word_embeddings");
   Value features = hidden;
-  if (unit->has(base + "pooler.dense")) {
-    features = linear(first_token(hidden), (*unit)[base + "pooler.dense"]);
-    features = activate(features, *unit, base + "pooler.activation");
-  } else if (unit->has("pre_classifier")) {
-    features = activate(linear(first_token(hidden), (*unit)["pre_classifier"]), *unit, "pre_classifier.activation");
+  if (unit.has(base + "pooler.dense")) {
+    features = linear(first_token(hidden), unit[base + "pooler.dense"]);
+    features = activate(features, unit, base + "pooler.activation");
+  } else if (unit.has("pre_classifier")) {
+    features = activate(linear(first_token(hidden), unit["pre_classifier"]), unit, "pre_classifier.activation");
   }
   features = dropout(features, dropout_rate(context, "dropout"));
-  loss = token_loss(linear(features, (*unit)["classifier"]));
+  loss = token_loss(linear(features, unit["classifier"]));
   tape.set_purpose(before);
   return loss;
 }
@@ -172,9 +162,8 @@ Value loss_of(ForwardContext& context, const Value& hidden) {
 Value encoder(ForwardContext& context, BlockForward block, const EncoderKind& kind) {
   Tape& tape = context.tape;
   const std::string base = prefix_of(context, "embeddings.word_embeddings");
-  const auto unit = unit_with(context, base + "embeddings.word_embeddings");
-  if (!unit) throw NotModelled("a part of the model without its embedding");
-  Value embedded = embeddings(context, *unit, base, kind);
+  const UnitView unit = required_unit(context, base + "embeddings.word_embeddings");
+  Value embedded = embeddings(context, unit, base, kind);
   Value ones;
   if (context.client.mask == MaskKind::none) {
     ones = tape.allocate("ones", {context.batch(), context.tokens()}, DType::f32);

@@ -207,15 +207,14 @@ Value gptj_block(ForwardContext& context, const UnitView& block, const Value& in
 Value base_model(ForwardContext& context, BlockForward block, bool older) {
   const std::string base = prefix_of(context, "wte");
   const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
-  const auto unit = unit_with(context, base + "wte");
-  if (!unit) throw NotModelled("a part of the model without its first blocks");
-  const Value words = embedding(ids, (*unit)[base + "wte"].weight);
+  const UnitView unit = required_unit(context, base + "wte");
+  const Value words = embedding(ids, unit[base + "wte"].weight);
   const Value places = arange(context, context.tokens()).viewed({1, context.tokens()});
   Value positions;
   Value hidden = words;
   if (older) context.shared.mask = make_older_mask(context, false);
-  if (unit->has(base + "wpe")) {
-    positions = embedding(places, (*unit)[base + "wpe"].weight);
+  if (unit.has(base + "wpe")) {
+    positions = embedding(places, unit[base + "wpe"].weight);
     hidden = add(words, positions);
   }
   if (!older) context.shared.mask = make_causal_mask(context);

@@ -10,42 +10,12 @@
 namespace shardplan::autograd {
 namespace {
 
-Shape with_last(Shape shape, std::uint64_t size) {
-  shape.back() = size;
-  return shape;
-}
-
 std::uint64_t rotated_features(const AttentionSizes& sizes) {
   return sizes.rotary_size > 0 ? sizes.rotary_size : sizes.head_size;
 }
 
-// apply_rotary_pos_emb on the first features of q and k; the others are appended again.
-void rotate_partly(Value& q, Value& k, const ForwardContext& context, std::uint64_t rotated) {
-  const auto first = [&](const Value& x) {
-    return rotated == x.size(-1) ? x : slice(x, with_last(x.shape(), rotated));
-  };
-  const auto rest = [&](const Value& x) { return slice(x, with_last(x.shape(), x.size(-1) - rotated)); };
-  const Value first_q = first(q);
-  const Value rest_q = rest(q);
-  const Value first_k = first(k);
-  const Value rest_k = rest(k);
-  Value new_q = rotate(first_q, context.shared.tables);
-  Value new_k = rotate(first_k, context.shared.tables);
-  new_q = cat(std::array{new_q, rest_q}, q.shape());
-  new_k = cat(std::array{new_k, rest_k}, k.shape());
-  q = new_q;
-  k = new_k;
-}
-
-Value plain_mlp(const UnitView& block, const Value& x, std::string_view up, std::string_view act,
-                std::string_view down) {
-  Value hidden = linear(x, block[up]);
-  hidden = activate(hidden, block, act);
-  return linear(hidden, block[down]);
-}
-
 Value megatron_mlp(const UnitView& block, const Value& x) {
-  return plain_mlp(block, x, "mlp.dense_h_to_4h", "mlp.act", "mlp.dense_4h_to_h");
+  return plain_mlp(block, "mlp", "dense_h_to_4h", "dense_4h_to_h", x);
 }
 
 bool is_parallel(const UnitView& block) {
@@ -70,7 +40,7 @@ Value neox_attention(ForwardContext& context, const UnitView& block, const Value
   q = std::move(parts[0]);
   k = std::move(parts[1]);
   v = std::move(parts[2]);
-  rotate_partly(q, k, context, rotated_features(sizes));
+  rotate_part(q, k, context.shared.tables, rotated_features(sizes));
   cache(context, k, v);
   const double dropped = dropout_rate(block, "attention.attention_dropout");
   const Value mixed = attend(context, q, k, v, {.mask = context.shared.mask, .dropout = dropped});
@@ -98,10 +68,9 @@ Value decoder(ForwardContext& context, BlockForward block, const DecoderNames& n
               Value (*make_mask)(ForwardContext&)) {
   const std::string base = prefix_of(context, names.words);
   const auto whole = [&](std::string_view name) { return base + std::string(name); };
-  const auto unit = unit_with(context, whole(names.words));
-  if (!unit) throw NotModelled("a part of the model without its first blocks");
+  const UnitView unit = required_unit(context, whole(names.words));
   const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
-  const Value words = embedding(ids, (*unit)[whole(names.words)].weight);
+  const Value words = embedding(ids, unit[whole(names.words)].weight);
   const Value positions = arange(context, context.tokens());
   context.shared.mask = make_mask(context);
   Value hidden = dropout(words, dropout_rate(context, whole(names.dropout)));
@@ -110,16 +79,6 @@ Value decoder(ForwardContext& context, BlockForward block, const DecoderNames& n
   if (const auto last = unit_with(context, whole(names.norm))) hidden = layer_norm((*last)[whole(names.norm)], hidden);
   context.shared = {};
   return hidden;
-}
-
-// Of the attention of the first blocks.
-const AttentionSizes& attention_sizes(const ForwardContext& context) {
-  for (const ModuleRun& run : context.model.modules) {
-    for (const Module& module : run.modules) {
-      if (run.numbered && module.attention) return *module.attention;
-    }
-  }
-  throw NotModelled("a decoder without attention");
 }
 
 Value newer_mask(ForwardContext& context) {
@@ -131,7 +90,7 @@ Value older_mask(ForwardContext& context) {
 }
 
 Value neox_lm(ForwardContext& context, BlockForward block) {
-  const std::uint64_t rotated = rotated_features(attention_sizes(context));
+  const std::uint64_t rotated = rotated_features(attention_of(context));
   const Value hidden = decoder(context, block, {"embed_in", "emb_dropout", "final_layer_norm"}, rotated, newer_mask);
   return language_loss(context, "embed_out", hidden);
 }
@@ -147,7 +106,7 @@ Value phi_attention(ForwardContext& context, const UnitView& block, const Value&
     q = layer_norm(block["self_attn.q_layernorm"], q);
     k = layer_norm(block["self_attn.k_layernorm"], k);
   }
-  rotate_partly(q, k, context, rotated_features(sizes));
+  rotate_part(q, k, context.shared.tables, rotated_features(sizes));
   cache(context, k, v);
   const double dropped = dropout_rate(block, "self_attn.attention_dropout");
   return linear(attend(context, q, k, v, {.mask = context.shared.mask, .dropout = dropped}), block["self_attn.dense"]);
@@ -157,12 +116,12 @@ Value phi_block(ForwardContext& context, const UnitView& block, const Value& inp
   const Value hidden = layer_norm(block["input_layernorm"], input);
   Value mixed = phi_attention(context, block, hidden);
   mixed = dropout(mixed, block, "resid_dropout");
-  const Value inner = dropout(plain_mlp(block, hidden, "mlp.fc1", "mlp.act", "mlp.fc2"), block, "resid_dropout");
+  const Value inner = dropout(plain_mlp(block, "mlp", "fc1", "fc2", hidden), block, "resid_dropout");
   return add(add(mixed, inner), input);
 }
 
 Value phi_lm(ForwardContext& context, BlockForward block) {
-  const std::uint64_t rotated = rotated_features(attention_sizes(context));
+  const std::uint64_t rotated = rotated_features(attention_of(context));
   const Value hidden =
       decoder(context, block, {"embed_tokens", "embed_dropout", "final_layernorm"}, rotated, newer_mask);
   return language_loss(context, "lm_head", hidden);
@@ -298,14 +257,13 @@ Value bloom_block(ForwardContext& context, const UnitView& block, const Value& i
 Value bloom_lm(ForwardContext& context, BlockForward block) {
   Tape& tape = context.tape;
   const std::string base = prefix_of(context, "word_embeddings");
-  const auto unit = unit_with(context, base + "word_embeddings");
-  if (!unit) throw NotModelled("a part of the model without its first blocks");
+  const UnitView unit = required_unit(context, base + "word_embeddings");
   Value hidden;
   {
     const Value ids = tape.outside({context.batch(), context.tokens()}, DType::i64);
-    const Value words = embedding(ids, (*unit)[base + "word_embeddings"].weight);
+    const Value words = embedding(ids, unit[base + "word_embeddings"].weight);
     const Value positions = arange(context, context.tokens());
-    hidden = layer_norm((*unit)[base + "word_embeddings_layernorm"], words);
+    hidden = layer_norm(unit[base + "word_embeddings_layernorm"], words);
     const Value ones = tape.allocate("ones", {context.batch(), context.tokens()}, DType::f32);
     const std::uint64_t heads = context.model.architecture.heads;
     const Value alibi = tape.allocate("alibi", {context.batch() * heads, 1, context.tokens()}, hidden.dtype());
@@ -342,7 +300,7 @@ Value mpt_block(ForwardContext& context, const UnitView& block, const Value& inp
   const Value mixed = mpt_attention(context, block, normed);
   const Value hidden = add(dropout(mixed, block, "resid_attn_dropout"), input);
   normed = layer_norm(block["norm_2"], hidden);
-  const Value inner = plain_mlp(block, normed, "ffn.up_proj", "ffn.act", "ffn.down_proj");
+  const Value inner = plain_mlp(block, "ffn", "up_proj", "down_proj", normed);
   return add(dropout(inner, block, "ffn.hidden_dropout"), hidden);
 }
 
@@ -397,19 +355,17 @@ Value opt_block(ForwardContext& context, const UnitView& block, const Value& inp
 Value opt_lm(ForwardContext& context, BlockForward block) {
   Tape& tape = context.tape;
   const std::string base = prefix_of(context, "decoder.embed_tokens").append("decoder.");
-  const auto unit = unit_with(context, base + "embed_tokens");
-  if (!unit) throw NotModelled("a part of the model without its first blocks");
+  const UnitView unit = required_unit(context, base + "embed_tokens");
   Value hidden;
   {
     const Shape tokens{context.batch(), context.tokens()};
-    Value words = embedding(tape.outside(tokens, DType::i64), (*unit)[base + "embed_tokens"].weight);
+    Value words = embedding(tape.outside(tokens, DType::i64), unit[base + "embed_tokens"].weight);
     const Value range = arange(context, context.tokens());
     const Value ones = tape.allocate("ones", tokens, DType::f32);
     context.shared.mask = make_older_mask(context, true);
     const Value places = tape.allocate("to", tokens, DType::i64);
-    const Value positions =
-        embedding(tape.allocate("add", tokens, DType::i64), (*unit)[base + "embed_positions"].weight);
-    if (unit->has(base + "project_in")) words = linear(words, (*unit)[base + "project_in"]);
+    const Value positions = embedding(tape.allocate("add", tokens, DType::i64), unit[base + "embed_positions"].weight);
+    if (unit.has(base + "project_in")) words = linear(words, unit[base + "project_in"]);
     hidden = add(words, positions);
     hidden = run_blocks(context, block, std::move(hidden));
     if (const auto last = unit_with(context, base + "final_layer_norm")) {

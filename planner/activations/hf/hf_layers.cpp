@@ -128,7 +128,12 @@ RotaryTables make_rotary(ForwardContext& context, std::uint64_t features, Rotati
   const std::uint64_t s = context.tokens();
   const Value positions = tape.allocate("to", {1, 1, s}, DType::f32);
   const Value frequencies = tape.allocate("matmul", {1, features / 2, s}, DType::f32);
-  const Value both = tape.allocate("cat", {1, 1, s, features}, DType::f32);
+  if (rotation == Rotation::complex) {
+    const Value ones = tape.allocate("ones", frequencies.shape(), DType::f32);
+    return {scale(tape.allocate("polar", {1, 1, s, features}, DType::f32)), {}};
+  }
+  Value both = frequencies.viewed({1, 1, s, features / 2});
+  if (rotation != Rotation::halves) both = tape.allocate("cat", {1, 1, s, features}, DType::f32);
   const Value cos = scale(unary("cos", both));
   const Value sin = scale(unary("sin", both));
   if (rotation == Rotation::wide_tables) return {cos, sin};
@@ -213,15 +218,6 @@ Value causal_loss(ForwardContext& context, const Value& logits) {
 
 namespace {
 
-const AttentionSizes* attention_of(const ForwardContext& context) {
-  for (const ModuleRun& run : context.model.modules) {
-    for (const Module& module : run.modules) {
-      if (module.attention) return &*module.attention;
-    }
-  }
-  return nullptr;
-}
-
 bool has_adapters(const Catalog& held) {
   return std::any_of(held.runs.begin(), held.runs.end(), [](const UnitRun& run) {
     return std::any_of(run.tensors.begin(), run.tensors.end(),
@@ -230,6 +226,10 @@ bool has_adapters(const Catalog& held) {
 }
 
 void make_masks(ForwardContext& context, const CausalLm& model, const AttentionSizes& sizes) {
+  if (model.older_mask) {
+    context.shared.mask = make_older_mask(context, false);
+    return;
+  }
   const bool windowed = sizes.window != 0;
   if (model.two_masks || !windowed) context.shared.mask = make_causal_mask(context);
   if (model.two_masks || windowed) context.shared.window_mask = make_causal_mask(context, sizes.window);
@@ -239,9 +239,11 @@ void make_masks(ForwardContext& context, const CausalLm& model, const AttentionS
 Value base_model(ForwardContext& context, const CausalLm& model) {
   Tape& tape = context.tape;
   const Architecture& a = context.model.architecture;
-  const AttentionSizes& sizes = *attention_of(context);
+  const AttentionSizes& sizes = attention_of(context, model.stack);
   Value embedded;
-  if (const auto unit = unit_with(context, model.embedding)) {
+  if (model.embed != nullptr) {
+    embedded = model.embed(context);
+  } else if (const auto unit = unit_with(context, model.embedding)) {
     const Value tokens = tape.outside({context.batch(), context.tokens()}, DType::i64);
     embedded = embedding(tokens, (*unit)[model.embedding].weight);
   } else {
@@ -257,7 +259,7 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
   context.shared.tables = make_rotary(context, features, model.rotation);
   if (model.two_tables) context.shared.window_tables = make_rotary(context, features, model.rotation);
   Value hidden = model.embedding_scale == EmbeddingScale::after_masks ? scale(embedded) : embedded;
-  hidden = run_blocks(context, model.block, std::move(hidden));
+  hidden = run_blocks(context, model.block, std::move(hidden), model.stack);
   if (const auto unit = unit_with(context, model.last_norm)) hidden = model.norm((*unit)[model.last_norm], hidden);
   return hidden;
 }

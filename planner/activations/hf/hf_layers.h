@@ -34,6 +34,8 @@ enum class Rotation : std::uint8_t {
   plain,        // in their own dtype, cosines and sines too (Llama)
   wide_tables,  // cosines and sines are fp32, and the result is cast back (OLMo)
   interleaved,  // neighbours are pairs, all in fp32 (Cohere)
+  halves,       // tables of half the features (gpt-oss)
+  complex,      // one table of complex numbers, in place of the cosines (DeepSeek-V2)
 };
 
 // The cosines and sines of all positions: made once, without gradients (LlamaRotaryEmbedding).
@@ -55,6 +57,8 @@ enum class EmbeddingScale : std::uint8_t { none, at_once, after_masks };
 
 struct CausalLm {
   BlockForward block;
+  std::string_view stack = {};                        // of its blocks; all if it is empty
+  Value (*embed)(ForwardContext& context) = nullptr;  // where it is not words alone that the blocks read
   Norm norm = rms_norm;
   std::string_view embedding = "model.embed_tokens";
   std::string_view last_norm = "model.norm";
@@ -62,6 +66,7 @@ struct CausalLm {
   Rotation rotation = Rotation::plain;
   EmbeddingScale embedding_scale = EmbeddingScale::none;
   bool scaled_logits = false;
+  bool older_mask = false;  // the model makes it itself (make_older_mask)
   bool two_masks = false;   // for blocks with a window and those without one
   bool two_tables = false;  // of cosines and sines, likewise
   bool never_caches = false;

@@ -1,95 +1,13 @@
 // Llama and its kin, as transformers 4.57 has them: each block as its modeling_*.py reads.
-#include <fmt/format.h>
-
 #include <array>
-#include <string>
 #include <vector>
 
-#include "planner/activations/hf/hf_attention.h"
-#include "planner/activations/hf/hf_layers.h"
+#include "planner/activations/hf/hf_decoder.h"
 #include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
 namespace {
-
-struct Heads {
-  Value q;
-  Value k;
-  Value v;
-};
-
-const AttentionSizes& sizes_of(const UnitView& block) {
-  return *block.module("self_attn.attention").attention;
-}
-
-std::uint64_t rotary_size(const AttentionSizes& sizes) {
-  return sizes.rotary_size != 0 ? sizes.rotary_size : sizes.head_size;
-}
-
-// [b, s, heads x d] each
-Heads project(const UnitView& block, const Value& hidden) {
-  Heads heads;
-  heads.q = linear(hidden, block["self_attn.q_proj"]);
-  heads.k = linear(hidden, block["self_attn.k_proj"]);
-  heads.v = linear(hidden, block["self_attn.v_proj"]);
-  return heads;
-}
-
-// [b, heads, s, d] each
-void split(Heads& heads, const AttentionSizes& sizes) {
-  heads.q = split_heads(heads.q, sizes.heads);
-  heads.k = split_heads(heads.k, sizes.kv_heads);
-  heads.v = split_heads(heads.v, sizes.kv_heads);
-}
-
-// The same, one after the other: copies that a gradient's layout asks for are made one at a time.
-Heads project_heads(const UnitView& block, const Value& hidden) {
-  const AttentionSizes& sizes = sizes_of(block);
-  Heads heads;
-  heads.q = split_heads(linear(hidden, block["self_attn.q_proj"]), sizes.heads);
-  heads.k = split_heads(linear(hidden, block["self_attn.k_proj"]), sizes.kv_heads);
-  heads.v = split_heads(linear(hidden, block["self_attn.v_proj"]), sizes.kv_heads);
-  return heads;
-}
-
-void norm_heads(Heads& heads, const UnitView& block, Norm norm) {
-  heads.q = norm(block["self_attn.q_norm"], heads.q);
-  heads.k = norm(block["self_attn.k_norm"], heads.k);
-}
-
-// The cache, attention, and the projection from the heads.
-Value attended(ForwardContext& context, const UnitView& block, Heads& heads) {
-  cache(context, heads.k, heads.v);
-  const AttentionCall call{.mask = mask_of(context, block, sizes_of(block)), .softcap = block.has("self_attn.softcap")};
-  const Value mixed = attend(context, heads.q, heads.k, heads.v, call);
-  return linear(mixed, block["self_attn.o_proj"]);
-}
-
-const RotaryTables& tables_of(const ForwardContext& context, const UnitView& block) {
-  return context.shared.window_tables.cos.defined() && in_window(block, sizes_of(block)) ? context.shared.window_tables
-                                                                                         : context.shared.tables;
-}
-
-Value self_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
-  Heads heads = project_heads(block, hidden);
-  rotate(heads.q, heads.k, context.shared.tables);
-  return attended(context, block, heads);
-}
-
-// x + attention(norm(x)), then x + mlp(norm(x)).
-template <typename Attention, typename Mlp>
-Value block_of(ForwardContext& context, const UnitView& block, const Value& input, Norm norm, Attention attention,
-               Mlp mlp) {
-  Value residual = input;
-  Value hidden = norm(block["input_layernorm"], input);
-  hidden = attention(context, block, hidden);
-  hidden = add(residual, hidden);
-  residual = hidden;
-  hidden = norm(block["post_attention_layernorm"], hidden);
-  hidden = mlp(block, hidden);
-  return add(residual, hidden);
-}
 
 Value mlp(const UnitView& block, const Value& x) {
   return gated_mlp(block, "mlp", x);
@@ -98,22 +16,11 @@ Value mlp(const UnitView& block, const Value& x) {
 // modeling_llama.py; Mistral and Qwen2 differ in biases and windows, Gemma in its norm.
 template <Norm norm>
 Value llama_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  return block_of(context, block, input, norm, self_attention, mlp);
+  return block_of(context, block, input, norm, llama_attention, mlp);
 }
 
 Value llama(ForwardContext& context) {
   return causal_lm(context, {.block = llama_block<rms_norm>});
-}
-
-// Norms on queries and keys, head by head.
-Value qwen3_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
-  const AttentionSizes& sizes = sizes_of(block);
-  Heads heads;
-  heads.q = rms_norm(block["self_attn.q_norm"], split_heads(linear(hidden, block["self_attn.q_proj"]), sizes.heads));
-  heads.k = rms_norm(block["self_attn.k_norm"], split_heads(linear(hidden, block["self_attn.k_proj"]), sizes.kv_heads));
-  heads.v = split_heads(linear(hidden, block["self_attn.v_proj"]), sizes.kv_heads);
-  rotate(heads.q, heads.k, context.shared.tables);
-  return attended(context, block, heads);
 }
 
 Value qwen3(ForwardContext& context) {
@@ -146,7 +53,7 @@ Value gemma2_block_of(ForwardContext& context, const UnitView& block, const Valu
 Value gemma2(ForwardContext& context) {
   return causal_lm(context,
                    {.block = [](ForwardContext& c, const UnitView& block,
-                                const Value& input) { return gemma2_block_of(c, block, input, self_attention); },
+                                const Value& input) { return gemma2_block_of(c, block, input, llama_attention); },
                     .norm = gemma_norm,
                     .embedding_scale = EmbeddingScale::after_masks,
                     .two_masks = true,
@@ -254,7 +161,7 @@ Value olmo3(ForwardContext& context) {
 Value granite_block(ForwardContext& context, const UnitView& block, const Value& input) {
   Value residual = input;
   Value hidden = rms_norm(block["input_layernorm"], input);
-  hidden = self_attention(context, block, hidden);
+  hidden = llama_attention(context, block, hidden);
   hidden = add(residual, scale(hidden));
   residual = hidden;
   hidden = rms_norm(block["post_attention_layernorm"], hidden);
@@ -291,7 +198,7 @@ Value starcoder2_mlp(const UnitView& block, const Value& x) {
 Value starcoder2(ForwardContext& context) {
   return causal_lm(context, {.block =
                                  [](ForwardContext& c, const UnitView& block, const Value& input) {
-                                   return block_of(c, block, input, layer_norm, self_attention, starcoder2_mlp);
+                                   return block_of(c, block, input, layer_norm, llama_attention, starcoder2_mlp);
                                  },
                              .norm = layer_norm});
 }
@@ -302,11 +209,7 @@ Value repeated_attention(ForwardContext& context, const UnitView& block, const V
   Heads heads = project(block, hidden);
   split(heads, sizes);
   rotate_part(heads.q, heads.k, context.shared.tables, rotary_size(sizes));
-  cache(context, heads.k, heads.v);
-  heads.k = repeat_heads(heads.k, sizes.heads / sizes.kv_heads);
-  heads.v = repeat_heads(heads.v, sizes.heads / sizes.kv_heads);
-  const Value mixed = attend(context, heads.q, heads.k, heads.v, {.mask = context.shared.mask});
-  return linear(mixed, block["self_attn.o_proj"]);
+  return attended_repeated(context, block, heads);
 }
 
 Value nemotron_mlp(const UnitView& block, const Value& x) {
@@ -338,90 +241,14 @@ Value stablelm(ForwardContext& context) {
   return causal_lm(context, {.block = stablelm_block, .norm = layer_norm});
 }
 
-// --- Experts in place of the MLP: a loop over them, each on the tokens that chose it ---
-
-struct ExpertNames {
-  std::string_view part;  // of the block
-  std::string_view gate;
-  std::string_view up;
-  std::string_view down;
-};
-constexpr ExpertNames kMixtral{"block_sparse_moe", "w1", "w3", "w2"};
-constexpr ExpertNames kQwen{"mlp", "gate_proj", "up_proj", "down_proj"};
-
-// down(act(gate(x)) * up(x))
-Value expert(const UnitView& block, const std::string& name, const ExpertNames& names, const Value& x) {
-  const auto layer = [&](std::string_view part) { return block[fmt::format("{}.{}", name, part)]; };
-  const Value product = [&] {
-    const Value gate = activate(linear(x, layer(names.gate)), block.first_of(ModuleKind::activation, name)->function);
-    return mul(gate, linear(x, layer(names.up)));
-  }();
-  return linear(product, layer(names.down));
-}
-
-// How many of all choices fall on expert i is data; here they are shared out as evenly as they can be.
-std::uint64_t choices_of(std::uint64_t i, const Routing& routing, std::uint64_t tokens) {
-  const std::uint64_t choices = tokens * routing.chosen;
-  return (i + 1) * choices / routing.experts - i * choices / routing.experts;
-}
-
-// The weights of the experts of each token.
-Value route(const Routing& routing, const Value& logits, DType dtype) {
-  Value weights = softmax_in(logits, DType::f32);
-  weights = topk(weights, routing.chosen);
-  if (routing.normalized) weights = divide_by_sum(weights);
-  return to(weights, dtype);
-}
-
-Value mixture(const UnitView& block, const ExpertNames& names, const Value& hidden) {
-  Tape& tape = hidden.tape();
-  const std::uint64_t tokens = hidden.size(0) * hidden.size(1);
-  const Value x = view(hidden, {tokens, hidden.size(2)});
-  const Value logits = linear(x, block[fmt::format("{}.gate", names.part)]);
-  const Routing routing = *block.module(fmt::format("{}.experts.0.{}", names.part, names.gate)).routing;
-  const Value weights = view(route(routing, logits, x.dtype()), {tokens, routing.chosen, 1});
-  Value sum = tape.allocate("zeros", x.shape(), x.dtype());
-  const Value mask = tape.allocate("one_hot", {tokens, routing.chosen, routing.experts}, DType::i64);
-  for (std::uint64_t i = 0; i < routing.experts; ++i) {
-    const std::uint64_t count = choices_of(i, routing, tokens);
-    if (count == 0) continue;
-    const Value chosen = tape.allocate("nonzero", {count, 2}, DType::i64);
-    const Value output =
-        expert(block, fmt::format("{}.experts.{}", names.part, i), names, index_rows(x, chosen, count));
-    Value weight = index_rows(weights, chosen, count);
-    weight = view(weight, {count, 1});
-    const Value weighted = mul(output, weight);
-    sum = index_add(sum, chosen, weighted);
-  }
-  return view(sum, hidden.shape());
-}
-
-template <auto Attention>
-Value experts_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  const auto experts = [](const UnitView& unit, const Value& x) {
-    if (unit.has("mlp.up_proj")) return mlp(unit, x);
-    return mixture(unit, unit.has("mlp.gate") ? kQwen : kMixtral, x);
-  };
-  return block_of(context, block, input, rms_norm, Attention, experts);
-}
-
-Value mixtral(ForwardContext& context) {
-  return causal_lm(context, {.block = experts_block<self_attention>});
-}
-
-Value qwen3_moe(ForwardContext& context) {
-  return causal_lm(context, {.block = experts_block<qwen3_attention>});
-}
-
 }  // namespace
 
 std::span<const HfFamily> hf_llama_families() {
   static constexpr HfFamily families[] = {
-      {"llama", llama},        {"mistral", llama},     {"mixtral", mixtral}, {"qwen3_moe", qwen3_moe},
-      {"qwen2", llama},        {"qwen3", qwen3},       {"gemma", gemma},     {"gemma2", gemma2},
-      {"gemma3_text", gemma3}, {"phi3", phi3},         {"olmo", olmo},       {"olmo2", olmo2},
-      {"olmo3", olmo3},        {"granite", granite},   {"cohere", cohere},   {"starcoder2", starcoder2},
-      {"nemotron", nemotron},  {"stablelm", stablelm},
+      {"llama", llama},   {"mistral", llama},         {"qwen2", llama},        {"qwen3", qwen3},
+      {"gemma", gemma},   {"gemma2", gemma2},         {"gemma3_text", gemma3}, {"phi3", phi3},
+      {"olmo", olmo},     {"olmo2", olmo2},           {"olmo3", olmo3},        {"granite", granite},
+      {"cohere", cohere}, {"starcoder2", starcoder2}, {"nemotron", nemotron},  {"stablelm", stablelm},
   };
   return families;
 }

@@ -1,24 +1,16 @@
 #include "planner/activations/hf/hf_model.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <utility>
 
+#include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
 namespace {
-
-// The modules of the model's unit that a run of the catalog is of. Runs may have been split since (a pipeline, frozen
-// tensors), never renamed.
-const ModuleRun* modules_of(const Model& model, const UnitRun& run) {
-  const auto found = std::find_if(model.modules.begin(), model.modules.end(), [&](const ModuleRun& modules) {
-    if (modules.name != run.name || modules.numbered != run.numbered) return false;
-    return !run.numbered ||
-           (run.first_number >= modules.first_number && run.first_number < modules.first_number + modules.count);
-  });
-  return found == model.modules.end() ? nullptr : &*found;
-}
 
 bool holds(const ModuleRun& run, std::string_view module) {
   return std::any_of(run.modules.begin(), run.modules.end(), [&](const Module& m) { return m.name == module; });
@@ -37,7 +29,7 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
   const bool recomputed =
       client.recompute == RecomputeKind::full ||
       (client.recompute == RecomputeKind::every && (run.first_number + index) % client.recompute_every == 0);
-  if (!recomputed) return forward(hidden);
+  if (!recomputed || context.never_recomputes) return forward(hidden);
   auto with_shared = [&context, forward, shared = context.shared](const Value& input) {
     SharedByBlocks before = std::exchange(context.shared, shared);
     Value output = forward(input);
@@ -74,6 +66,13 @@ Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std:
   return hidden;
 }
 
+const ModuleRun& first_blocks(const ForwardContext& context, std::string_view stack) {
+  for (const ModuleRun& run : context.model.modules) {
+    if (run.numbered && run.name == stack) return run;
+  }
+  throw NotModelled(fmt::format("a model without {}", stack));
+}
+
 bool has_module(const ForwardContext& context, std::string_view module) {
   return std::any_of(context.model.modules.begin(), context.model.modules.end(),
                      [&](const ModuleRun& run) { return holds(run, module); });
@@ -89,9 +88,17 @@ std::optional<UnitView> unit_with(ForwardContext& context, std::string_view modu
   return std::nullopt;
 }
 
+UnitView required_unit(ForwardContext& context, std::string_view module) {
+  auto unit = unit_with(context, module);
+  if (!unit) throw NotModelled(fmt::format("a part of the model without {}", module));
+  return *unit;
+}
+
 const HfFamily* find_hf_family(std::string_view model_type) {
-  static constexpr std::array kTables{hf_bert_families,  hf_gpt2_families, hf_gpt_neox_families,
-                                      hf_llama_families, hf_t5_families,   hf_vision_families};
+  static constexpr std::array kTables{hf_bert_families,  hf_deepseek_families, hf_flow_families,
+                                      hf_gpt2_families,  hf_gpt_neox_families, hf_kimi_vl_families,
+                                      hf_llama_families, hf_mamba_families,    hf_mixtral_families,
+                                      hf_sd3_families,   hf_t5_families,       hf_vision_families};
   for (const auto table : kTables) {
     for (const HfFamily& family : table()) {
       if (family.model_type == model_type) return &family;

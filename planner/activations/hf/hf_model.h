@@ -1,6 +1,7 @@
 // Hugging Face transformers: forwards of its models on a tape, written as its modeling_*.py files read.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -28,6 +29,7 @@ struct SharedByBlocks {
   Value bias{};  // of positions, added to all scores
   // Of a decoder beside an encoder: the encoder's output, and the mask and bias of attention to it.
   Value encoded{};
+  Value condition{};  // what adaptive norms are linear in
   Value cross_mask{};
   Value cross_bias{};
 };
@@ -42,10 +44,15 @@ struct ForwardContext {
   SharedByBlocks shared{};
   bool unfolded = false;  // runs every one of equal blocks: for comparisons
 
-  bool never_caches = false;  // models that make a cache outside training only
+  bool never_caches = false;      // models that make a cache outside training only
+  bool never_recomputes = false;  // blocks whose class has no gradient_checkpointing
+  bool always_eager = false;      // models whose classes know no other attention
+
+  // The output of the last of the steps in a row that are recomputed by inversion.
+  std::shared_ptr<Value> inverted{};
 
   bool use_cache() const { return client.use_cache && client.recompute == RecomputeKind::none && !never_caches; }
-  AttentionKind attention() const { return resolved_attention(client); }
+  AttentionKind attention() const { return always_eager ? AttentionKind::eager : resolved_attention(client); }
 
   DType parameter_dtype() const { return setup.policy.parameter; }
   std::uint64_t batch() const { return client.micro_batch; }
@@ -62,9 +69,15 @@ struct HfFamily {
 };
 
 std::span<const HfFamily> hf_bert_families();
+std::span<const HfFamily> hf_deepseek_families();
+std::span<const HfFamily> hf_flow_families();
 std::span<const HfFamily> hf_gpt2_families();
 std::span<const HfFamily> hf_gpt_neox_families();
+std::span<const HfFamily> hf_kimi_vl_families();
 std::span<const HfFamily> hf_llama_families();
+std::span<const HfFamily> hf_mamba_families();
+std::span<const HfFamily> hf_mixtral_families();
+std::span<const HfFamily> hf_sd3_families();
 std::span<const HfFamily> hf_t5_families();
 std::span<const HfFamily> hf_vision_families();
 
@@ -80,9 +93,14 @@ const HfFamily* find_liger_family(std::string_view model_type);
 // `stack`: only those of this name; all if it is empty.
 Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std::string_view stack = {});
 
+// The modules of the first blocks of this stack. Throws NotModelled (hf_modules.h).
+const ModuleRun& first_blocks(const ForwardContext& context, std::string_view stack);
+
 bool has_module(const ForwardContext& context, std::string_view module);
 
 // The unit of this module outside the blocks, or nothing where the rank does not hold it.
 std::optional<UnitView> unit_with(ForwardContext& context, std::string_view module);
+// The same, for a module that the forward cannot do without: throws NotModelled (hf_modules.h).
+UnitView required_unit(ForwardContext& context, std::string_view module);
 
 }  // namespace shardplan::autograd

@@ -68,6 +68,16 @@ Value activate(const Value& x, const UnitView& unit, std::string_view module) {
   return activate(x, unit.module(module).function);
 }
 
+const AttentionSizes& attention_of(const ForwardContext& context, std::string_view stack) {
+  for (const ModuleRun& run : context.model.modules) {
+    if (!run.numbered || (!stack.empty() && run.name != stack)) continue;
+    for (const Module& module : run.modules) {
+      if (module.attention) return *module.attention;
+    }
+  }
+  throw NotModelled("blocks without attention");
+}
+
 std::string prefix_of(const ForwardContext& context, std::string_view module) {
   for (const ModuleRun& run : context.model.modules) {
     for (const Module& m : run.modules) {
@@ -102,6 +112,14 @@ Value eager_attention(const Value& q, const Value& k, const Value& v, const Atte
   weights = dropout(weights, call.dropout);
   const Value mixed = contiguous(transpose(batched_matmul(weights, v, {q.size(0), q.size(1), q.size(2), v.size(-1)})));
   return view(mixed, {q.size(0), q.size(2), q.size(1) * v.size(-1)});
+}
+
+Value first_token(const Value& x) {
+  return slice(x, {x.size(0), x.size(2)});
+}
+
+Value token_loss(const Value& logits) {
+  return cross_entropy(view(logits, {logits.elements() / logits.size(-1), logits.size(-1)}));
 }
 
 Value language_loss(ForwardContext& context, std::string_view head, const Value& hidden, bool wide) {

@@ -25,6 +25,9 @@ double dropout_rate(const ForwardContext& context, std::string_view module);
 Value activate(const Value& x, std::string_view function);
 Value activate(const Value& x, const UnitView& unit, std::string_view module);
 
+// The attention of the first blocks, of a stack of this name if it is not empty. Throws NotModelled.
+const AttentionSizes& attention_of(const ForwardContext& context, std::string_view stack = {});
+
 // What stands before the name of a module in this model: "transformer." of transformer.wte, nothing in a bare base model.
 std::string prefix_of(const ForwardContext& context, std::string_view module);
 
@@ -37,6 +40,12 @@ Value make_older_mask(ForwardContext& context, bool always);
 
 // softmax(q k^T x scale + mask) v, all in the model's dtype: eager_attention_forward of BERT, BART, Whisper and others.
 Value eager_attention(const Value& q, const Value& k, const Value& v, const AttentionCall& call);
+
+// x[:, 0] of [b, s, h].
+Value first_token(const Value& x);
+
+// Mean cross entropy of every token in the logits' dtype, with labels of the batch.
+Value token_loss(const Value& logits);
 
 // A head's logits of all tokens and their causal loss; `wide`: logits are cast to fp32 as they are made.
 Value language_loss(ForwardContext& context, std::string_view head, const Value& hidden, bool wide = false);

@@ -17,17 +17,6 @@ std::uint64_t target_tokens(const ForwardContext& context) {
   return context.client.target > 0 ? context.client.target : context.tokens();
 }
 
-UnitView required_unit(ForwardContext& context, const std::string& module) {
-  auto unit = unit_with(context, module);
-  if (!unit) throw NotModelled(fmt::format("a part of the model without {}", module));
-  return *unit;
-}
-
-// Cross entropy of every token in the logits' dtype, with labels of the batch.
-Value token_loss(const Value& logits) {
-  return cross_entropy(view(logits, {logits.elements() / logits.size(-1), logits.size(-1)}));
-}
-
 // What the decoder reads: the labels, one place later (_shift_right, shift_tokens_right).
 Value shifted_labels(ForwardContext& context) {
   return context.tape.allocate("shifted labels", {context.batch(), target_tokens(context)}, DType::i64);

@@ -10,10 +10,6 @@
 namespace shardplan::autograd {
 namespace {
 
-Value first_token(const Value& x) {
-  return slice(x, {x.size(0), x.size(2)});
-}
-
 // A convolution that cuts the image into patches, [b, patches, width]. The image is the batch's.
 Value patches(ForwardContext& context, const Parameters& projection, std::uint64_t count) {
   const Value image = context.tape.outside({context.batch(), projection.module->input}, context.setup.policy.parameter);
@@ -27,12 +23,6 @@ Value behind_token(const Value& token, const Value& patches) {
   const Shape one{patches.size(0), 1, patches.size(2)};
   const std::array parts{expand(token, one), patches};
   return cat(parts, {one[0], patches.size(1) + 1, one[2]});
-}
-
-std::optional<UnitView> first_unit(ForwardContext& context, const std::string& module) {
-  auto unit = unit_with(context, module);
-  if (!unit) throw NotModelled("a part of the model without its embedding");
-  return unit;
 }
 
 // ---- ViT and DINOv2 ----
@@ -85,12 +75,12 @@ Value dinov2_block(ForwardContext& context, const UnitView& block, const Value& 
 // Features of all tokens, behind the last norm.
 Value vit_encoder(ForwardContext& context, BlockForward block) {
   const std::string base = prefix_of(context, "embeddings.patch_embeddings.projection");
-  const auto unit = first_unit(context, base + "embeddings.patch_embeddings.projection");
+  const UnitView unit = required_unit(context, base + "embeddings.patch_embeddings.projection");
   const auto embedded = [&] {
-    Value tokens = patches(context, (*unit)[base + "embeddings.patch_embeddings.projection"],
+    Value tokens = patches(context, unit[base + "embeddings.patch_embeddings.projection"],
                            context.model.architecture.max_positions - 1);
-    tokens = behind_token(unit->tensor(base + "embeddings.cls_token"), tokens);
-    tokens = add(tokens, unit->tensor(base + "embeddings.position_embeddings"));
+    tokens = behind_token(unit.tensor(base + "embeddings.cls_token"), tokens);
+    tokens = add(tokens, unit.tensor(base + "embeddings.position_embeddings"));
     return dropout(tokens, dropout_rate(context, base + "embeddings.dropout"));
   };
   const Value start = embedded();
@@ -110,20 +100,18 @@ Value class_loss(ForwardContext& context, const UnitView& head, const Value& fea
 
 Value vit(ForwardContext& context, BlockForward block) {
   const Value hidden = vit_encoder(context, block);
-  const auto head = unit_with(context, "classifier");
-  if (!head) throw NotModelled("its head");
-  return class_loss(context, *head, first_token(hidden));
+  const UnitView head = required_unit(context, "classifier");
+  return class_loss(context, head, first_token(hidden));
 }
 
 // The classifier reads the model's own token beside the mean of the patches.
 Value dinov2(ForwardContext& context, BlockForward block) {
   const Value hidden = vit_encoder(context, block);
-  const auto head = unit_with(context, "classifier");
-  if (!head) throw NotModelled("its head");
+  const UnitView head = required_unit(context, "classifier");
   const Value token = first_token(hidden);
   const Value others = slice(hidden, {hidden.size(0), hidden.size(1) - 1, hidden.size(2)});
   const Value features = cat(std::array{token, mean(others, token.shape())}, {token.size(0), 2 * token.size(1)});
-  return class_loss(context, *head, features);
+  return class_loss(context, head, features);
 }
 
 // ---- CLIP ----
@@ -161,17 +149,17 @@ Value positions(ForwardContext& context, const UnitView& unit, const std::string
 // Without labels: what is trained is the sum of the image's features.
 Value clip_vision(ForwardContext& context, BlockForward block) {
   const std::string base = prefix_of(context, "embeddings.patch_embedding");
-  const auto unit = first_unit(context, base + "embeddings.patch_embedding");
+  const UnitView unit = required_unit(context, base + "embeddings.patch_embedding");
   const std::uint64_t tokens = context.model.architecture.max_positions;
   Value pooled;
   {
     const auto embedded = [&] {
-      Value x = patches(context, (*unit)[base + "embeddings.patch_embedding"], tokens - 1);
-      x = behind_token(unit->tensor(base + "embeddings.class_embedding"), x);
-      return add(x, positions(context, *unit, base, tokens));
+      Value x = patches(context, unit[base + "embeddings.patch_embedding"], tokens - 1);
+      x = behind_token(unit.tensor(base + "embeddings.class_embedding"), x);
+      return add(x, positions(context, unit, base, tokens));
     };
     Value hidden = embedded();
-    hidden = layer_norm((*unit)[base + "pre_layrnorm"], hidden);
+    hidden = layer_norm(unit[base + "pre_layrnorm"], hidden);
     const Value last = run_blocks(context, block, hidden);
     pooled = first_token(last);
     const auto norm = unit_with(context, base + "post_layernorm");

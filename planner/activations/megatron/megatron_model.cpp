@@ -33,15 +33,6 @@ struct Stretch {
   }
 };
 
-const ModuleRun* modules_of(const Model& model, const UnitRun& run) {
-  const auto found = std::find_if(model.modules.begin(), model.modules.end(), [&](const ModuleRun& modules) {
-    if (modules.name != run.name || modules.numbered != run.numbered) return false;
-    return !run.numbered ||
-           (run.first_number >= modules.first_number && run.first_number < modules.first_number + modules.count);
-  });
-  return found == model.modules.end() ? nullptr : &*found;
-}
-
 const UnitRun* unit(const Catalog& held, std::string_view name) {
   const auto found =
       std::find_if(held.runs.begin(), held.runs.end(), [&](const UnitRun& run) { return run.name == name; });

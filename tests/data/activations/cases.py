@@ -41,6 +41,7 @@ MLA = {"vocab_size": 96, "hidden_size": 128, "intermediate_size": 320, "moe_inte
        "num_attention_heads": 4, "num_key_value_heads": 4, "n_shared_experts": 1, "n_routed_experts": 8, "kv_lora_rank": 32,
        "q_lora_rank": 48, "qk_rope_head_dim": 16, "v_head_dim": 32, "qk_nope_head_dim": 32, "n_group": 2, "topk_group": 1,
        "num_experts_per_tok": 2, "first_k_dense_replace": 1}
+MLA_V2 = {**{key: value for key, value in MLA.items() if key not in ("n_group", "topk_group")}, "topk_method": "greedy"}
 T5 = {"vocab_size": 96, "d_model": 128, "d_kv": 32, "d_ff": 320, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4,
       "decoder_start_token_id": 0}
 BART = {"vocab_size": 96, "d_model": 128, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
@@ -51,6 +52,25 @@ WHISPER = {"vocab_size": 96, "num_mel_bins": 16, "d_model": 128, "encoder_layers
            "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 320, "decoder_ffn_dim": 320,
            "max_source_positions": 25, "max_target_positions": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
            "decoder_start_token_id": 1}
+
+MOONVIT = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 4,
+           "init_pos_emb_height": 6, "init_pos_emb_width": 4}
+KIMI_VL = {"model_type": "kimi_vl", "architectures": ["KimiVLForConditionalGeneration"],
+           "text_config": {"model_type": "deepseek_v3", **{**MLA, "q_lora_rank": None}},
+           "vision_config": {"model_type": "moonvit", **MOONVIT}}
+SD3 = {"_class_name": "SD3Transformer2DModel", "sample_size": 16, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 5,
+       "attention_head_dim": 16, "num_attention_heads": 4, "joint_attention_dim": 40, "caption_projection_dim": 64,
+       "pooled_projection_dim": 24, "pos_embed_max_size": 12}
+GLOW = {"model_type": "glow", "levels": 2, "steps_per_level": 5, "image_size": 8, "hidden_channels": 24}
+
+
+def images(**options):
+    return [run("sdpa", "bf16", 2, 40, **options), run("eager", "fp32", 3, 33, **options)]
+
+
+def flow(**options):
+    return [run("eager", "fp32", 3, None, **options), run("eager", "fp32", 1, None, **options)]
+
 
 CHECKPOINTED = [run("sdpa", "bf16", 3, 40, mask="ones", checkpoint=True), run("sdpa", "bf16", 2, 17, checkpoint=True),
                 run("eager", "fp32", 3, 40, checkpoint=True), run("sdpa", "amp-bf16", 3, 40, mask="ones", checkpoint=True),
@@ -132,14 +152,15 @@ FILES = {
     ],
     "experts": [
         ("mixtral", model("mixtral", "MixtralForCausalLM", **EXPERTS), brief()),
-        ("mixtral, with the router's loss", model("mixtral", "MixtralForCausalLM", **EXPERTS, output_router_logits=True),
-         brief()),
-        ("qwen2_moe", model("qwen2_moe", "Qwen2MoeForCausalLM", **QWEN_EXPERTS, shared_expert_intermediate_size=96), brief()),
+        ("qwen2_moe", model("qwen2_moe", "Qwen2MoeForCausalLM", **QWEN_EXPERTS, shared_expert_intermediate_size=96), [*brief(), *brief(mask="padded")[:1]]),
         ("qwen3_moe", model("qwen3_moe", "Qwen3MoeForCausalLM", **QWEN_EXPERTS), brief()),
         ("olmoe", model("olmoe", "OlmoeForCausalLM", **GROUPED, num_experts=6, num_experts_per_tok=3), brief()),
         ("gpt_oss", model("gpt_oss", "GptOssForCausalLM", **GROUPED, head_dim=32, num_local_experts=4, num_experts_per_tok=2,
                           sliding_window=16), brief(attentions=("eager",))),
         ("deepseek_v3", model("deepseek_v3", "DeepseekV3ForCausalLM", **MLA), brief()),
+        ("deepseek_v2", model("deepseek_v2", "DeepseekV2ForCausalLM", **MLA_V2), brief()),
+        ("deepseek_v2, the best of groups", model("deepseek_v2", "DeepseekV2ForCausalLM", **{
+            **MLA_V2, "q_lora_rank": None, "topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}), brief()),
         ("deepseek_v3, no query rank", model("deepseek_v3", "DeepseekV3ForCausalLM", **{**MLA, "q_lora_rank": None}),
          brief()),
     ],
@@ -190,6 +211,23 @@ FILES = {
                                num_hidden_layers=2), brief(attentions=("eager",))),
         ("mamba2", model("mamba2", "Mamba2ForCausalLM", vocab_size=96, hidden_size=64, state_size=16, num_hidden_layers=3,
                          num_heads=8, head_dim=16, expand=2, n_groups=2, chunk_size=16), brief(attentions=("eager",))),
+    ],
+    "kimi_vl": [
+        ("kimi_vl", KIMI_VL, [*images(), *images(image=[32, 24]), *images(images=2)]),
+        ("kimi_vl, its tower frozen", KIMI_VL, images(freeze=["vision_tower.*"])),
+        ("kimi_vl, all but the projector frozen", KIMI_VL, images(freeze=["vision_tower.*", "language_model.*"])),
+    ],
+    "sd3": [
+        (name, {**SD3, **options}, [run("sdpa", "bf16", 2, 21, image=[96, 64]), run("sdpa", "fp32", 3, 21, image=[128, 128]),
+                                    run("sdpa", "bf16", 1, 21, image=[96, 64])])
+        for name, options in (("sd3", {}), ("sd3.5", {"qk_norm": "rms_norm", "dual_attention_layers": [0, 1, 2]}))
+    ],
+    "flow": [
+        ("glow", GLOW, [*flow(), *flow(recompute="invert")]),
+        ("glow, fixed priors", {**GLOW, "learned_prior": False}, [*flow(), *flow(recompute="invert")]),
+        ("nice", {**GLOW, "levels": 1, "coupling": "additive", "permutation": "reverse", "actnorm": False},
+         [*flow(), *flow(recompute="invert")]),
+        ("glow, four times as deep", {**GLOW, "steps_per_level": 20}, [*flow(), *flow(recompute="invert")]),
     ],
     "checkpoint": [
         ("llama", model("llama", "LlamaForCausalLM", **GROUPED), CHECKPOINTED),

@@ -21,6 +21,7 @@ import torch
 import transformers
 
 import cases
+import own_models
 import torch_step
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -41,6 +42,12 @@ def apply_by_replacing(module, function, recurse=True):
     return module
 
 
+def freeze(model, setup):
+    for name, parameter in model.named_parameters():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in setup.get("freeze", [])):
+            parameter.requires_grad_(False)
+
+
 def build(config, setup):
     values = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
     loaded = transformers.AutoConfig.for_model(config["model_type"], **values)
@@ -50,9 +57,7 @@ def build(config, setup):
         model = getattr(transformers, config["architectures"][0])._from_config(
             loaded, dtype=DTYPES[setup["dtype"]], attn_implementation=setup["attention"])
     model.tie_weights()  # as from_pretrained does; _from_config alone leaves a head of its own
-    for name, parameter in model.named_parameters():
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in setup.get("freeze", [])):
-            parameter.requires_grad_(False)
+    freeze(model, setup)
     if "lora" in setup:
         options = {key: value for key, value in setup["lora"].items() if key != "autocast_adapter_dtype"}
         with torch.device("cuda"), unittest.mock.patch.object(torch.nn.Module, "_apply", apply_by_replacing):
@@ -66,6 +71,7 @@ def build(config, setup):
 
 
 def experts_of(config):
+    config = config.get("text_config", config)
     return next((config[key] for key in ("num_local_experts", "num_experts", "n_routed_experts") if key in config), 0)
 
 
@@ -119,10 +125,22 @@ def mem_tracker_peaks(model, forward, inputs, ours):
     return torch_step.peak_by_mem_tracker(model, forward, inputs, modules=False), followed
 
 
+def built(config, setup):
+    """The model, the tensors of its batch, and the forward of one step."""
+    own = own_models.builder(config)
+    if own is not None:
+        with torch.device("cuda"), transformers.modeling_utils.no_init_weights(), \
+                unittest.mock.patch.object(torch.nn.Module, "_apply", apply_by_replacing):
+            model, batch, forward = own(config, setup, DTYPES[setup["dtype"]])
+        freeze(model, setup)
+        return model.train(), list(batch.values()), forward
+    model, batch = build(config, setup), batch_of(config, setup)
+    return model, list(batch.values()), step_of(model, batch, setup)
+
+
 def measured(config, setup, shared_too):
     with torch_step.fake_gpu(setup.get("mask") != "padded", experts_of(config)):
-        model, batch = build(config, setup), batch_of(config, setup)
-        forward, inputs = step_of(model, batch, setup), list(batch.values())
+        model, inputs, forward = built(config, setup)
         saved = [] if setup.get("checkpoint") else torch_step.saved_tensors(model, forward, inputs)
         step = torch_step.step_memory(model, forward, inputs)
         model.zero_grad(set_to_none=True)

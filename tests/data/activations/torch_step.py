@@ -97,14 +97,15 @@ def _sdpa_on_gpu(math):
         half = query.dtype in (torch.bfloat16, torch.float16)
         size = query.shape[-1]
         grouped = query.shape[1] != key.shape[1]
-        if half and attn_mask is None and size == value.shape[-1] and size <= 256:
+        fused = query.dim() == 4  # no kernel takes three dims
+        if fused and half and attn_mask is None and size == value.shape[-1] and size <= 256:
             sdpa_choices.add("flash")
             padded = [_pad_last(tensor, 8) for tensor in (query, key, value)]
             factor = size**-0.5 if scale is None else scale
             out = torch.ops.aten._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, False, scale=factor)[0]
             return out[..., :size] if out.shape[-1] != size else out
         aligned = 8 if half else 4
-        if not grouped and size % aligned == 0 and value.shape[-1] % aligned == 0:
+        if fused and not grouped and size % aligned == 0 and value.shape[-1] % aligned == 0:
             sdpa_choices.add("efficient")
             if attn_mask is not None and attn_mask.dtype == torch.bool:
                 nothing = torch.scalar_tensor(float("-inf"), dtype=query.dtype, device=query.device)
@@ -120,31 +121,63 @@ def _sdpa_on_gpu(math):
 class Answers(TorchDispatchMode):
     """What the data would decide. A condition on a tensor holds or not (is no token padding?); a random number is never less
     than a probability of 0 (layer drop). Of N choices of an expert, expert i of E gets
-    floor((i + 1) N / E) - floor(i N / E); all have some."""
+    floor((i + 1) N / E) - floor(i N / E); all have some. A tensor of integers that follow from this has them as its
+    attribute `known`, as a list or a number, and so has what is made of it."""
 
     def __init__(self, condition, experts):
         super().__init__()
-        self.condition, self.experts, self.hit, self.asked = condition, experts, 0, 0
+        self.condition, self.experts, self.hit = condition, experts, 0
+
+    def share(self, expert, choices):
+        return (expert + 1) * choices // self.experts - expert * choices // self.experts
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
+            if hasattr(args[0], "known"):
+                return args[0].known
             if args[0].dtype == torch.bool:
                 return self.condition and not hasattr(args[0], "from_less_than")
-            if self.experts and args[0].dtype == torch.int64:
-                self.asked += 1
-                return (self.asked - 1) % self.experts
         if func is torch.ops.aten.nonzero.default and self.experts:
-            mask = args[0]
-            if mask.dim() == 1:  # which experts have tokens
-                return torch.empty(self.experts, 1, dtype=torch.int64, device=mask.device)
-            expert, choices = self.hit % self.experts, mask.numel()
-            self.hit += 1
-            count = (expert + 1) * choices // self.experts - expert * choices // self.experts
-            return torch.empty(count, 2, dtype=torch.int64, device=mask.device)
+            return self.nonzero(args[0])
+        if func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            return args[0].new_empty(args[1][0].selected, *args[0].shape[args[1][0].dim():])
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.lt.Scalar:
             result.from_less_than = True
+        self.carry(func, args, result)
         return result
+
+    def nonzero(self, mask):
+        if mask.dim() == 1:  # which experts have tokens
+            found = torch.empty(self.experts, 1, dtype=torch.int64, device=mask.device)
+            found.known = list(range(self.experts))
+            return found
+        count = self.share(self.hit % self.experts, mask.numel())
+        self.hit += 1
+        return torch.empty(count, 2, dtype=torch.int64, device=mask.device)
+
+    def carry(self, func, args, result):
+        aten, source = torch.ops.aten, args[0] if args else None
+        if func is aten.sum.dim_IntList and self.experts and source.dtype == torch.int64 and args[1] == [0] \
+                and source.shape[-1] == self.experts:  # choices of each expert: one-hot rows of each token
+            choices = source.shape[0] * source.chosen
+            result.known = [self.share(i, choices) for i in range(self.experts)]
+        if func is aten.scatter_.value and source.dtype == torch.int64:
+            result.chosen = source.chosen = args[2].shape[-1]
+        if not hasattr(source, "known"):
+            return
+        known = source.known
+        if func is aten.unbind.int:
+            for part, value in zip(result, known):
+                part.known = value
+        elif func is aten.slice.Tensor or func is aten.select.int and not isinstance(known, list):
+            result.known = known
+        elif func is aten.select.int:
+            result.known = known[args[2]]
+        elif func is aten.eq.Scalar:
+            result.known = known == args[1]
+        elif func is aten.add.Tensor:
+            result.known = known + (args[1].known if isinstance(args[1], torch.Tensor) else args[1])
 
 
 @contextlib.contextmanager

@@ -57,8 +57,9 @@ Lora read_lora(const json::object& options, const Policy& policy) {
 
 // Nothing where the run has something that is not modelled.
 std::optional<Run> read_run(const json::object& setup) {
-  static const std::set<std::string> known{"attention", "dtype", "batch",      "sequence", "operators", "use_cache",
-                                           "target",    "mask",  "checkpoint", "freeze",   "lora"};
+  static const std::set<std::string> known{"attention", "dtype",  "batch", "sequence",   "operators",
+                                           "use_cache", "target", "mask",  "checkpoint", "freeze",
+                                           "lora",      "images", "image", "recompute"};
   for (const auto& member : setup) {
     if (!known.contains(std::string(member.key()))) return std::nullopt;
   }
@@ -80,6 +81,12 @@ std::optional<Run> read_run(const json::object& setup) {
     run.lora = read_lora(options->as_object(), run.setup.policy);
     const json::value* dropout = options->as_object().if_contains("lora_dropout");
     if (dropout != nullptr) run.client.adapter_dropout = dropout->to_number<double>();
+  }
+  if (text(setup, "recompute") == "invert") run.client.recompute = RecomputeKind::invert;
+  if (setup.contains("images")) run.client.images = number(setup.at("images"));
+  if (setup.contains("image")) {
+    run.client.image_height = number(setup.at("image").at(0));
+    run.client.image_width = number(setup.at("image").at(1));
   }
   return run;
 }
@@ -116,7 +123,18 @@ std::string listed(const Activity& activity) {
 // that differs: its gradients are added up in another order.
 double tolerance(std::string_view file) {
   if (file == "amp") return 0.04;  // casts of gradients at the peak
-  return file == "t5" ? 0.01 : 0.001;
+  static const std::set<std::string_view> within_a_percent{"t5", "experts", "flow", "kimi_vl", "mamba", "sd3"};
+  return within_a_percent.contains(file) ? 0.01 : 0.001;
+}
+
+// What an operation in place on a view keeps is inside the view's CopySlices node, where the goldens' script does not see it:
+// DeepSeek-V2's weighted sum in fp32, and the mask of Kimi-VL's words that stand for patches.
+std::uint64_t hidden_bytes(const Model& model, const json::object& config, const Run& run) {
+  const std::uint64_t tokens = run.client.micro_batch * run.client.sequence;
+  if (model.catalog.family == "kimi_vl") return tokens;
+  if (model.catalog.family != "deepseek_v2" || run.setup.policy.compute != DType::f32) return 0;
+  const std::uint64_t layers = number(config.at("num_hidden_layers")) - number(config.at("first_k_dense_replace"));
+  return layers * tokens * number(config.at("num_experts_per_tok")) * (number(config.at("hidden_size")) + 1) * 4;
 }
 
 class HfActivations : public testing::TestWithParam<std::string> {};
@@ -142,7 +160,9 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       ASSERT_TRUE(exact.activity) << exact.unknown_because;
       // What a checkpoint keeps is not in PyTorch's graph, so not in the golden.
       if (run->client.recompute == RecomputeKind::none) {
-        EXPECT_EQ(saved_bytes(*exact.activity), number(entry.at("saved_bytes"))) << listed(*exact.activity);
+        EXPECT_EQ(saved_bytes(*exact.activity),
+                  number(entry.at("saved_bytes")) + hidden_bytes(model, c.at("config").as_object(), *run))
+            << listed(*exact.activity);
       }
       const ActivityResult rounded =
           activity_of(model, model.catalog, run->setup, run->client, {.adds_in_place = false});
@@ -186,8 +206,8 @@ TEST(HfLlama, ABlockKeepsWhatTheClosedFormSays) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
-                         testing::Values("amp", "decoders", "encoders", "gpt2", "gpt_neox", "llama", "partly", "t5",
-                                         "vision"));
+                         testing::Values("amp", "decoders", "encoders", "experts", "flow", "gpt2", "gpt_neox",
+                                         "kimi_vl", "llama", "mamba", "partly", "sd3", "t5", "vision"));
 
 }  // namespace
 }  // namespace shardplan

@@ -1,0 +1,86 @@
+#include "planner/activations/hf/hf_decoder.h"
+
+#include "planner/activations/torch_ops.h"
+
+namespace shardplan::autograd {
+
+const AttentionSizes& sizes_of(const UnitView& block) {
+  return *block.module("self_attn.attention").attention;
+}
+
+std::uint64_t rotary_size(const AttentionSizes& sizes) {
+  return sizes.rotary_size != 0 ? sizes.rotary_size : sizes.head_size;
+}
+
+Heads project(const UnitView& block, const Value& hidden) {
+  Heads heads;
+  heads.q = linear(hidden, block["self_attn.q_proj"]);
+  heads.k = linear(hidden, block["self_attn.k_proj"]);
+  heads.v = linear(hidden, block["self_attn.v_proj"]);
+  return heads;
+}
+
+void split(Heads& heads, const AttentionSizes& sizes) {
+  heads.q = split_heads(heads.q, sizes.heads);
+  heads.k = split_heads(heads.k, sizes.kv_heads);
+  heads.v = split_heads(heads.v, sizes.kv_heads);
+}
+
+Heads project_heads(const UnitView& block, const Value& hidden) {
+  const AttentionSizes& sizes = sizes_of(block);
+  Heads heads;
+  heads.q = split_heads(linear(hidden, block["self_attn.q_proj"]), sizes.heads);
+  heads.k = split_heads(linear(hidden, block["self_attn.k_proj"]), sizes.kv_heads);
+  heads.v = split_heads(linear(hidden, block["self_attn.v_proj"]), sizes.kv_heads);
+  return heads;
+}
+
+void norm_heads(Heads& heads, const UnitView& block, Norm norm) {
+  heads.q = norm(block["self_attn.q_norm"], heads.q);
+  heads.k = norm(block["self_attn.k_norm"], heads.k);
+}
+
+Value attended(ForwardContext& context, const UnitView& block, Heads& heads) {
+  cache(context, heads.k, heads.v);
+  const AttentionCall call{.mask = mask_of(context, block, sizes_of(block)), .softcap = block.has("self_attn.softcap")};
+  const Value mixed = attend(context, heads.q, heads.k, heads.v, call);
+  return linear(mixed, block["self_attn.o_proj"]);
+}
+
+Value attended_repeated(ForwardContext& context, const UnitView& block, Heads& heads) {
+  const AttentionSizes& sizes = sizes_of(block);
+  const Value& mask = mask_of(context, block, sizes);
+  cache(context, heads.k, heads.v);
+  heads.k = repeat_heads(heads.k, sizes.heads / sizes.kv_heads);
+  heads.v = repeat_heads(heads.v, sizes.heads / sizes.kv_heads);
+  if (mask.defined() && context.attention() != AttentionKind::eager) {
+    for (Value* x : {&heads.q, &heads.k, &heads.v}) {
+      if (x->layout() != Layout::in_order) *x = contiguous(*x);
+    }
+  }
+  const Value mixed = attend(context, heads.q, heads.k, heads.v, {.mask = mask});
+  return linear(mixed, block["self_attn.o_proj"]);
+}
+
+const RotaryTables& tables_of(const ForwardContext& context, const UnitView& block) {
+  return context.shared.window_tables.cos.defined() && in_window(block, sizes_of(block)) ? context.shared.window_tables
+                                                                                         : context.shared.tables;
+}
+
+Value llama_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
+  Heads heads = project_heads(block, hidden);
+  rotate(heads.q, heads.k, context.shared.tables);
+  return attended(context, block, heads);
+}
+
+Value qwen3_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
+  const AttentionSizes& sizes = sizes_of(block);
+  Heads heads;
+  heads.q = rms_norm(block["self_attn.q_norm"], split_heads(linear(hidden, block["self_attn.q_proj"]), sizes.heads));
+  heads.k = rms_norm(block["self_attn.k_norm"], split_heads(linear(hidden, block["self_attn.k_proj"]), sizes.kv_heads));
+  heads.v = split_heads(linear(hidden, block["self_attn.v_proj"]), sizes.kv_heads);
+  rotate(heads.q, heads.k, context.shared.tables);
+  return attended(context, block, heads);
+}
+
+}  // namespace shardplan::autograd

@@ -1,0 +1,272 @@
+// The transformer of Stable Diffusion 3 and 3.5 (transformer_sd3.py, attention.py, attention_processor.py and normalization.py
+// of diffusers 0.39): image and text attend to each other with weights of their own. Its attention is
+// scaled_dot_product_attention in every profile.
+//
+// The batch has latents, their noise level, pooled features of the text, and a feature for each of its tokens: what frozen
+// encoders made, once, before the training or on another device. Without a sequence length the text has the 77 tokens of
+// CLIP's encoders and the 256 of T5's (pipeline_stable_diffusion_3.py, max_sequence_length). The loss is the mean square of
+// what is left of the noise, in fp32 (examples/dreambooth/train_dreambooth_sd3.py).
+#include <fmt/format.h>
+
+#include <array>
+
+#include "planner/activations/hf/hf_attention.h"
+#include "planner/activations/hf/hf_layers.h"
+#include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_indexing.h"
+#include "planner/activations/torch_ops.h"
+
+namespace shardplan::autograd {
+namespace {
+
+constexpr std::uint64_t kTextTokens = 77 + 256;
+constexpr std::uint64_t kTimeFeatures = 256;  // of the noise level: sines and cosines
+constexpr std::uint64_t kPixelsOfLatent = 8;  // of a side, as the autoencoder makes them
+
+// ---- Adaptive norms ----
+
+// `count` vectors for each sample, linear in the condition, [b, 1, h] each.
+std::vector<Value> modulation(const UnitView& block, const std::string& norm, const Value& condition,
+                              std::uint64_t count) {
+  const Value vectors = linear(unary("silu", condition), block[norm + ".linear"]);
+  const std::uint64_t width = vectors.size(1) / count;
+  std::vector<Value> parts = split(vectors, std::vector<std::uint64_t>(count, width));
+  for (Value& part : parts) part = unsqueezed(part, {part.size(0), 1, width});
+  return parts;
+}
+
+Value normed(const Value& x) {
+  return layer_norm(x, Value(), Value());
+}
+
+// x (1 + factor) + summand
+Value modulated(const Value& x, const Value& factor, const Value& summand) {
+  return add(mul(x, shift(factor)), summand);
+}
+
+// ---- Attention ----
+
+// RMSNorm of diffusers: the product with a number of each row is fp32, and the weight is multiplied in its own dtype.
+Value diffusers_norm(const Parameters& layer, const Value& x) {
+  Value y = mul(x, [&] {
+    const Value variance = mean(pow(to(x, DType::f32)));
+    return rsqrt(shift(variance));
+  }());
+  if (bits(layer.weight.dtype()) == 16) y = to(y, layer.weight.dtype());
+  return mul(y, layer.weight);
+}
+
+// Of a head's queries or keys; without weights it is a LayerNorm in fp32.
+Value head_norm(const UnitView& block, const std::string& name, const Value& x) {
+  if (!block.has(name)) return x;
+  const Parameters layer = block[name];
+  if (layer.module->kind == ModuleKind::rms_norm) return diffusers_norm(layer, x);
+  if (layer.weight.defined()) return layer_norm(layer, x);
+  return to(normed(to(x, DType::f32)), x.dtype());
+}
+
+struct Heads {
+  Value q;
+  Value k;
+  Value v;
+};
+
+struct StreamNames {
+  std::string_view prefix;  // of the projections
+  std::string_view suffix;
+  std::string_view norms;
+};
+constexpr StreamNames kImage{"to_", "", "norm_"};
+constexpr StreamNames kText{"add_", "_proj", "norm_added_"};
+
+Heads heads_of(const UnitView& block, const std::string& part, const StreamNames& names, const Value& x) {
+  const std::uint64_t heads = block.module(part + ".attention").attention->heads;
+  const auto projected = [&](std::string_view which) {
+    return linear(x, block[fmt::format("{}.{}{}{}", part, names.prefix, which, names.suffix)]);
+  };
+  Heads h{projected("q"), projected("k"), projected("v")};
+  h.q = split_heads(h.q, heads);
+  h.k = split_heads(h.k, heads);
+  h.v = split_heads(h.v, heads);
+  h.q = head_norm(block, fmt::format("{}.{}q", part, names.norms), h.q);
+  h.k = head_norm(block, fmt::format("{}.{}k", part, names.norms), h.k);
+  return h;
+}
+
+// [b, heads, s, d] to [b, s, heads x d].
+Value attended(const Heads& h) {
+  const Value mixed = scaled_dot_product_attention(h.q, h.k, h.v, {});
+  return view(transpose(mixed), {h.q.size(0), h.q.size(2), h.q.size(1) * h.q.size(3)});
+}
+
+// A linear module on some of the tokens of each sample: rows that do not lie in a row are copied, and the bias is added to the
+// product (aten/src/ATen/native/Linear.cpp).
+Value linear_of_part(const Value& part, const Parameters& layer) {
+  if (part.size(0) == 1) return linear(part, layer);
+  const Value rows = view(part.laid_out(Layout::with_gaps), {part.size(0) * part.size(1), part.size(2)});
+  const Value product = linear(rows, layer.weight, {}, layer.module->output);
+  const Value output = view(product, {part.size(0), part.size(1), layer.module->output});
+  return output.tape().options().adds_in_place ? add_in_place(output, layer.bias) : add(output, layer.bias);
+}
+
+struct Streams {
+  Value image;
+  Value text;  // undefined where nothing reads it any more
+};
+
+// JointAttnProcessor2_0
+Streams joint_attention(const UnitView& block, const Value& image, const Value& text) {
+  Heads h = heads_of(block, "attn", kImage, image);
+  {
+    const Heads t = heads_of(block, "attn", kText, text);
+    Shape both = h.q.shape();
+    both[2] += t.q.size(2);
+    h.q = cat(std::array{h.q, t.q}, both);
+    h.k = cat(std::array{h.k, t.k}, both);
+    h.v = cat(std::array{h.v, t.v}, both);
+  }
+  const Value mixed = attended(h);
+  const Value of_image = slice(mixed, image.shape());
+  Streams output;
+  if (block.has("attn.to_add_out")) {
+    output.text = linear_of_part(slice(mixed, text.shape()), block["attn.to_add_out"]);
+  }
+  output.image = linear_of_part(of_image, block["attn.to_out.0"]);
+  return output;
+}
+
+// ---- Blocks ----
+
+Value feed_forward(const UnitView& block, const std::string& name, const Value& x) {
+  return plain_mlp(block, name + ".net", "0.proj", "2", x);
+}
+
+// x + gate * feed_forward(modulated(norm(x)))
+Value fed_forward(const UnitView& block, const std::string& name, const Value& x, const Value& summand,
+                  const Value& factor, const Value& gate) {
+  const Value inner = feed_forward(block, name, modulated(normed(x), factor, summand));
+  return add(x, mul(gate, inner));
+}
+
+// JointTransformerBlock. The text goes beside the image, in what the blocks share.
+Value joint_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  const Value condition = context.shared.condition;
+  Value text = context.shared.encoded;
+  const bool dual = block.has("attn2.to_q");
+  const bool last = !block.has("ff_context.net.2");
+
+  const std::vector<Value> m = modulation(block, "norm1", condition, dual ? 9 : 6);
+  const Value own = normed(input);
+  const Value image = modulated(own, m[1], m[0]);
+  const Value again = dual ? modulated(own, m[7], m[6]) : Value();
+  const std::vector<Value> t = modulation(block, "norm1_context", condition, last ? 2 : 6);
+  const Value words = last ? modulated(normed(text), t[0], t[1]) : modulated(normed(text), t[1], t[0]);
+
+  const Streams mixed = joint_attention(block, image, words);
+  Value hidden = add(input, mul(m[2], mixed.image));
+  if (dual) {
+    const Value output = linear(attended(heads_of(block, "attn2", kImage, again)), block["attn2.to_out.0"]);
+    hidden = add(hidden, mul(m[8], output));
+  }
+  hidden = fed_forward(block, "ff", hidden, m[3], m[4], m[5]);
+  if (last) {
+    text.reset();
+  } else {
+    text = add(text, mul(t[2], mixed.text));
+    text = fed_forward(block, "ff_context", text, t[3], t[4], t[5]);
+  }
+  context.shared.encoded = text;
+  return hidden;
+}
+
+// ---- The model ----
+
+struct Latents {
+  std::uint64_t rows = 0;  // of patches
+  std::uint64_t columns = 0;
+  std::uint64_t patches() const { return rows * columns; }
+};
+
+Latents latents_of(const ForwardContext& context, const Parameters& projection) {
+  const std::uint64_t patch = projection.weight.size(-1);
+  const ClientSetup& client = context.client;
+  const std::uint64_t side = context.model.architecture.image_side;
+  const std::uint64_t height = client.image_height == 0 ? side : client.image_height / kPixelsOfLatent;
+  const std::uint64_t width = client.image_width == 0 ? side : client.image_width / kPixelsOfLatent;
+  const Latents latents{height / patch, width / patch};
+  if (latents.patches() == 0) throw NotModelled("images smaller than a patch");
+  return latents;
+}
+
+// Patches with the middle of a table of positions, which is a buffer.
+Value embedded_latents(ForwardContext& context, const Parameters& projection, const Latents& latents) {
+  Tape& tape = context.tape;
+  const std::uint64_t width = projection.module->output;
+  const DType dtype = context.setup.policy.compute;
+  const Value pixels = tape.outside({context.batch(), projection.module->input}, dtype);
+  const Value channels =
+      convolution(pixels, projection.weight, projection.bias, {context.batch(), width, latents.patches()});
+  const Value table = tape.allocate("clone", {1, latents.patches(), width}, dtype);
+  return add(transpose(channels), table);
+}
+
+// second(silu(first(x)))
+Value embedder(const UnitView& unit, const std::string& name, const Value& x) {
+  return linear(unary("silu", linear(x, unit[name + ".linear_1"])), unit[name + ".linear_2"]);
+}
+
+Value condition_of(ForwardContext& context, const std::string& base) {
+  Tape& tape = context.tape;
+  const std::string name = base + "time_text_embed";
+  const UnitView unit = required_unit(context, name + ".text_embedder.linear_1");
+  const DType dtype = context.setup.policy.compute;
+  const Value time =
+      embedder(unit, name + ".timestep_embedder", tape.allocate("to", {context.batch(), kTimeFeatures}, dtype));
+  const std::uint64_t pooled = unit.module(name + ".text_embedder.linear_1").input;
+  const Value text = embedder(unit, name + ".text_embedder", tape.outside({context.batch(), pooled}, dtype));
+  return add(time, text);
+}
+
+// mean((prediction - target)^2)
+Value square_loss(ForwardContext& context, const Value& prediction) {
+  Tape& tape = context.tape;
+  const Purpose before = tape.set_purpose(Purpose::loss);
+  const Value wide = to(prediction, DType::f32);
+  const Value target = prediction.dtype() == DType::f32 ? tape.outside(wide.shape(), DType::f32)
+                                                        : tape.allocate("to", wide.shape(), DType::f32);
+  Value loss = total(pow(sub(wide, target)));
+  tape.set_purpose(before);
+  return loss;
+}
+
+Value sd3(ForwardContext& context) {
+  Tape& tape = context.tape;
+  if (context.client.recompute != RecomputeKind::none) throw NotModelled("recomputation");
+  const std::string base = prefix_of(context, "pos_embed.proj");
+  const auto whole = [&](std::string_view name) { return base + std::string(name); };
+  const Parameters projection = required_unit(context, whole("pos_embed.proj"))[whole("pos_embed.proj")];
+  const Latents latents = latents_of(context, projection);
+  Value hidden = embedded_latents(context, projection, latents);
+  context.shared.condition = condition_of(context, base);
+  const Parameters words = required_unit(context, whole("context_embedder"))[whole("context_embedder")];
+  const std::uint64_t tokens = context.tokens() == 0 ? kTextTokens : context.tokens();
+  context.shared.encoded =
+      linear(tape.outside({context.batch(), tokens, words.module->input}, context.setup.policy.compute), words);
+  hidden = run_blocks(context, joint_block, std::move(hidden), whole("transformer_blocks"));
+  const UnitView head = required_unit(context, whole("proj_out"));
+  const std::vector<Value> m = modulation(head, whole("norm_out"), context.shared.condition, 2);
+  hidden = linear(modulated(normed(hidden), m[0], m[1]), head[whole("proj_out")]);
+  Value prediction = copied(hidden, {context.batch(), hidden.size(2), latents.patches()});  // patches to pixels
+  context.shared = {};
+  hidden.reset();
+  return square_loss(context, prediction);
+}
+
+}  // namespace
+
+std::span<const HfFamily> hf_sd3_families() {
+  static constexpr HfFamily families[] = {{"SD3Transformer2DModel", sd3}};
+  return families;
+}
+
+}  // namespace shardplan::autograd
