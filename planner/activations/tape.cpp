@@ -505,8 +505,8 @@ Value Tape::invertible(Unary function, Unary inverse, const Value& input, const 
   node.unit = unit_;
   node.purpose = purpose_;
   node.inputs.push_back(input.requires_grad() ? input.edge_ : Edge{});
-  node.formula = [function = std::move(function), inverse = std::move(inverse), last, trained = input.requires_grad()](
-                     Tape& tape, std::span<const Value>, std::vector<Value>& incoming) {
+  node.formula = [function = std::move(function), inverse = std::move(inverse), last, autocast = autocast_,
+                  trained = input.requires_grad()](Tape& tape, std::span<const Value>, std::vector<Value>& incoming) {
     // The function's backward is Python: its argument and what it computed again live until it returns.
     const Value gradient = incoming[0];
     Value again;
@@ -516,7 +516,7 @@ Value Tape::invertible(Unary function, Unary inverse, const Value& input, const 
       again = result.detached();
       return result;
     };
-    return tape.recompute(once_more, std::span(last.get(), 1), {trained}, std::move(incoming[0]));
+    return tape.recompute(once_more, std::span(last.get(), 1), {trained}, autocast, std::move(incoming[0]));
   };
   nodes_.push_back(std::move(node));
   output.edge_ = {static_cast<std::uint32_t>(first), 0};
