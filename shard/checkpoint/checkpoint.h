@@ -26,7 +26,7 @@ namespace shardplan {
 
 struct SaveOptions {
   // The client's own: generators, the position in the data. Rank 0's is kept, at most 16 MiB.
-  std::string client;
+  std::string client{};
   // How many whole checkpoints stay in the folder; 0: all. More costs disk alone.
   std::uint64_t keep = 0;
   // What a rank may hold beyond its arenas for values on their way (manifest and headers apart). Less makes smaller
