@@ -60,7 +60,7 @@ std::byte* ZeroOptimizer::StateArray::at(std::uint64_t element) const {
 
 // Calls act(range, place, elements of the flat buffer, arrays) for every tensor and kind that this rank holds any of.
 template <typename Act>
-void ZeroOptimizer::for_each_state(Act&& act) {
+void ZeroOptimizer::for_each_state(Act&& act) const {
   std::uint64_t unit = 0;
   for (const UnitRun& run : catalog_.runs) {
     for (std::uint64_t i = 0; i < run.count; ++i, ++unit) {
@@ -89,6 +89,23 @@ StepState ZeroOptimizer::step_state() const {
           .hysteresis_left = scaler_.hysteresis_left()};
 }
 
+// The elements of the flat buffer that this rank visits: its shard, of which replicas share the granules.
+Range ZeroOptimizer::visited_range(const TensorPlace& place) const {
+  const BufferLayout& layout = run_of_unit(plan_.layout, place.unit).unit.buffers[place.buffer];
+  const Range shard = shard_range(layout, own_shard());
+  const Range part = replica_range(layout, place_.replica, plan_.layout.replicas);
+  return intersect(place.range, {shard.begin + part.begin, shard.begin + part.end});
+}
+
+void ZeroOptimizer::list_state(const StateLister& list) const {
+  for_each_state([&](StateRange range, const TensorPlace& place, const std::vector<StateArray>& arrays) {
+    const Range mine = visited_range(place);
+    if (mine.empty()) return;
+    range.first = mine.begin - place.range.begin;
+    list(range, arrays.front().dtype, mine.size());
+  });
+}
+
 void ZeroOptimizer::visit_state(const StateVisitor& visit) {
   require_whole_state("visit_state()");
   SHARDPLAN_CHECK(kernels().hold_values(), "visit_state() on a device that holds no values");
@@ -96,10 +113,7 @@ void ZeroOptimizer::visit_state(const StateVisitor& visit) {
   const HostBuffer chunk(device_, bytes_for(DType::f64, kStateChunk));
   Stream& stream = events_.compute();
   for_each_state([&](StateRange range, const TensorPlace& place, const std::vector<StateArray>& arrays) {
-    const BufferLayout& layout = run_of_unit(plan_.layout, place.unit).unit.buffers[place.buffer];
-    const Range shard = shard_range(layout, own_shard());
-    const Range part = replica_range(layout, place_.replica, plan_.layout.replicas);
-    const Range mine = intersect(place.range, {shard.begin + part.begin, shard.begin + part.end});
+    const Range mine = visited_range(place);
     const StateArray& array = arrays.front();
     for (std::uint64_t first = mine.begin; first < mine.end; first += kStateChunk) {
       const std::uint64_t count = std::min(kStateChunk, mine.end - first);

@@ -43,6 +43,7 @@ struct StepState {
 // until the call returns.
 inline constexpr std::uint64_t kStateChunk = 1 << 16;
 using StateVisitor = std::function<void(const StateRange&, const ConstElements&)>;
+using StateLister = std::function<void(const StateRange&, DType dtype, std::uint64_t elements)>;
 // Writes every element.
 using StateLoader = std::function<void(const StateRange&, const Elements&)>;
 

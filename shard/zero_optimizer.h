@@ -74,6 +74,9 @@ class ZeroOptimizer {
   // The rank waits until all that has been put on its streams is done: for a client with streams of its own.
   void synchronize();
 
+  const Catalog& catalog() const { return catalog_; }
+  const StepPlan& plan() const { return plan_; }
+  const ZeroOptions& options() const { return options_; }
   double loss_scale() const { return scaler_.scale(); }
   std::uint64_t steps_applied() const { return steps_applied_; }
   // True between a failure after the commit point and the call that finishes the step.
@@ -102,6 +105,8 @@ class ZeroOptimizer {
   // Every element of the state is visited on exactly one rank of the world: what one rank keeps if nobody shards is
   // shared out all the same. In the catalog's order.
   void visit_state(const StateVisitor& visit);
+  // What visit_state() would visit, without values: one call for each run of elements, in the same order.
+  void list_state(const StateLister& list) const;
   // Asks for whatever this rank holds: its shard, or all of a tensor where that is replicated. Drops micro-batches
   // that were begun. Throws ConfigError, and changes nothing, for a loss scale that is none. If `load` throws, what
   // this rank holds is half old and half new: all but load_state() is a CheckFailure until a load succeeds.
@@ -143,7 +148,8 @@ class ZeroOptimizer {
 
   std::vector<StateArray> state_arrays(StateKind kind, std::uint64_t unit, std::size_t buffer) const;
   template <typename Act>
-  void for_each_state(Act&& act);
+  void for_each_state(Act&& act) const;
+  Range visited_range(const TensorPlace& place) const;
   void store_state(const StateArray& array, Range asked, const ConstElements& values);
   void require_whole_state(const char* call) const;
 

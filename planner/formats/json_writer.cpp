@@ -3,10 +3,8 @@
 #include <fmt/format.h>
 
 namespace shardplan {
-namespace {
 
-// RFC 8259, section 7. Bytes above 0x7f are UTF-8 as they come.
-std::string quoted(std::string_view text) {
+std::string json_quoted(std::string_view text) {
   std::string result = "\"";
   for (const char c : text) {
     if (c == '"' || c == '\\') result += '\\';
@@ -19,10 +17,8 @@ std::string quoted(std::string_view text) {
   return result + "\"";
 }
 
-}  // namespace
-
 void JsonWriter::begin(std::string_view key) {
-  text_ += fmt::format("{}\n{}{}: ", empty_ ? "" : ",", std::string(2 * depth_, ' '), quoted(key));
+  text_ += fmt::format("{}\n{}{}: ", empty_ ? "" : ",", std::string(2 * depth_, ' '), json_quoted(key));
   empty_ = false;
 }
 
@@ -69,7 +65,7 @@ JsonWriter& JsonWriter::add(std::string_view key, bool value) {
 
 JsonWriter& JsonWriter::add(std::string_view key, std::string_view value) {
   begin(key);
-  text_ += quoted(value);
+  text_ += json_quoted(value);
   return *this;
 }
 

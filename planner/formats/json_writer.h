@@ -7,6 +7,9 @@
 
 namespace shardplan {
 
+// A string as it stands in JSON, quotes and all: RFC 8259, section 7. Bytes above 0x7f are UTF-8 as they come.
+std::string json_quoted(std::string_view text);
+
 class JsonWriter {
  public:
   JsonWriter& open(std::string_view key);  // an object

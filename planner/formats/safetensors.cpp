@@ -1,6 +1,7 @@
 #include "planner/formats/safetensors.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <optional>
@@ -10,6 +11,7 @@
 #include "base/error.h"
 #include "planner/formats/file.h"
 #include "planner/formats/json.h"
+#include "planner/formats/json_writer.h"
 
 namespace shardplan {
 namespace {
@@ -133,6 +135,54 @@ std::optional<DType> parse_safetensors_dtype(std::string_view text) {
     if (name == text) return dtype;
   }
   return std::nullopt;
+}
+
+std::optional<std::string_view> safetensors_dtype_name(DType dtype) {
+  for (const auto& [name, known] : kTypes) {
+    if (known == dtype) return name;
+  }
+  return std::nullopt;
+}
+
+std::string safetensors_beginning(std::span<SafetensorsTensor> tensors,
+                                  std::span<const std::pair<std::string, std::string>> metadata) {
+  std::string header = "{";
+  const auto member = [&](std::string_view key) {
+    if (header.size() > 1) header += ',';
+    header += json_quoted(key) + ':';
+  };
+  if (!metadata.empty()) {
+    member("__metadata__");
+    std::string texts;
+    for (const auto& [key, text] : metadata) {
+      texts += fmt::format("{}{}:{}", texts.empty() ? "" : ",", json_quoted(key), json_quoted(text));
+    }
+    header += "{" + texts + "}";
+  }
+  std::uint64_t reached = 0;
+  for (SafetensorsTensor& tensor : tensors) {
+    const auto dtype = safetensors_dtype_name(tensor.dtype);
+    const std::uint64_t count = elements(tensor.shape);
+    if (!dtype || checked_multiply(count, bits(tensor.dtype)) % 8 != 0) {
+      throw ConfigError("safetensors", tensor.name,
+                        fmt::format("{} elements of {} cannot be stored in this format", count, name(tensor.dtype)));
+    }
+    tensor.begin = reached;
+    tensor.end = reached = checked_add(reached, bytes_for(tensor.dtype, count).count());
+    member(tensor.name);
+    header += fmt::format(R"({{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", *dtype,
+                          fmt::join(tensor.shape, ","), tensor.begin, tensor.end);
+  }
+  header += '}';
+  header.resize(round_up(header.size(), std::uint64_t{kLengthBytes}), ' ');
+  if (header.size() > kLargestSafetensorsHeader) {
+    throw ConfigError(
+        "safetensors", "",
+        fmt::format("a header of {} bytes: the format allows {}", header.size(), kLargestSafetensorsHeader));
+  }
+  std::string beginning;
+  for (std::uint64_t i = 0; i < kLengthBytes; ++i) beginning += static_cast<char>(header.size() >> (8 * i) & 0xFF);
+  return beginning + header;
 }
 
 SafetensorsHeader parse_safetensors_header(std::string_view beginning, std::uint64_t file_bytes,

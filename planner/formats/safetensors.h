@@ -6,8 +6,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/dtype.h"
@@ -42,6 +45,22 @@ SafetensorsHeader read_safetensors_header(const std::string& path);
 
 // The spelling of the format: "BF16". Nothing for what the format does not have.
 std::optional<DType> parse_safetensors_dtype(std::string_view text);
+std::optional<std::string_view> safetensors_dtype_name(DType dtype);
+
+// What stands before the data: length and header, padded with spaces to a multiple of 8 bytes as the reference writer
+// does. `begin` and `end` are set here: the tensors' data follow each other in the order given. `metadata` are texts.
+// Throws ConfigError, with the tensor's name, for a dtype that the format does not have and bits that fill no whole byte.
+std::string safetensors_beginning(std::span<SafetensorsTensor> tensors,
+                                  std::span<const std::pair<std::string, std::string>> metadata);
+
+// A tensor in one of a model's files.
+struct StoredTensorPlace {
+  std::string path;
+  std::uint64_t data_begin = 0;  // of the file; SafetensorsTensor::begin counts from there
+  SafetensorsTensor tensor;
+};
+// All tensors of what model_from_safetensors() reads. Throws ConfigError and IoError.
+std::vector<StoredTensorPlace> tensors_in_safetensors(const std::string& path);
 
 // The model in a .safetensors file, in the files that an index (*.safetensors.index.json) names, or in those of a
 // folder: the index's if it has one, else all.

@@ -21,13 +21,15 @@ constexpr std::string_view kIndexEnding = ".safetensors.index.json";
 constexpr std::string_view kFileEnding = ".safetensors";
 
 struct Found {
-  std::vector<SafetensorsTensor> tensors;
+  std::vector<StoredTensorPlace> tensors;
   std::vector<std::string> notes;
 };
 
 void take(Found& found, const std::string& path) {
   SafetensorsHeader header = read_safetensors_header(path);
-  std::move(header.tensors.begin(), header.tensors.end(), std::back_inserter(found.tensors));
+  for (SafetensorsTensor& tensor : header.tensors) {
+    found.tensors.push_back({path, header.data_begin, std::move(tensor)});
+  }
 }
 
 // One file of an index: `entries` are what the weight_map says is in it.
@@ -37,7 +39,7 @@ void take_shard(Found& found, const std::string& index, std::string_view file, c
   const std::size_t first = found.tensors.size();
   take(found, path);
   std::map<std::string_view, bool> stored;  // and whether the index has it here
-  for (std::size_t i = first; i < found.tensors.size(); ++i) stored.emplace(found.tensors[i].name, false);
+  for (std::size_t i = first; i < found.tensors.size(); ++i) stored.emplace(found.tensors[i].tensor.name, false);
   for (const JsonView entry : entries) {
     const auto tensor = stored.find(entry.key());
     if (tensor == stored.end()) {
@@ -68,7 +70,7 @@ Found read_index(const std::string& path) {
   const JsonView metadata = document.root()["metadata"];
   if (metadata.is_object() && metadata["total_size"].exists()) {
     std::uint64_t bytes = 0;
-    for (const SafetensorsTensor& tensor : found.tensors) bytes = checked_add(bytes, tensor.end - tensor.begin);
+    for (const auto& [file, begin, tensor] : found.tensors) bytes = checked_add(bytes, tensor.end - tensor.begin);
     const JsonView total = metadata["total_size"];
     if (total.as_count() != bytes) {
       found.notes.push_back(fmt::format("the index says {} bytes, its files hold {}", total.shown(), bytes));
@@ -109,13 +111,18 @@ Tensor parameter(const SafetensorsTensor& stored) {
 
 }  // namespace
 
+std::vector<StoredTensorPlace> tensors_in_safetensors(const std::string& path) {
+  return read_any(path).tensors;
+}
+
 Model model_from_safetensors(const std::string& path) {
   Found found = read_any(path);
-  std::sort(found.tensors.begin(), found.tensors.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  std::sort(found.tensors.begin(), found.tensors.end(),
+            [](const auto& a, const auto& b) { return a.tensor.name < b.tensor.name; });
   std::vector<Tensor> tensors;
   tensors.reserve(found.tensors.size());
   std::vector<Tensor> buffers;
-  for (const SafetensorsTensor& stored : found.tensors) {
+  for (const auto& [file, begin, stored] : found.tensors) {
     if (is_saved_buffer(stored.name, stored.shape)) {
       buffers.push_back({.name = stored.name, .shape = stored.shape, .dtype = stored.dtype, .trainable = false});
     } else {

@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <stdexcept>
@@ -10,90 +9,21 @@
 #include <vector>
 
 #include "base/error.h"
-#include "runtime/cpu_device.h"
 #include "tests/shard/training_run.h"
-#include "tests/support/config_error.h"
-#include "tests/support/run_ranks.h"
+#include "tests/shard/worlds.h"
 #include "tests/support/saved_state.h"
 
 namespace shardplan::test {
 namespace {
 
-// The odd catalog, and a tensor of more elements than one call carries.
-Catalog test_catalog() {
-  Catalog catalog = odd_catalog();
-  CatalogBuilder builder("large", "tensors");
-  builder.begin_unit("large");
-  builder.add({.name = "large.weight", .shape = {3, kStateChunk - 7}});
-  catalog.runs.push_back(builder.finish().runs.front());
-  return catalog;
-}
-
-ZeroOptions test_options() {
-  ZeroOptions options;
-  options.groups = {{.match = "*bias", .values = {.weight_decay = 0.0}}, {.match = "*", .values = {}}};
-  options.clip_norm = 0.5;
-  options.initial_values = synthetic_values;
-  options.loss_scaling = default_scaling(LossScaleRule::torch);
-  options.loss_scaling.initial = 1024;
-  options.loss_scaling.window = 2;
-  return options;
-}
-
-Setup setup_of(const char* precision, std::uint64_t world, std::uint64_t replicas, int stage) {
-  Setup setup;
-  setup.policy = policy_named(precision);
-  setup.world_size = world;
-  setup.replicate = replicas;
-  setup.stage = stage;
-  setup.ema = true;
-  setup.accumulation = 2;
-  setup.cadence = Cadence::micro_batch;
-  return setup;
-}
-
-// One rank of a world.
-struct Rank {
-  ZeroOptimizer& optimizer;
-  SyntheticClient& client;
-  int rank;
-};
-
-void with_world(const Setup& setup, const Catalog& catalog, const ZeroOptions& options, const Script& script,
-                const std::function<void(const Rank&)>& body) {
-  const StepPlan plan = make_step_plan(catalog, setup);
-  CpuDevice cpu;
-  run_ranks(static_cast<int>(setup.world_size), [&](Communicator& world) {
-    const RankGroups groups(world, setup);
-    ZeroOptimizer optimizer(catalog, plan, cpu, groups.communicators(), options);
-    SyntheticClient client(script, setup, plan.layout.units, world.rank());
-    body({optimizer, client, world.rank()});
-  });
-}
-
-Script script_of(std::size_t steps) {
-  Script script;
-  script.micro_batches.assign(steps, 2);
-  return script;
-}
-
-std::vector<Setup> worlds(const char* precision) {
-  std::vector<Setup> setups;
-  for (int stage = 0; stage < 4; ++stage) {
-    for (const std::uint64_t world : {1U, 2U, 3U}) setups.push_back(setup_of(precision, world, 1, stage));
-    setups.push_back(setup_of(precision, 4, 2, stage));
-  }
-  return setups;
-}
-
 TEST(State, EveryElementIsVisitedOnOneRank) {
-  const Catalog catalog = test_catalog();
+  const Catalog catalog = state_catalog();
   for (const char* precision : {"fp32", "bf16-mixed", "bf16"}) {
-    for (const auto& setup : worlds(precision)) {
+    for (const auto& setup : small_worlds(precision)) {
       SCOPED_TRACE(fmt::format("{}, {} ranks, {} replicas, stage {}", precision, setup.world_size, setup.replicate,
                                setup.stage));
       SavedState saved(catalog);
-      with_world(setup, catalog, test_options(), {}, [&](const Rank& rank) { saved.save(rank.optimizer); });
+      with_world(setup, catalog, state_options(), {}, [&](const Rank& rank) { saved.save(rank.optimizer); });
       EXPECT_EQ(saved.flaw(), "");
       // 25 tensors have elements and are not tied; two in each of three blocks are frozen, and one by itself.
       EXPECT_EQ(saved.count(StateKind::parameter), 25U);
@@ -105,26 +35,22 @@ TEST(State, EveryElementIsVisitedOnOneRank) {
 }
 
 TEST(State, IsTheSameAfterALoadByAnyWorldAtAnyStage) {
-  const Catalog catalog = test_catalog();
+  const Catalog catalog = state_catalog();
   const Script script = script_of(2);
   for (const char* precision : {"fp32", "bf16-mixed", "fp16-mixed", "bf16"}) {
     SavedState saved(catalog);
     std::vector<std::vector<float>> parameters;
-    with_world(setup_of(precision, 3, 1, 2), catalog, test_options(), script, [&](const Rank& rank) {
+    with_world(setup_of(precision, 3, 1, 2), catalog, state_options(), script, [&](const Rank& rank) {
       for (std::uint64_t step = 0; step < 2; ++step) rank.client.run_step(rank.optimizer, step);
       saved.save(rank.optimizer);
       const auto seen = parameters_of(rank.optimizer);
       if (rank.rank == 0) parameters = seen;
     });
-    for (const auto& setup : worlds(precision)) {
+    for (const auto& setup : small_worlds(precision)) {
       SCOPED_TRACE(fmt::format("{}, {} ranks, {} replicas, stage {}", precision, setup.world_size, setup.replicate,
                                setup.stage));
-      ZeroOptions options = test_options();
-      options.initial_values = [](const TensorRange&, std::span<float> values) {
-        std::fill(values.begin(), values.end(), 7.F);
-      };
       SavedState again(catalog);
-      with_world(setup, catalog, options, script, [&](const Rank& rank) {
+      with_world(setup, catalog, other_initial_values(), script, [&](const Rank& rank) {
         saved.load(rank.optimizer);
         EXPECT_EQ(parameters_of(rank.optimizer), parameters);
         again.save(rank.optimizer);
@@ -136,24 +62,20 @@ TEST(State, IsTheSameAfterALoadByAnyWorldAtAnyStage) {
 }
 
 TEST(State, TrainingGoesOnWithTheSameBitsAtAnyStage) {
-  const Catalog catalog = test_catalog();
+  const Catalog catalog = state_catalog();
   Script script = script_of(5);
   script.poisons = {{{.step = 1, .micro_batch = 0, .rank = 1, .unit = 8, .tensor = 0}, INFINITY}};
   for (const char* precision : {"fp32", "fp16-mixed"}) {
     const auto first = setup_of(precision, 2, 1, 1);
-    const Trained expected = run_reference(catalog, first, test_options(), script);
+    const Trained expected = run_reference(catalog, first, state_options(), script);
     SavedState saved(catalog);
-    with_world(first, catalog, test_options(), script, [&](const Rank& rank) {
+    with_world(first, catalog, state_options(), script, [&](const Rank& rank) {
       for (std::uint64_t step = 0; step < 3; ++step) rank.client.run_step(rank.optimizer, step);
       saved.save(rank.optimizer);
     });
     for (int stage = 0; stage < 4; ++stage) {
       SCOPED_TRACE(fmt::format("{}, stage {}", precision, stage));
-      ZeroOptions options = test_options();
-      options.initial_values = [](const TensorRange&, std::span<float> values) {
-        std::fill(values.begin(), values.end(), 7.F);
-      };
-      with_world(setup_of(precision, 2, 1, stage), catalog, options, script, [&](const Rank& rank) {
+      with_world(setup_of(precision, 2, 1, stage), catalog, other_initial_values(), script, [&](const Rank& rank) {
         saved.load(rank.optimizer);
         for (std::uint64_t step = 3; step < 5; ++step) {
           EXPECT_EQ(difference(rank.client.run_step(rank.optimizer, step), expected.reports[step]), "");
@@ -178,10 +100,10 @@ void expect_failure(const std::function<void()>& act, const std::string& words) 
 }
 
 TEST(State, ALoadThatFailsMustBeRepeated) {
-  const Catalog catalog = test_catalog();
+  const Catalog catalog = state_catalog();
   const Script script = script_of(1);
   SavedState saved(catalog);
-  with_world(setup_of("bf16-mixed", 1, 1, 3), catalog, test_options(), script, [&](const Rank& rank) {
+  with_world(setup_of("bf16-mixed", 1, 1, 3), catalog, state_options(), script, [&](const Rank& rank) {
     saved.save(rank.optimizer);
     rank.client.run(rank.optimizer, ProgramKind::train_micro_batch, 0, 0);
     rank.client.run(rank.optimizer, ProgramKind::last_micro_batch, 0, 1);
@@ -206,9 +128,9 @@ TEST(State, ALoadThatFailsMustBeRepeated) {
 }
 
 TEST(State, IsBetweenSteps) {
-  const Catalog catalog = test_catalog();
+  const Catalog catalog = state_catalog();
   SavedState saved(catalog);
-  with_world(setup_of("fp32", 1, 1, 0), catalog, test_options(), {}, [&](const Rank& rank) {
+  with_world(setup_of("fp32", 1, 1, 0), catalog, state_options(), {}, [&](const Rank& rank) {
     saved.save(rank.optimizer);
     rank.optimizer.begin(ProgramKind::evaluate);
     expect_failure([&] { saved.save(rank.optimizer); }, "visit_state() inside of a program");
@@ -217,9 +139,9 @@ TEST(State, IsBetweenSteps) {
 }
 
 TEST(State, ALossScaleThatIsNoneChangesNothing) {
-  const Catalog catalog = test_catalog();
+  const Catalog catalog = state_catalog();
   SavedState saved(catalog);
-  with_world(setup_of("fp32", 1, 1, 0), catalog, test_options(), {}, [&](const Rank& rank) {
+  with_world(setup_of("fp32", 1, 1, 0), catalog, state_options(), {}, [&](const Rank& rank) {
     saved.save(rank.optimizer);
     const StateLoader never = [](const StateRange&, const Elements&) { ADD_FAILURE() << "asked for values"; };
     EXPECT_THROW(rank.optimizer.load_state({.loss_scale = -1}, never), ConfigError);

@@ -91,6 +91,12 @@ void finish(TrainingOptions& options, const RankKind& kind, const Words& words) 
   }
   if (options.steps == 0 || options.micro_batch == 0)
     throw ConfigError("--steps, --micro-batch", "", "expected 1 or more");
+  if (options.checkpoints.every != 0 && options.checkpoints.save.empty()) {
+    throw ConfigError("--save-every", "", "without --save: expected a folder to save into");
+  }
+  if (options.checkpoints.background && options.checkpoints.save.empty()) {
+    throw ConfigError("--save-background", "", "without --save: expected a folder to save into");
+  }
   validate(setup);
 }
 
@@ -131,6 +137,14 @@ ParseResult parse_command_line(int argc, char** argv) {
   app.add_option("--comm", words.communicator, communicators_for_help());
   app.add_option("--device", words.device, "where the arenas lie: cpu, which is where the model computes (cpu)");
   app.add_option("--deadline", words.deadline, "seconds that a rank waits for another one, at most (60)");
+  app.add_option("--save", options.checkpoints.save,
+                 "save into this folder after the last step, and on SIGTERM, which then ends the run");
+  app.add_option("--save-every", options.checkpoints.every, "save after every so many steps, too");
+  app.add_flag("--save-background", options.checkpoints.background,
+               "write while training goes on, from a planned copy of the state in host memory");
+  app.add_option("--keep", options.checkpoints.keep, "checkpoints that stay in the folder; 0: all (2)");
+  app.add_option("--resume", options.checkpoints.resume,
+                 "go on from the newest whole checkpoint in this folder, or this one; from step 0 where there is none");
   app.add_flag("--json", options.json, "one JSON object on stdout at the end");
   // Of the processes of a launcher, which have the same command line, one answers.
   const bool first = is_first_process([](const char* variable) { return std::getenv(variable); });

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "tools/train/command_line.h"
+#include "tools/train/stop_signal.h"
 
 namespace shardplan::train {
 namespace {
@@ -39,8 +40,9 @@ std::int64_t resident_growth(const RankKind& kind, const RankResult& result) {
 std::string json_of(const RankKind& kind, const Training& training, const RankResult& result) {
   const boost::json::object object{
       {"losses", array_of(result.losses)},
-      {"first_step", 0},
-      {"held_out_loss", result.held_out_loss},
+      {"first_step", result.first_step},
+      {"stopped", result.stopped},
+      {"held_out_loss", result.held_out_loss ? boost::json::value(*result.held_out_loss) : nullptr},
       {"bigram_entropy", bigram_entropy(training.text)},
       {"norms", array_of(result.norms)},
       {"scales", array_of(result.scales)},
@@ -51,6 +53,8 @@ std::string json_of(const RankKind& kind, const Training& training, const RankRe
       {"measured_peak_bytes", per_rank(result, [](const RankMemory& m) { return m.measured_peak; })},
       {"planned_live_peak_bytes", per_rank(result, [](const RankMemory& m) { return m.planned_live_peak; })},
       {"measured_live_peak_bytes", per_rank(result, [](const RankMemory& m) { return m.measured_live_peak; })},
+      {"planned_snapshot_bytes", result.planned_snapshot},
+      {"measured_snapshot_bytes", result.measured_snapshot},
       {"resident_growth_bytes", resident_growth(kind, result)},
       {"seconds_per_step", result.seconds_per_step},
       {"communication_seconds", result.communication_seconds},
@@ -60,10 +64,11 @@ std::string json_of(const RankKind& kind, const Training& training, const RankRe
 
 std::string text_of(const Training& training, const RankResult& result) {
   const RankMemory& memory = result.memory.front();
-  return fmt::format(
-             "held-out loss  {:.4f} nats per byte (pairs of bytes alone reach {:.4f})\n"
-             "parameters     {}\n",
-             result.held_out_loss, bigram_entropy(training.text), result.parameters_digest) +
+  const std::string loss =
+      !result.held_out_loss ? ""
+                            : fmt::format("held-out loss  {:.4f} nats per byte (pairs of bytes alone reach {:.4f})\n",
+                                          *result.held_out_loss, bigram_entropy(training.text));
+  return loss + fmt::format("parameters     {}\n", result.parameters_digest) +
          fmt::format("device memory  planned {}, measured {} per rank: difference {} B\n",
                      in_gb(Bytes{memory.planned_peak}), in_gb(Bytes{memory.measured_peak}),
                      signed_difference(Bytes{memory.measured_peak}, Bytes{memory.planned_peak}));
@@ -76,6 +81,7 @@ int main_with_errors(int argc, char** argv) {
   const ParseResult parsed = parse_command_line(argc, argv);
   if (parsed.exit_status) return *parsed.exit_status;
   try {
+    if (!parsed.options.checkpoints.save.empty()) watch_stop_signal();
     parsed.kind->train(parsed.options, [&](const Training& training, const RankResult& first) {
       fmt::print("{}", parsed.options.json ? json_of(*parsed.kind, training, first) : text_of(training, first));
       std::fflush(stdout);

@@ -21,6 +21,7 @@
 #include "runtime/cpu_device.h"
 #include "runtime/shared/shared_communicator.h"
 #include "tools/train/ranks.h"
+#include "tools/train/stop_signal.h"
 
 namespace shardplan::train {
 namespace {
@@ -143,7 +144,14 @@ class Processes {
 
   // Until all have ended; those that are still there some time after the first failure are killed.
   void wait() {
-    while (running() > 0 && !failed()) collect(0);
+    while (running() > 0 && !failed()) {
+      if (!watches_stop_signal()) {
+        collect(0);
+      } else if (!collect(WNOHANG)) {
+        std::this_thread::sleep_for(std::chrono::milliseconds{5});
+        pass_on_stop_signal();
+      }
+    }
     for (const auto end = Clock::now() + kGrace; running() > 0 && Clock::now() < end;) {
       if (!collect(WNOHANG)) std::this_thread::sleep_for(std::chrono::milliseconds{5});
     }
@@ -197,7 +205,17 @@ class Processes {
     return process > 0;
   }
 
+  // One rank that knows is enough.
+  void pass_on_stop_signal() {
+    if (stop_passed_on_ || !stop_asked()) return;
+    stop_passed_on_ = true;
+    for (const Rank& rank : ranks_) {
+      if (rank.runs) kill(rank.process, SIGTERM);
+    }
+  }
+
   std::vector<Rank> ranks_;
+  bool stop_passed_on_ = false;
 };
 
 std::uint64_t world_size(std::optional<std::uint64_t> asked) {

@@ -5,6 +5,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -13,6 +14,7 @@
 #include "runtime/recording_device.h"
 #include "shard/zero_optimizer.h"
 #include "tools/train/gpt.h"
+#include "tools/train/stop_signal.h"
 
 namespace shardplan::train {
 namespace {
@@ -37,6 +39,29 @@ double mean_over_ranks(Communicator& world, double mine) {
   double sum = 0;
   for (const double value : all) sum += value;
   return sum / static_cast<double>(all.size());
+}
+
+// What ranks tell each other at the end of a step.
+struct StepNews {
+  double loss = 0;  // the mean over all ranks
+  bool stop = false;
+};
+
+StepNews tell_all_ranks(Communicator& world, double loss) {
+  struct Record {
+    double loss;
+    double stop;
+  };
+  const Record mine{loss, stop_asked() ? 1.0 : 0.0};
+  std::vector<Record> all(static_cast<std::size_t>(world.size()));
+  world.all_gather_bytes(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+  StepNews news;
+  for (const Record& record : all) {
+    news.loss += record.loss;
+    news.stop = news.stop || record.stop != 0;
+  }
+  news.loss /= static_cast<double>(all.size());
+  return news;
 }
 
 std::vector<RankMemory> memory_of_all_ranks(Communicator& world, const RankMemory& mine) {
@@ -69,17 +94,27 @@ class RankTraining {
     world_.barrier();
     const std::int64_t before = resident_bytes();
     ZeroOptimizer optimizer(training_.catalog, training_.plan, device_, communicators_, optimizer_options());
+    Checkpointing checkpointing(options_.checkpoints, options_.model.seed, optimizer, world_, device_);
+    result_.planned_snapshot = checkpointing.planned_snapshot().count();
+    result_.first_step = checkpointing.resume();
     const auto start = std::chrono::steady_clock::now();
-    for (std::uint64_t step = 0; step < options_.steps; ++step) train_step(optimizer, step, start);
+    std::uint64_t step = result_.first_step;
+    for (bool last = false; step < options_.steps && !last; ++step) {
+      const bool stop = train_step(optimizer, step, start);
+      last = stop || step + 1 == options_.steps;
+      checkpointing.after_step(step + 1, last);
+    }
+    result_.stopped = step < options_.steps;
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    const auto steps = static_cast<double>(options_.steps);
+    const auto steps = static_cast<double>(std::max<std::size_t>(result_.losses.size(), 1));
     result_.seconds_per_step = elapsed.count() / steps;
     result_.communication_seconds /= steps;
     result_.optimizer_seconds /= steps;
     world_.barrier();
     const std::int64_t growth = resident_bytes() - before;
     world_.barrier();
-    result_.held_out_loss = evaluate(optimizer);
+    if (!result_.stopped) result_.held_out_loss = evaluate(optimizer);
+    result_.measured_snapshot = device_.report(MemoryTier::host).high_water.count();
     result_.memory = memory_of_all_ranks(world_, memory(growth));
     result_.parameters_digest = digest(optimizer);
     return result_;
@@ -107,7 +142,8 @@ class RankTraining {
             .resident_growth = resident_growth};
   }
 
-  void train_step(ZeroOptimizer& optimizer, std::uint64_t step, std::chrono::steady_clock::time_point start) {
+  // Whether a rank has been asked to stop.
+  bool train_step(ZeroOptimizer& optimizer, std::uint64_t step, std::chrono::steady_clock::time_point start) {
     double loss = 0;
     for (std::uint64_t i = 0; i < options_.setup.accumulation; ++i) {
       const bool last = i + 1 == options_.setup.accumulation;
@@ -130,13 +166,15 @@ class RankTraining {
       loss += gpt_.loss();
     }
     const StepReport report = optimizer.step();
-    result_.losses.push_back(mean_over_ranks(world_, loss / static_cast<double>(options_.setup.accumulation)));
+    const StepNews news = tell_all_ranks(world_, loss / static_cast<double>(options_.setup.accumulation));
+    result_.losses.push_back(news.loss);
     result_.norms.push_back(report.norm);
     result_.scales.push_back(report.loss_scale);
     result_.skipped_steps += report.skipped ? 1 : 0;
     result_.communication_seconds += report.communication_seconds;
     result_.optimizer_seconds += report.update_seconds;
     if (world_.rank() == 0) show_progress(step + 1, start);
+    return news.stop;
   }
 
   void show_progress(std::uint64_t done, std::chrono::steady_clock::time_point start) const {
@@ -144,8 +182,8 @@ class RankTraining {
     if (options_.json && !terminal) return;
     if (!terminal && done % 50 != 0 && done != options_.steps) return;
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    const auto tokens = static_cast<double>(done * options_.ranks * options_.setup.accumulation * options_.micro_batch *
-                                            options_.model.context);
+    const auto tokens = static_cast<double>((done - result_.first_step) * options_.ranks * options_.setup.accumulation *
+                                            options_.micro_batch * options_.model.context);
     fmt::print(stderr, "{}step {:>5} of {}   loss {:.4f}   {:>8.0f} tokens/s   memory planned {}, held {}{}",
                terminal ? "\r" : "", done, options_.steps, result_.losses.back(), tokens / elapsed.count(),
                in_gb(training_.plan.device.bytes), in_gb(device_.report(MemoryTier::device).high_water),

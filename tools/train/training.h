@@ -3,12 +3,14 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "planner/step_plan.h"
 #include "runtime/communicator.h"
 #include "shard/options.h"
+#include "tools/train/checkpointing.h"
 #include "tools/train/gpt_tensors.h"
 #include "tools/train/text.h"
 
@@ -25,6 +27,7 @@ struct TrainingOptions {
   double clip_norm = 1;
   LossScaling loss_scaling;
   std::chrono::milliseconds deadline{60'000};  // of a wait for a peer
+  CheckpointOptions checkpoints;
   bool json = false;
 };
 
@@ -50,12 +53,16 @@ struct RankMemory {
 
 // What one rank saw. All but the times is the same on every rank.
 struct RankResult {
-  std::vector<double> losses;  // of each step: the mean over all ranks and micro-batches
+  std::uint64_t first_step = 0;  // that this run did
+  bool stopped = false;          // before the last step, because SIGTERM came
+  std::vector<double> losses;    // of each step: the mean over all ranks and micro-batches
   std::vector<double> norms;
   std::vector<double> scales;
   std::uint64_t skipped_steps = 0;
-  double held_out_loss = 0;
+  std::optional<double> held_out_loss;  // not of a run that was stopped
   std::string parameters_digest;
+  std::uint64_t planned_snapshot = 0;  // bytes of host memory for saves in the background
+  std::uint64_t measured_snapshot = 0;
   std::vector<RankMemory> memory;  // of every rank
   double seconds_per_step = 0;
   double communication_seconds = 0;

@@ -1,0 +1,33 @@
+#include "runtime/files/background.h"
+
+#include <utility>
+
+#include "base/error.h"
+
+namespace shardplan {
+
+Background::~Background() {
+  if (busy()) thread_.join();
+}
+
+void Background::start(std::function<void()> job) {
+  SHARDPLAN_CHECK(!busy(), "a job is started before the one before it was waited for");
+  done_.store(false, std::memory_order_relaxed);
+  failure_ = nullptr;
+  thread_ = std::thread([this, job = std::move(job)] {
+    try {
+      job();
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+    done_.store(true, std::memory_order_release);
+  });
+}
+
+void Background::wait() {
+  if (!busy()) return;
+  thread_.join();
+  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+}
+
+}  // namespace shardplan

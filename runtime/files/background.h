@@ -1,0 +1,33 @@
+// A thread that does one job at a time, such as writing a file while its rank goes on.
+#pragma once
+
+#include <atomic>
+#include <exception>
+#include <functional>
+#include <thread>
+
+namespace shardplan {
+
+class Background {
+ public:
+  Background() = default;
+  // Waits for the job.
+  ~Background();
+  Background(const Background&) = delete;
+  Background& operator=(const Background&) = delete;
+
+  // CheckFailure if there is a job whose end nobody has waited for.
+  void start(std::function<void()> job);
+  bool busy() const { return thread_.joinable(); }
+  // Whether wait() would return at once. True without a job.
+  bool done() const { return !busy() || done_.load(std::memory_order_acquire); }
+  // Until the job has ended; throws what it threw. Nothing without a job.
+  void wait();
+
+ private:
+  std::thread thread_;
+  std::atomic<bool> done_{false};
+  std::exception_ptr failure_;
+};
+
+}  // namespace shardplan

@@ -1,0 +1,138 @@
+#include "shard/checkpoint/checkpoint_reader.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+#include <utility>
+
+#include "base/error.h"
+
+namespace shardplan {
+namespace {
+
+// The header, or a whole block, and whether it is what was written.
+std::string difference(std::span<const std::byte> bytes, const Digest& expected) {
+  const Digest found = digest_of(bytes);
+  return found == expected ? "" : fmt::format("has the digest {}: expected {}", hex(found), hex(expected));
+}
+
+}  // namespace
+
+CheckpointReader::CheckpointReader(Files& files, std::string folder) : files_(files), folder_(std::move(folder)) {
+  const std::string path = join_path(folder_, kManifestName);
+  manifest_ = parse_manifest(read_whole(files_, path, kLargestManifest), path);
+  for (const CheckpointFile& file : manifest_.files) {
+    const std::uint64_t bytes = files_.open(path_of(file))->bytes();
+    if (bytes == file.bytes) continue;
+    throw CheckpointError(path_of(file), fmt::format("has {} bytes: expected {}", bytes, file.bytes));
+  }
+  tensors_ = tensor_table(manifest_.catalog);
+  for (std::uint64_t i = 0; i < tensors_.size(); ++i) by_name_.emplace(tensors_[i].name, i);
+  for (std::uint32_t f = 0; f < manifest_.files.size(); ++f) {
+    const std::vector<Slice>& slices = manifest_.files[f].slices;
+    for (std::uint32_t s = 0; s < slices.size(); ++s) {
+      parts_.push_back({slices[s].tensor, slices[s].kind, slices[s].first, f, s});
+    }
+  }
+  std::sort(parts_.begin(), parts_.end(), [](const Part& a, const Part& b) {
+    return std::tie(a.tensor, a.kind, a.first) < std::tie(b.tensor, b.kind, b.first);
+  });
+  opened_.resize(manifest_.files.size());
+}
+
+std::optional<std::uint64_t> CheckpointReader::find(std::string_view whole_name) const {
+  const auto found = by_name_.find(whole_name);
+  if (found == by_name_.end()) return std::nullopt;
+  return found->second;
+}
+
+// The last part that begins at or before the element: parts of a kind tile the tensor (parse_manifest).
+const CheckpointReader::Part* CheckpointReader::part_holding(std::uint64_t tensor, StateKind kind,
+                                                             std::uint64_t element) const {
+  const auto after = std::upper_bound(
+      parts_.begin(), parts_.end(), std::tuple(tensor, kind, element),
+      [](const auto& key, const Part& part) { return key < std::tuple(part.tensor, part.kind, part.first); });
+  if (after == parts_.begin()) return nullptr;
+  const Part& part = *(after - 1);
+  return part.tensor == tensor && part.kind == kind ? &part : nullptr;
+}
+
+std::optional<DType> CheckpointReader::dtype_of(std::uint64_t tensor, StateKind kind) const {
+  const Part* const part = part_holding(tensor, kind, 0);
+  if (part == nullptr) return std::nullopt;
+  return manifest_.files[part->file].dtype;
+}
+
+std::string CheckpointReader::name_of(const Slice& slice) const {
+  return slice_name(slice.kind, tensors_[slice.tensor].name, slice.first, slice.elements);
+}
+
+// With its header checked.
+const InputFile& CheckpointReader::opened(std::uint32_t file) {
+  if (opened_[file]) return *opened_[file];
+  const CheckpointFile& known = manifest_.files[file];
+  auto input = files_.open(path_of(known));
+  std::vector<std::byte> header(known.data_begin);
+  input->read(0, header);
+  const std::string problem = difference(header, known.header);
+  if (!problem.empty()) throw CheckpointError(path_of(known), "its header " + problem);
+  opened_[file] = std::move(input);
+  return *opened_[file];
+}
+
+const CheckpointReader::Cached& CheckpointReader::block(const Part& part, std::uint64_t index) {
+  const CheckpointFile& file = manifest_.files[part.file];
+  const Slice& slice = file.slices[part.slice];
+  Cached& cached = cache_.at(static_cast<std::size_t>(part.kind));
+  if (cached.slice == &slice && cached.block == index) return cached;
+  cached.slice = nullptr;
+  const std::uint64_t slice_bytes = bytes_for(file.dtype, slice.elements).count();
+  cached.bytes.resize(bytes_of_block(slice_bytes, manifest_.block_bytes, index));
+  opened(part.file).read(slice.begin + index * manifest_.block_bytes, cached.bytes);
+  const std::string problem = difference(cached.bytes, file.blocks[slice.first_block + index]);
+  if (!problem.empty()) {
+    throw CheckpointError(path_of(file), fmt::format("{}: block {} {}", name_of(slice), index, problem));
+  }
+  cached.slice = &slice;
+  cached.block = index;
+  return cached;
+}
+
+void CheckpointReader::read(std::uint64_t tensor, StateKind kind, std::uint64_t first, const Elements& to) {
+  for (std::uint64_t done = 0; done < to.elements;) {
+    const Part* const part = part_holding(tensor, kind, first + done);
+    SHARDPLAN_CHECK(part != nullptr, "a read of state that is not there");
+    const CheckpointFile& file = manifest_.files[part->file];
+    const Slice& slice = file.slices[part->slice];
+    SHARDPLAN_CHECK(file.dtype == to.dtype && first + done - slice.first < slice.elements,
+                    "a read beyond the tensor, or in another dtype");
+    const std::uint64_t at = bytes_for(file.dtype, first + done - slice.first).count();
+    const Cached& cached = block(*part, at / manifest_.block_bytes);
+    const std::uint64_t in_block = at % manifest_.block_bytes;
+    const std::uint64_t count =
+        std::min(bytes_for(to.dtype, to.elements - done).count(), cached.bytes.size() - in_block);
+    std::memcpy(to.data + bytes_for(to.dtype, done).count(), cached.bytes.data() + in_block, count);
+    done += count * 8 / bits(to.dtype);
+  }
+}
+
+void CheckpointReader::verify_file(std::size_t index, const Bad& bad) const {
+  const CheckpointFile& file = manifest_.files[index];
+  const auto input = files_.open(path_of(file));
+  std::vector<std::byte> bytes(file.data_begin);
+  input->read(0, bytes);
+  if (const std::string problem = difference(bytes, file.header); !problem.empty()) bad("", "its header " + problem);
+  for (const Slice& slice : file.slices) {
+    const std::uint64_t slice_bytes = bytes_for(file.dtype, slice.elements).count();
+    for (std::uint64_t block = 0; block < block_count(slice_bytes, manifest_.block_bytes); ++block) {
+      bytes.resize(bytes_of_block(slice_bytes, manifest_.block_bytes, block));
+      input->read(slice.begin + block * manifest_.block_bytes, bytes);
+      const std::string problem = difference(bytes, file.blocks[slice.first_block + block]);
+      if (!problem.empty()) bad(name_of(slice), fmt::format("block {} {}", block, problem));
+    }
+  }
+}
+
+}  // namespace shardplan

@@ -1,0 +1,75 @@
+// Reads a checkpoint's values, in any ranges: every byte is checked against its digest before it is given to anybody.
+//
+// Holds the manifest and one block for each kind of state. Throws CheckpointError and IoError, which name the file, and
+// the tensor where it is one's bytes. Threads: one; several readers may read one checkpoint.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/files/files.h"
+#include "shard/checkpoint/manifest.h"
+
+namespace shardplan {
+
+class CheckpointReader {
+ public:
+  // Reads and checks the manifest, and that every file is there and as long as it says.
+  CheckpointReader(Files& files, std::string folder);
+
+  const Manifest& manifest() const { return manifest_; }
+  const std::string& folder() const { return folder_; }
+  // In the order of the manifest's catalog.
+  const std::vector<TensorEntry>& tensors() const { return tensors_; }
+  std::optional<std::uint64_t> find(std::string_view whole_name) const;
+  // In which a tensor's state of that kind is stored; nothing where there is none.
+  std::optional<DType> dtype_of(std::uint64_t tensor, StateKind kind) const;
+
+  // `to.elements` elements from `first` on, of a tensor of the manifest's catalog, in the dtype that they are stored in.
+  // CheckFailure for elements that are not there.
+  void read(std::uint64_t tensor, StateKind kind, std::uint64_t first, const Elements& to);
+
+  // Checks the header and all blocks of one file, and calls bad(tensor's slice, what is wrong) for each that is not as it
+  // was written; of the header, with the slice's name empty. Any number of threads, on different files.
+  using Bad = std::function<void(const std::string& slice, const std::string& problem)>;
+  void verify_file(std::size_t file, const Bad& bad) const;
+
+ private:
+  struct Part {
+    std::uint64_t tensor;
+    StateKind kind;
+    std::uint64_t first;
+    std::uint32_t file;
+    std::uint32_t slice;
+  };
+  // A block whose digest is right.
+  struct Cached {
+    const Slice* slice = nullptr;
+    std::uint64_t block = 0;
+    std::vector<std::byte> bytes;
+  };
+
+  std::string path_of(const CheckpointFile& file) const { return join_path(folder_, file.name); }
+  const Part* part_holding(std::uint64_t tensor, StateKind kind, std::uint64_t element) const;
+  const InputFile& opened(std::uint32_t file);
+  const Cached& block(const Part& part, std::uint64_t index);
+  std::string name_of(const Slice& slice) const;
+
+  Files& files_;
+  std::string folder_;
+  Manifest manifest_;
+  std::vector<TensorEntry> tensors_;
+  std::unordered_map<std::string_view, std::uint64_t> by_name_;
+  std::vector<Part> parts_;  // by tensor, kind and element
+  std::vector<std::unique_ptr<InputFile>> opened_;
+  std::array<Cached, kStateKinds> cache_;
+};
+
+}  // namespace shardplan
