@@ -157,6 +157,9 @@ Simulated make_simulated(const PlanOptions& options, const SimulateOptions& simu
                          const std::function<void(const std::string&)>& progress) {
   if (options.parameters) throw ConfigError("--params", "", "has no units to simulate: name a model");
   if (options.engine != Engine::shardplan) throw ConfigError("--engine", "", "only shardplan can be simulated");
+  if (options.setup.offload.any()) {
+    throw ConfigError("--offload", "", "simulate has no price for the links to host memory and files: expected none");
+  }
   if (options.lora || options.quantize) {
     throw ConfigError(options.lora ? "--lora-rank" : "--quantize", "",
                       "adapters and quantised weights cannot be simulated: only what the model computes is priced");
