@@ -178,7 +178,7 @@ constexpr std::array<Key<Draft>, 28> kSetupKeys{{
     {"ema", [](Draft& d, JsonView v) { d.options.setup.ema = v.as_bool(); }},
     {"offload",
      [](Draft& d, JsonView v) {
-       const OffloadWords words = named(v, [](const std::string& text) { return parse_offload(text); });
+       const OffloadWords words = named(v, parse_offload);
        d.options.setup.offload = words.offload;
        if (!words.optimizer_folder.empty()) d.options.optimizer.offload.folder = words.optimizer_folder;
      }},
