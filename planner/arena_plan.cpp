@@ -1,6 +1,7 @@
 #include "planner/arena_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "base/error.h"
@@ -12,45 +13,6 @@ namespace {
 
 // Staged reductions work on pieces of a shard, so that one staging buffer of about this size serves every unit.
 constexpr Bytes kStagingLimit = 64_MiB;
-
-struct Length {
-  DType dtype = DType::f32;
-  std::uint64_t elements = 0;
-};
-
-// The dtype and the elements per unit of a resident array; nothing where the buffer has none of that role.
-std::optional<Length> resident_length(const StepPlan& plan, BufferRole role, const BufferLayout& layout,
-                                      const BufferPlan& buffer) {
-  const auto length = [&](DType dtype, bool sharded) {
-    return Length{dtype, sharded ? layout.shard_elements : layout.padded_elements};
-  };
-  const Policy& policy = buffer.policy;
-  if (role == BufferRole::parameter) return length(policy.parameter, parameters_sharded(plan));
-  if (!buffer.trainable) return std::nullopt;
-  const OptimizerStates& states = states_of(plan.setup.optimizer);
-  const bool sharded = optimizer_states_sharded(plan);
-  switch (role) {
-    case BufferRole::gradient:
-      return length(policy.gradient, gradients_sharded(plan));
-    case BufferRole::accumulator:
-      if (plan.setup.accumulation == 1 || policy.gradient_accumulator == policy.gradient) return std::nullopt;
-      return length(policy.gradient_accumulator, resolved_cadence(plan.setup) == Cadence::micro_batch);
-    case BufferRole::master:
-      if (!policy.master) return std::nullopt;
-      return length(*policy.master, sharded);
-    case BufferRole::first_moment:
-      if (!states.first_moment) return std::nullopt;
-      return length(policy.first_moment, sharded);
-    case BufferRole::second_moment:
-      if (!states.second_moment) return std::nullopt;
-      return length(policy.second_moment, sharded);
-    case BufferRole::ema:
-      if (!plan.setup.ema) return std::nullopt;
-      return length(DType::f32, sharded);
-    default:
-      return std::nullopt;
-  }
-}
 
 // What the other ranks' contributions to one piece of a shard need, and the other groups' partial sums of a piece.
 Bytes staging_bytes(const StepPlan& plan) {
@@ -97,68 +59,150 @@ bool overlaps_next_step(const StepPlan& plan, BufferRole role, std::size_t run) 
 
 class ArenaBuilder {
  public:
-  ArenaBuilder(StepPlan& plan, const Schedule& schedule) : plan_(plan), schedule_(schedule) {}
+  ArenaBuilder(StepPlan& plan, const Schedule& schedule)
+      : plan_(plan), schedule_(schedule), device_{plan.device}, pinned_{plan.pinned}, file_{plan.file} {}
 
   void build() {
     place_arrays();
     for (std::size_t run = 0; run < plan_.layout.runs.size(); ++run) {
-      if (parameters_sharded(plan_)) add_gathered(run);
+      if (parameters_in_slots(plan_)) add_gathered(run);
       add_gradient_slots(run, BufferRole::contribution);
       add_gradient_slots(run, BufferRole::partial);
     }
-    if (parameters_sharded(plan_)) add_tied_uses();
+    if (parameters_in_slots(plan_)) add_tied_uses();
     place_slots();
   }
 
  private:
-  void place_array(Array array, std::uint64_t kind, bool first_of_kind) {
+  // How far an arena is filled, and how many kinds of arrays it has.
+  struct Filling {
+    ArenaPlan& arena;
+    Bytes end{};
+    std::uint64_t kinds = 0;
+  };
+
+  // `first_of_kind`: the next offset at kind x 4096, modulo 8 x 4096.
+  static void place_array(Filling& filling, Array array, bool first_of_kind) {
     array.bytes = bytes_for(array.dtype, array.elements);
     array.stride = aligned(array.bytes);
     if (first_of_kind) {
-      // The next offset at kind x 4096, modulo 8 x 4096.
       const std::uint64_t turn = 8 * kShiftUnit.count();
-      const std::uint64_t wanted = kind % 8 * kShiftUnit.count();
-      const std::uint64_t at = end_.count() % turn;
-      end_ += Bytes{at <= wanted ? wanted - at : turn - at + wanted};
+      const std::uint64_t wanted = filling.kinds % 8 * kShiftUnit.count();
+      const std::uint64_t at = filling.end.count() % turn;
+      filling.end += Bytes{at <= wanted ? wanted - at : turn - at + wanted};
+      ++filling.kinds;
     }
-    array.offset = round_up(end_, alignment_of(array.bytes));
-    if (array.count > 0) end_ = array.offset + (array.count - 1) * array.stride + array.bytes;
-    plan_.device.resident += array.count * array.bytes;
-    plan_.device.arrays.push_back(array);
+    array.offset = round_up(filling.end, alignment_of(array.bytes));
+    if (array.count > 0) filling.end = array.offset + (array.count - 1) * array.stride + array.bytes;
+    filling.arena.resident += array.count * array.bytes;
+    filling.arena.arrays.push_back(array);
+  }
+
+  // In a file everything is whole pages.
+  void place_in_file(Array array) {
+    array.bytes = bytes_for(array.dtype, array.elements);
+    array.stride = round_up(array.bytes, kFilePage);
+    array.offset = file_.end;
+    array.first_block = plan_.blocks.blocks;
+    plan_.blocks.blocks += array.count * blocks_in(plan_, array.elements);
+    file_.end += array.count * array.stride;
+    file_.arena.arrays.push_back(array);
+  }
+
+  struct Elsewhere {
+    Tier tier;
+    std::uint64_t units;
+  };
+  Elsewhere elsewhere(BufferRole role) const {
+    const Offload& offload = plan_.setup.offload;
+    switch (class_of(role)) {
+      case MemoryClass::parameters:
+        return {offload.parameters.tier, plan_.offloaded.parameters};
+      case MemoryClass::gradients:
+        return {offload.gradients.tier, plan_.offloaded.gradients};
+      default:
+        return {offload.optimizer.tier, plan_.offloaded.optimizer};
+    }
   }
 
   void place_arrays() {
     constexpr std::array kRoles{BufferRole::parameter, BufferRole::gradient,     BufferRole::accumulator,
                                 BufferRole::master,    BufferRole::first_moment, BufferRole::second_moment,
                                 BufferRole::ema};
-    std::uint64_t kind = 0;
-    for (const BufferRole role : kRoles) {
-      bool first = true;
-      for (std::size_t run = 0; run < plan_.layout.runs.size(); ++run) {
-        const LayoutRun& layout_run = plan_.layout.runs[run];
-        for (std::size_t i = 0; i < layout_run.unit.buffers.size(); ++i) {
-          const auto length = resident_length(plan_, role, layout_run.unit.buffers[i], plan_.buffers[run][i]);
-          if (!length) continue;
-          place_array({.role = role,
-                       .run = static_cast<std::uint32_t>(run),
-                       .buffer = static_cast<std::uint32_t>(i),
-                       .dtype = length->dtype,
-                       .elements = length->elements,
-                       .count = layout_run.count},
-                      kind, first);
-          first = false;
-        }
-      }
-      if (!first) ++kind;
-    }
-    place_array({.role = BufferRole::control,
+    plan_.blocks.block_elements = plan_.setup.offload.block_elements;
+    for (const BufferRole role : kRoles) place_role(role);
+    place_array(device_,
+                {.role = BufferRole::control,
                  .dtype = DType::u8,
                  .elements = (plan_.setup.world_size * kControlRecord).count()},
-                kind, true);
+                true);
     const Bytes staging = staging_bytes(plan_);
     if (staging > Bytes{}) {
-      place_array({.role = BufferRole::staging, .dtype = DType::u8, .elements = staging.count()}, kind + 1, true);
+      place_array(device_, {.role = BufferRole::staging, .dtype = DType::u8, .elements = staging.count()}, true);
     }
+    if (plan_.setup.offload.any()) place_host_buffers();
+    file_.arena.bytes = file_.arena.resident = file_.arena.live_peak = file_.end;
+    if (pinned_.arena.arrays.empty()) return;
+    pinned_.arena.live_peak = pinned_.arena.resident;
+    pinned_.arena.bytes = kArenaBaseShift + pinned_.end;
+  }
+
+  void place_role(BufferRole role) {
+    bool first_on_device = true;
+    bool first_pinned = true;
+    for (std::size_t run = 0; run < plan_.layout.runs.size(); ++run) {
+      const LayoutRun& layout_run = plan_.layout.runs[run];
+      const Elsewhere away = elsewhere(role);
+      const std::uint64_t units = std::min(away.units - std::min(away.units, layout_run.first_unit), layout_run.count);
+      for (std::size_t i = 0; i < layout_run.unit.buffers.size(); ++i) {
+        const auto length = array_length(plan_, role, layout_run.unit.buffers[i], plan_.buffers[run][i]);
+        if (!length) continue;
+        Array array{.role = role,
+                    .run = static_cast<std::uint32_t>(run),
+                    .buffer = static_cast<std::uint32_t>(i),
+                    .dtype = length->dtype,
+                    .elements = length->elements,
+                    .count = units};
+        if (units > 0 && away.tier == Tier::file) {
+          place_in_file(array);
+        } else if (units > 0) {
+          place_array(pinned_, array, std::exchange(first_pinned, false));
+        }
+        if (units > 0 && units == layout_run.count) continue;
+        array.first_index = units;
+        array.count = layout_run.count - units;
+        place_array(device_, array, std::exchange(first_on_device, false));
+      }
+    }
+  }
+
+  // What moving bytes needs besides, in pinned host memory.
+  void place_host_buffers() {
+    const auto place = [&](BufferRole role, Bytes bytes) {
+      if (bytes == Bytes{}) return;
+      // The first of its kind is at a multiple of 4096, as direct I/O wants it.
+      place_array(pinned_, {.role = role, .dtype = DType::u8, .elements = bytes.count()}, true);
+    };
+    place(BufferRole::values, kValuesBuffer);
+    BlockPlan& blocks = plan_.blocks;
+    std::uint64_t turns = 0;  // blocks of (unit, flat buffer): each a turn of the ring
+    for (std::size_t run = 0; run < plan_.layout.runs.size(); ++run) {
+      const LayoutRun& layout_run = plan_.layout.runs[run];
+      const Elsewhere away = elsewhere(BufferRole::master);
+      if (away.tier != Tier::file || layout_run.first_unit >= away.units || layout_run.count == 0) continue;
+      const std::uint64_t units = std::min(away.units - layout_run.first_unit, layout_run.count);
+      for (std::size_t i = 0; i < layout_run.unit.buffers.size(); ++i) {
+        const std::uint64_t elements = state_elements(plan_, layout_run.first_unit, i);
+        const ByteRange last = role_in_ring_slot(plan_, BufferRole::ema, layout_run.first_unit, i);
+        const Bytes bytes = last.offset + last.bytes;
+        if (bytes == Bytes{}) continue;
+        turns += units * blocks_in(plan_, elements);
+        blocks.slot = std::max(blocks.slot, bytes);
+      }
+    }
+    blocks.ring_slots = std::min(kRingSlots, turns);
+    place(BufferRole::ring, blocks.ring_slots * blocks.slot);
+    place(BufferRole::block_records, blocks.blocks * kBlockRecord);
   }
 
   void add_slot(Slot slot) {
@@ -250,10 +294,10 @@ class ArenaBuilder {
     intervals.reserve(plan_.device.slots.size());
     for (const Slot& slot : plan_.device.slots) intervals.push_back({slot.begin, slot.end, slot.bytes, Bytes{}});
     const Peak peak = live_peak(intervals);
-    const Bytes base = round_up(end_, 4_KiB);
+    const Bytes base = round_up(device_.end, 4_KiB);
     const Bytes top = pack(intervals, base);
     // Exactly the furthest end that will be handed out: a recording device measures the same number.
-    const Bytes furthest = intervals.empty() ? end_ : base + top;
+    const Bytes furthest = intervals.empty() ? device_.end : base + top;
     for (std::size_t i = 0; i < intervals.size(); ++i) plan_.device.slots[i].offset = base + intervals[i].offset;
     plan_.device.live_peak = plan_.device.resident + peak.bytes;
     plan_.device.peak_moment = peak.moment;
@@ -262,10 +306,108 @@ class ArenaBuilder {
 
   StepPlan& plan_;
   const Schedule& schedule_;
-  Bytes end_;
+  Filling device_;
+  Filling pinned_;
+  Filling file_;
 };
 
+// The first units, in order, that hold `fraction` of the elements that `weight` says.
+template <typename Weight>
+std::uint64_t units_that_hold(const Layout& layout, const OffloadedClass& placed, Weight&& weight) {
+  if (!placed.elsewhere()) return 0;
+  if (placed.fraction == 1) return layout.units;
+  double total = 0;
+  for (const LayoutRun& run : layout.runs) total += static_cast<double>(run.count) * weight(run.unit);
+  double left = placed.fraction * total;
+  for (const LayoutRun& run : layout.runs) {
+    const double each = weight(run.unit);
+    const double all = static_cast<double>(run.count) * each;
+    if (all >= left && each > 0) return run.first_unit + static_cast<std::uint64_t>(std::ceil(left / each));
+    left -= all;
+  }
+  return layout.units;
+}
+
+double elements_of(const UnitLayout& unit, bool only_trainable) {
+  double elements = 0;
+  for (const BufferLayout& buffer : unit.buffers) {
+    if (buffer.trainable || !only_trainable) elements += static_cast<double>(buffer.padded_elements);
+  }
+  return elements;
+}
+
 }  // namespace
+
+// The dtype and the elements per unit.
+std::optional<ArrayLength> array_length(const StepPlan& plan, BufferRole role, const BufferLayout& layout,
+                                        const BufferPlan& buffer) {
+  const auto length = [&](DType dtype, bool sharded) {
+    return ArrayLength{dtype, sharded ? layout.shard_elements : layout.padded_elements};
+  };
+  const Policy& policy = buffer.policy;
+  if (role == BufferRole::parameter) return length(policy.parameter, parameters_sharded(plan));
+  if (!buffer.trainable) return std::nullopt;
+  const OptimizerStates& states = states_of(plan.setup.optimizer);
+  const bool sharded = optimizer_states_sharded(plan);
+  switch (role) {
+    case BufferRole::gradient:
+      return length(policy.gradient, gradients_sharded(plan));
+    case BufferRole::accumulator:
+      if (plan.setup.accumulation == 1 || policy.gradient_accumulator == policy.gradient) return std::nullopt;
+      return length(policy.gradient_accumulator, resolved_cadence(plan.setup) == Cadence::micro_batch);
+    case BufferRole::master:
+      if (!policy.master) return std::nullopt;
+      return length(*policy.master, sharded);
+    case BufferRole::first_moment:
+      if (!states.first_moment) return std::nullopt;
+      return length(policy.first_moment, sharded);
+    case BufferRole::second_moment:
+      if (!states.second_moment) return std::nullopt;
+      return length(policy.second_moment, sharded);
+    case BufferRole::ema:
+      if (!plan.setup.ema) return std::nullopt;
+      return length(DType::f32, sharded);
+    default:
+      return std::nullopt;
+  }
+}
+
+OffloadedUnits offloaded_units(const StepPlan& plan) {
+  const Offload& offload = plan.setup.offload;
+  const auto trainable = [](const UnitLayout& unit) { return elements_of(unit, true); };
+  return {.optimizer = units_that_hold(plan.layout, offload.optimizer, trainable),
+          .gradients = units_that_hold(plan.layout, offload.gradients, trainable),
+          .parameters = units_that_hold(plan.layout, offload.parameters,
+                                        [](const UnitLayout& unit) { return elements_of(unit, false); })};
+}
+
+std::uint64_t blocks_in(const StepPlan& plan, std::uint64_t elements) {
+  return divide_up(elements, plan.blocks.block_elements);
+}
+
+Range block_range(const StepPlan& plan, std::uint64_t elements, std::uint64_t block) {
+  const std::uint64_t begin = block * plan.blocks.block_elements;
+  return {begin, std::min(elements, begin + plan.blocks.block_elements)};
+}
+
+ByteRange role_in_ring_slot(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer) {
+  const std::size_t run = run_index_of_unit(plan.layout, unit);
+  ByteRange range;
+  for (const BufferRole state : kStateRoles) {
+    range.offset += range.bytes;
+    const auto length =
+        array_length(plan, state, plan.layout.runs[run].unit.buffers[buffer], plan.buffers[run][buffer]);
+    const std::uint64_t elements = length ? std::min(length->elements, plan.blocks.block_elements) : 0;
+    range.bytes = length ? round_up(bytes_for(length->dtype, elements), kFilePage) : Bytes{};
+    if (state == role) break;
+  }
+  return range;
+}
+
+std::uint64_t state_elements(const StepPlan& plan, std::uint64_t unit, std::size_t buffer) {
+  const BufferLayout& layout = run_of_unit(plan.layout, unit).unit.buffers[buffer];
+  return optimizer_states_sharded(plan) ? layout.shard_elements : layout.padded_elements;
+}
 
 Bytes slot_bytes(const StepPlan& plan, BufferRole role, std::size_t run) {
   const UnitLayout& unit = plan.layout.runs[run].unit;

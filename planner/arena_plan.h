@@ -17,7 +17,20 @@ bool reduction_reads_slot(const StepPlan& plan, std::size_t run);
 // The moment at which a gradient slot (contribution, partial) of the unit whose backward is `step` is free again.
 std::uint64_t gradient_slot_end(const StepPlan& plan, BufferRole role, std::uint64_t step);
 
-// Fills plan.device from everything else in the plan.
+// The roles that have an array for every unit, and nothing for a buffer that has none of that role.
+struct ArrayLength {
+  DType dtype = DType::f32;
+  std::uint64_t elements = 0;
+};
+std::optional<ArrayLength> array_length(const StepPlan& plan, BufferRole role, const BufferLayout& layout,
+                                        const BufferPlan& buffer);
+inline constexpr std::array kStateRoles{BufferRole::master, BufferRole::first_moment, BufferRole::second_moment,
+                                        BufferRole::ema};
+
+// How many units have each class elsewhere, from plan.setup and plan.layout.
+OffloadedUnits offloaded_units(const StepPlan& plan);
+
+// Fills the arenas, the file and the blocks from everything else in the plan.
 void plan_arena(StepPlan& plan, const Schedule& schedule);
 
 }  // namespace shardplan

@@ -18,9 +18,9 @@ struct RoleSum {
   std::string dtypes;
 };
 
-RoleSum sum_of(const StepPlan& plan, BufferRole role) {
+RoleSum sum_of(const ArenaPlan& arena, BufferRole role) {
   RoleSum sum;
-  for (const Array& array : plan.device.arrays) {
+  for (const Array& array : arena.arrays) {
     if (array.role != role) continue;
     sum.elements += array.count * array.elements;
     sum.bytes += array.count * array.bytes;
@@ -58,6 +58,12 @@ std::string report_name(BufferRole role) {
       return "gradients in flight";
     case BufferRole::partial:
       return "communication buffers: partial sums";
+    case BufferRole::values:
+      return "values in and out";
+    case BufferRole::ring:
+      return "ring of blocks";
+    case BufferRole::block_records:
+      return "records of blocks";
   }
   return "";
 }
@@ -111,6 +117,54 @@ Explanation slot_explanation(const Catalog& catalog, const StepPlan& plan, Buffe
   return line;
 }
 
+Explanation elsewhere_explanation(const StepPlan& plan, const char* tier, BufferRole role, const RoleSum& sum) {
+  Explanation line{.name = fmt::format("{}: {}", tier, report_name(role)),
+                   .bytes = sum.bytes,
+                   .formula = {},
+                   .inputs = {},
+                   .source = "docs/memory_model.md, 'Offload'"};
+  const BlockPlan& blocks = plan.blocks;
+  switch (role) {
+    case BufferRole::values:
+      line.formula = "512 KiB";
+      line.inputs = "initial values and state on their way";
+      break;
+    case BufferRole::ring:
+      line.formula = "slots x bytes of a block of all states, in pages of 4096 B";
+      line.inputs = fmt::format("{} slots of {} B, blocks of {} elements", blocks.ring_slots,
+                                with_commas(blocks.slot.count()), with_commas(blocks.block_elements));
+      break;
+    case BufferRole::block_records:
+      line.formula = "32 B x blocks";
+      line.inputs = fmt::format("{} blocks", with_commas(blocks.blocks));
+      break;
+    default:
+      line.formula = "elements x bytes per element, over the units that are offloaded";
+      line.inputs = fmt::format("{} elements in {}", with_commas(sum.elements), sum.dtypes);
+  }
+  return line;
+}
+
+// What another tier holds; the last line is all of it.
+void explain_elsewhere(std::vector<Explanation>& lines, const StepPlan& plan, const ArenaPlan& arena,
+                       const char* tier) {
+  if (arena.arrays.empty()) return;
+  Bytes rest = arena.bytes;
+  for (const BufferRole role : {BufferRole::parameter, BufferRole::gradient, BufferRole::accumulator,
+                                BufferRole::master, BufferRole::first_moment, BufferRole::second_moment,
+                                BufferRole::ema, BufferRole::values, BufferRole::ring, BufferRole::block_records}) {
+    const RoleSum sum = sum_of(arena, role);
+    if (sum.bytes == Bytes{}) continue;
+    lines.push_back(elsewhere_explanation(plan, tier, role, sum));
+    rest -= sum.bytes;
+  }
+  constexpr const char* kSource = "docs/memory_model.md, 'Offload'";
+  lines.push_back({fmt::format("{}: alignment and shifts", tier), rest, "the next line - the lines above",
+                   "pages of 4096 B, k x 4096 per kind of array, 28,672 B for the base of an arena", kSource});
+  lines.push_back({fmt::format("{}: all of it", tier), arena.bytes, "the lines above",
+                   "reserved at the start of the run", kSource});
+}
+
 }  // namespace
 
 std::vector<Explanation> explain_shardplan(const Catalog& catalog, const StepPlan& plan) {
@@ -118,7 +172,7 @@ std::vector<Explanation> explain_shardplan(const Catalog& catalog, const StepPla
   for (const BufferRole role : {BufferRole::parameter, BufferRole::gradient, BufferRole::accumulator,
                                 BufferRole::master, BufferRole::first_moment, BufferRole::second_moment,
                                 BufferRole::ema, BufferRole::control, BufferRole::staging}) {
-    const RoleSum sum = sum_of(plan, role);
+    const RoleSum sum = sum_of(plan.device, role);
     if (sum.bytes == Bytes{}) continue;
     if (catalog.count_only && (role == BufferRole::control || role == BufferRole::staging)) continue;
     lines.push_back(resident_explanation(catalog, plan, role, sum));
@@ -127,6 +181,8 @@ std::vector<Explanation> explain_shardplan(const Catalog& catalog, const StepPla
     Bytes total;
     for (const Explanation& line : lines) total += line.bytes;
     lines.push_back({"model states", total, "parameters + gradients + optimizer states", "the lines above", kStages});
+    explain_elsewhere(lines, plan, plan.pinned, "host");
+    explain_elsewhere(lines, plan, plan.file, "file");
     return lines;
   }
   for (const BufferRole role : {BufferRole::gathered_parameter, BufferRole::contribution, BufferRole::partial}) {
@@ -139,6 +195,8 @@ std::vector<Explanation> explain_shardplan(const Catalog& catalog, const StepPla
                    "docs/memory_model.md, 'The arena'"});
   lines.push_back({"arena", plan.device.bytes, "the lines above", "one allocation at the start of the run",
                    "docs/memory_model.md, 'The arena'"});
+  explain_elsewhere(lines, plan, plan.pinned, "host");
+  explain_elsewhere(lines, plan, plan.file, "file");
   return lines;
 }
 

@@ -1,7 +1,7 @@
 // Operations and programs: the ordered part of a step plan.
 //
 // How they are executed. Two streams, each in the program's order: computation (compute, accumulate, norm, update,
-// cast) and communication (gather, reduce, agree). What an operation waits for on the other stream stands in
+// cast) and communication (gather, reduce, agree, and a parameter's fetch). What an operation waits for on the other stream stands in
 // `waits_for`; on its own, the order is enough. A program begins when the one before it has finished on both. Where
 // everything runs in line, as on the CPU, the order of the list is all there is.
 #pragma once
@@ -26,17 +26,22 @@ enum class OperationKind : std::uint8_t {
   agree,       // one collective: finite everywhere? the global norm, hence scale and clip. The commit point
   update,      // the optimizer's step on one unit, rounding to the parameter dtype included
   cast,        // a change of dtype by itself
-  fetch,       // from a slower tier to a faster one
-  evict,       // from a faster tier to a slower one
-  snapshot,    // a copy for a checkpoint that is written while training goes on
+  // From a slower tier to a faster one: a unit's parameters into a slot, as a gather does where they are sharded; or, of
+  // optimizer states in a file, its blocks into the ring, ahead of their update.
+  fetch,
+  // From a faster tier to a slower one: a unit's updated blocks go back to the file. The fetch, update and evict of the units
+  // that follow each other overlap block by block: while one is updated, the next are read and the ones before are
+  // written; the ring's slots are all that they wait for.
+  evict,
+  snapshot,  // a copy for a checkpoint that is written while training goes on
 };
 std::string_view name(OperationKind kind);
 
 enum class Pass : std::uint8_t { none, forward, recompute, backward };
 std::string_view name(Pass pass);
 
-// What is gathered or reduced, and among whom.
-enum class Subject : std::uint8_t { none, parameter, gradient };
+// What is gathered, reduced, fetched or evicted, and among whom.
+enum class Subject : std::uint8_t { none, parameter, gradient, optimizer_states };
 enum class Scope : std::uint8_t { none, shard_group, replicas };
 
 // An operation that must have finished: the latest earlier one of this kind (and pass) on this unit.

@@ -74,7 +74,8 @@ class ProgramBuilder {
  public:
   ProgramBuilder(const StepPlan& plan, const Schedule& schedule) : plan_(plan), schedule_(schedule) {
     for (std::size_t run = 0; run < plan.layout.runs.size(); ++run) traffic_.push_back(traffic_of(plan, run));
-    gathers_ = parameters_sharded(plan);
+    gathers_ = parameters_in_slots(plan);
+    arrival_ = parameters_sharded(plan) ? OperationKind::gather : OperationKind::fetch;
     overlapped_ = plan.setup.prefetch > 0;
   }
 
@@ -104,19 +105,18 @@ class ProgramBuilder {
     if (const auto last = last_trainable_unit())
       agree.waits_for[0] = Dependency{OperationKind::norm, Pass::none, *last};
     segments.append({.count = 1, .unit_stride = 0, .step_stride = 0, .operations = {agree}});
-    const bool gathers = optimizer_states_sharded(plan_) && !parameters_sharded(plan_);
     for_each_trainable_run([&](const LayoutRun& run, const UnitTraffic& traffic) {
-      std::vector<Operation> operations{on(OperationKind::update, run.first_unit)};
-      operations.back().waits_for[0] = Dependency{OperationKind::agree, Pass::none, 0};
-      if (gathers) {
-        Operation gather = on(OperationKind::gather, run.first_unit);
-        gather.subject = Subject::parameter;
-        gather.scope = Scope::shard_group;
-        gather.sent = traffic.gather_updated;
-        gather.waits_for[0] = Dependency{OperationKind::update, Pass::none, run.first_unit};
-        operations.push_back(gather);
+      // The run's units with states in the file, then the others.
+      const std::uint64_t end = run.first_unit + run.count;
+      const std::uint64_t in_file = plan_.setup.offload.optimizer.tier == Tier::file ? plan_.offloaded.optimizer : 0;
+      const std::uint64_t turn = std::clamp(in_file, run.first_unit, end);
+      for (const auto& [first, last] : {std::pair{run.first_unit, turn}, std::pair{turn, end}}) {
+        if (first == last) continue;
+        segments.append({.count = last - first,
+                         .unit_stride = 1,
+                         .step_stride = 0,
+                         .operations = update_operations(first, traffic, last == turn)});
       }
-      segments.append({.count = run.count, .unit_stride = 1, .step_stride = 0, .operations = std::move(operations)});
     });
     return program;
   }
@@ -128,6 +128,32 @@ class ProgramBuilder {
     operation.unit = unit;
     operation.step = step;
     return operation;
+  }
+
+  std::vector<Operation> update_operations(std::uint64_t unit, const UnitTraffic& traffic, bool in_file) const {
+    std::vector<Operation> operations;
+    const Dependency agreed{OperationKind::agree, Pass::none, 0};
+    if (in_file) {
+      operations.push_back(on(OperationKind::fetch, unit));
+      operations.back().subject = Subject::optimizer_states;
+      operations.back().waits_for[0] = agreed;
+    }
+    operations.push_back(on(OperationKind::update, unit));
+    operations.back().waits_for[0] = agreed;
+    const Dependency updated{OperationKind::update, Pass::none, unit};
+    if (in_file) {
+      operations.push_back(on(OperationKind::evict, unit));
+      operations.back().subject = Subject::optimizer_states;
+      operations.back().waits_for[0] = updated;
+    }
+    if (!optimizer_states_sharded(plan_) || parameters_sharded(plan_)) return operations;
+    Operation gather = on(OperationKind::gather, unit);
+    gather.subject = Subject::parameter;
+    gather.scope = Scope::shard_group;
+    gather.sent = traffic.gather_updated;
+    gather.waits_for[0] = updated;
+    operations.push_back(gather);
+    return operations;
   }
 
   template <typename Visitor>
@@ -166,10 +192,12 @@ class ProgramBuilder {
   // In evaluate too: backward's first use is of the unit that forward used last, so that none is issued before it.
   void append_gathers(std::vector<Operation>& operations, std::uint64_t step) const {
     for (const Use& use : schedule_.issued_at(step)) {
-      Operation gather = on(OperationKind::gather, use.unit, use.step);
+      Operation gather = on(arrival_, use.unit, use.step);
       gather.subject = Subject::parameter;
-      gather.scope = Scope::shard_group;
-      gather.sent = traffic_at(use.unit).gather_parameter;
+      if (arrival_ == OperationKind::gather) {
+        gather.scope = Scope::shard_group;
+        gather.sent = traffic_at(use.unit).gather_parameter;
+      }
       // Its bytes may have been another unit's until the step before.
       if (step > 0) {
         gather.waits_for[0] = Dependency{OperationKind::compute, pass_of(step - 1), schedule_.unit_of(step - 1)};
@@ -202,8 +230,7 @@ class ProgramBuilder {
     compute.pass = pass;
     std::size_t next = 0;
     // Gathers finish in the order they are issued: the step's last one stands for all of them.
-    if (gathers_)
-      compute.waits_for[next++] = Dependency{OperationKind::gather, Pass::none, schedule_.uses_at(step).back().unit};
+    if (gathers_) compute.waits_for[next++] = Dependency{arrival_, Pass::none, schedule_.uses_at(step).back().unit};
     const bool reduces = kind == ProgramKind::last_micro_batch || !added_locally();
     const std::uint64_t back = overlapped_ ? 2 : 1;
     if (pass == Pass::backward && reduces && step >= schedule_.units() + back && writes_slot(step)) {
@@ -241,7 +268,8 @@ class ProgramBuilder {
   const StepPlan& plan_;
   const Schedule& schedule_;
   std::vector<UnitTraffic> traffic_;
-  bool gathers_ = false;
+  bool gathers_ = false;  // parameters come into slots, by
+  OperationKind arrival_ = OperationKind::gather;
   bool overlapped_ = false;
 };
 

@@ -170,8 +170,11 @@ Report report_shardplan(const Catalog& catalog, const StepPlan& plan) {
   device.parameters = of(resident, MemoryClass::parameters);
   device.gradients = of(resident, MemoryClass::gradients);
   device.optimizer_states = of(resident, MemoryClass::optimizer_states);
-  rank.host = {.pinned = Bytes{}, .pageable = Bytes{}, .total = Bytes{}, .initialization_peak = std::nullopt};
-  rank.file = Bytes{};
+  rank.host = {.pinned = plan.pinned.bytes,
+               .pageable = Bytes{},
+               .total = plan.pinned.bytes,
+               .initialization_peak = std::nullopt};
+  rank.file = plan.file.bytes;
   const auto program = [&](ProgramKind kind) { return traffic_of(plan.programs[static_cast<std::size_t>(kind)]); };
   if (catalog.count_only) {
     // One flat buffer stands for the whole model: its states are right, but nobody gathers a whole model at once.
@@ -180,7 +183,7 @@ Report report_shardplan(const Catalog& catalog, const StepPlan& plan) {
     report.ranks.push_back(rank);
     return report;
   }
-  rank.arenas = Arenas{.device = plan.device.bytes, .pinned = {}, .host = {}, .file = {}};
+  rank.arenas = Arenas{.device = plan.device.bytes, .pinned = plan.pinned.bytes, .host = {}, .file = plan.file.bytes};
   device.allocated_after_step = plan.device.bytes;
   device.live_peak = plan.device.live_peak;
   device.peak_at =

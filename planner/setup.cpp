@@ -107,6 +107,12 @@ void validate(const Setup& setup) {
   require_float(setup.policy.second_moment, "--moment-dtype");
   require_float(setup.policy.wire, "--wire-dtype");
   if (setup.policy.master) require_float(*setup.policy.master, "--master-dtype");
+  for (const OffloadedClass* placed : {&setup.offload.optimizer, &setup.offload.gradients, &setup.offload.parameters}) {
+    require(placed->fraction > 0 && placed->fraction <= 1, "--offload",
+            fmt::format("{} is no fraction: expected a number above 0, at most 1", placed->fraction));
+  }
+  require(setup.offload.block_elements > 0 && setup.offload.block_elements % 2048 == 0, "--offload",
+          fmt::format("blocks of {} elements: expected a multiple of 2048", setup.offload.block_elements));
   const std::uint64_t group = resolved_reduction_group(setup);
   require(group > 0 && setup.world_size % group == 0, "--reduction-group",
           fmt::format("{} does not divide the {} ranks of the data axis", group, setup.world_size));

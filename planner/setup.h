@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "planner/catalog.h"
+#include "planner/offload.h"
 #include "planner/optimizer_states.h"
 #include "planner/parallelism.h"
 #include "planner/policy.h"
@@ -79,6 +80,9 @@ struct Setup {
   // Consecutive ranks whose contributions are summed first; the groups' sums follow in order. Empty: the shard group
   // (the whole world without hybrid sharding), which is the only choice with replicas. Changes bits, never bytes.
   std::optional<std::uint64_t> reduction_group;
+
+  // What lives elsewhere than on the device. Less device memory, slower steps, the same bits.
+  Offload offload{};
 
   // The other axes. What a rank holds of the model because of them is in its catalog (planner/parallel.h).
   Parallelism parallel{};

@@ -5,6 +5,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "base/error.h"
 #include "planner/arena_plan.h"
@@ -28,7 +29,8 @@ std::vector<BufferPlan> buffers_of(const StepPlan& plan, const LayoutRun& run, c
                                       name(dtype)));
       }
       const bool adds_in_gradient = plan.setup.accumulation > 1 && policy.gradient_accumulator == policy.gradient;
-      buffer.contribution_in_gradient = !gradients_sharded(plan) && policy.wire == policy.gradient && !adds_in_gradient;
+      buffer.contribution_in_gradient = !gradients_sharded(plan) && policy.wire == policy.gradient &&
+                                        !adds_in_gradient && !plan.setup.offload.gradients.elsewhere();
     }
     buffers.push_back(std::move(buffer));
   }
@@ -46,6 +48,11 @@ class PlanDigest {
   void add_setup(const Setup& setup) {
     add(setup.world_size, setup.replicate, setup.stage, setup.optimizer, setup.ema, setup.prefetch, setup.accumulation,
         resolved_cadence(setup), setup.recompute, setup.transport, setup.reduction, resolved_reduction_group(setup));
+    for (const OffloadedClass* placed :
+         {&setup.offload.optimizer, &setup.offload.gradients, &setup.offload.parameters}) {
+      add(placed->tier, std::bit_cast<std::uint64_t>(placed->fraction));
+    }
+    add(setup.offload.block_elements);
   }
 
   // Names, shapes and ties: models of equal sizes are not equal.
@@ -81,7 +88,9 @@ class PlanDigest {
 
   void add_arena(const ArenaPlan& arena) {
     add(arena.bytes.count(), arena.live_peak.count(), arena.arrays.size(), arena.slots.size());
-    for (const Array& array : arena.arrays) add(array.role, array.offset.count(), array.stride.count());
+    for (const Array& array : arena.arrays) {
+      add(array.role, array.offset.count(), array.stride.count(), array.first_index, array.count);
+    }
     for (const Slot& slot : arena.slots) add(slot.role, slot.offset.count(), slot.begin, slot.end);
   }
 
@@ -114,6 +123,23 @@ class PlanDigest {
   std::vector<std::uint64_t> words_;
 };
 
+// What the runtime's transfers can carry out.
+void require_own_transfers(const StepPlan& plan) {
+  const Offload& offload = plan.setup.offload;
+  const auto refuse = [](const char* problem) { throw ConfigError("--offload", "", problem); };
+  if (offload.optimizer.tier == Tier::pageable || offload.gradients.tier == Tier::pageable ||
+      offload.parameters.tier == Tier::pageable) {
+    refuse("engine shardplan keeps what it offloads in pinned host memory or in files: expected cpu or file");
+  }
+  if (offload.gradients.tier == Tier::file || offload.parameters.tier == Tier::file) {
+    refuse("engine shardplan keeps optimizer states in files, not gradients or parameters: expected cpu for those");
+  }
+  if (offload.parameters.elsewhere() && offload.parameters.fraction < 1 && !parameters_sharded(plan)) {
+    refuse(
+        "a part of parameters that are not sharded: expected parameters=cpu, all of them, or --zero 3 on several GPUs");
+  }
+}
+
 // Shards of our own are flat ranges of many tensors, and gradients are reduced before the update.
 void require_own_kernels(const Setup& setup) {
   const OptimizerStates& optimizer = states_of(setup.optimizer);
@@ -133,10 +159,10 @@ void require_own_kernels(const Setup& setup) {
 }  // namespace
 
 std::string_view name(BufferRole role) {
-  constexpr std::array<std::string_view, 12> kNames{
-      "parameter",    "gradient",           "accumulator",        "master",
-      "first moment", "second moment",      "moving average",     "control",
-      "staging",      "gathered parameter", "gradient in flight", "partial sum"};
+  constexpr std::array<std::string_view, 15> kNames{
+      "parameter",          "gradient",       "accumulator",       "master",         "first moment",
+      "second moment",      "moving average", "control",           "staging",        "gathered parameter",
+      "gradient in flight", "partial sum",    "values in and out", "ring of blocks", "records of blocks"};
   return kNames[static_cast<std::size_t>(role)];
 }
 
@@ -158,6 +184,9 @@ MemoryClass class_of(BufferRole role) {
     case BufferRole::control:
     case BufferRole::staging:
     case BufferRole::partial:
+    case BufferRole::values:
+    case BufferRole::ring:
+    case BufferRole::block_records:
       return MemoryClass::communication_buffers;
   }
   SHARDPLAN_CHECK(false, "a buffer role without a class");
@@ -177,6 +206,8 @@ StepPlan make_step_plan(const Catalog& catalog, const Setup& setup) {
   plan.setup = setup;
   plan.layout = make_layout(catalog, shard_count(setup), setup.replicate);
   checked_multiply(8, plan.layout.units);  // moments of a micro-batch are counted in 64 bits
+  require_own_transfers(plan);
+  plan.offloaded = offloaded_units(plan);
   plan.ties = unit_ties(catalog);
   plan.buffers.reserve(catalog.runs.size());
   std::vector<std::uint64_t> run_starts;
@@ -195,10 +226,14 @@ StepPlan make_step_plan(const Catalog& catalog, const Setup& setup) {
   digest.add_setup(setup);
   digest.add_catalog(catalog);
   digest.add_layout(plan);
-  digest.add_arena(plan.device);
+  for (const ArenaPlan* arena : {&plan.device, &plan.pinned, &plan.file}) digest.add_arena(*arena);
   for (const Program& program : plan.programs) digest.add_program(program);
   plan.hash = digest.hex();
   return plan;
+}
+
+bool parameters_in_slots(const StepPlan& plan) {
+  return parameters_sharded(plan) || plan.setup.offload.parameters.elsewhere();
 }
 
 bool parameters_sharded(const StepPlan& plan) {
@@ -221,13 +256,29 @@ std::uint64_t unit_of_step(const StepPlan& plan, std::uint64_t step) {
   return step < plan.layout.units ? step : 2 * plan.layout.units - 1 - step;
 }
 
-std::optional<ByteRange> resident_range(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer) {
+std::optional<ResidentPlace> resident_place(const StepPlan& plan, BufferRole role, std::uint64_t unit,
+                                            std::size_t buffer) {
   const auto run = run_index_of_unit(plan.layout, unit);
-  for (const Array& array : plan.device.arrays) {
-    if (array.role != role || array.run != run || array.buffer != buffer) continue;
-    return ByteRange{array.offset + (unit - plan.layout.runs[run].first_unit) * array.stride, array.bytes};
-  }
-  return std::nullopt;
+  const std::uint64_t in_run = unit - plan.layout.runs[run].first_unit;
+  const auto find = [&](const ArenaPlan& arena, Tier tier) -> std::optional<ResidentPlace> {
+    for (const Array& array : arena.arrays) {
+      if (array.role != role || array.run != run || array.buffer != buffer) continue;
+      const std::uint64_t index = in_run - array.first_index;
+      if (in_run < array.first_index || index >= array.count) continue;
+      const std::uint64_t block = tier == Tier::file ? array.first_block + index * blocks_in(plan, array.elements) : 0;
+      return ResidentPlace{tier, {array.offset + index * array.stride, array.bytes}, block};
+    }
+    return std::nullopt;
+  };
+  auto place = find(plan.device, Tier::device);
+  if (!place) place = find(plan.pinned, Tier::pinned);
+  if (!place) place = find(plan.file, Tier::file);
+  return place;
+}
+
+std::optional<ByteRange> resident_range(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer) {
+  const auto place = resident_place(plan, role, unit, buffer);
+  return place ? std::optional(place->range) : std::nullopt;
 }
 
 std::optional<ByteRange> slot_range(const StepPlan& plan, BufferRole role, std::uint64_t step, std::uint64_t unit) {

@@ -5,6 +5,7 @@
 //   - the layout (planner/layout.h);
 //   - the device arena: an offset for every buffer of the step, assigned once. Arrays are resident; slots are handed
 //     out for a part of the step, and slots whose times do not overlap share bytes;
+//   - where something is offloaded, an arena of pinned host memory and a file, which hold arrays only;
 //   - four programs: sequences of operations, of which the optimizer's begin(program) chooses one.
 // The ranks of a world run the same plan, so a buffer has the same offset on each. `hash` identifies the plan; ranks
 // compare it before the first step.
@@ -47,6 +48,10 @@ enum class BufferRole : std::uint8_t {
   gathered_parameter,  // a slot: padded
   contribution,        // a slot: padded, in the wire dtype; what the client writes gradients into
   partial,             // a slot: shard, fp32; the sum of one shard group, on its way through the replicas
+  // Resident in pinned host memory, where anything is offloaded:
+  values,         // kValuesBuffer: initial values and state, on their way in and out
+  ring,           // the slots of BlockPlan
+  block_records,  // kBlockRecord for each block in the file: checksum and step
 };
 std::string_view name(BufferRole role);
 
@@ -62,10 +67,10 @@ inline constexpr std::size_t kMemoryClasses = 5;
 MemoryClass class_of(BufferRole role);
 std::string_view name(MemoryClass memory_class);
 
-// A resident buffer of every unit of a run: unit i of the run has it at offset + i * stride.
+// A resident buffer of some units of a run: unit first_index + i of the run has it at offset + i * stride, i < count.
 struct Array {
   BufferRole role = BufferRole::parameter;
-  std::uint32_t run = 0;     // of the layout; 0 for control and staging, which belong to no unit
+  std::uint32_t run = 0;     // of the layout; 0 for roles that belong to no unit
   std::uint32_t buffer = 0;  // of UnitLayout::buffers
   DType dtype = DType::f32;
   std::uint64_t elements = 0;
@@ -73,6 +78,8 @@ struct Array {
   Bytes stride{};
   Bytes bytes{};  // of one unit
   std::uint64_t count = 1;
+  std::uint64_t first_index = 0;
+  std::uint64_t first_block = 0;  // in a file: the number of its first block; blocks_in(elements) more for each unit
   bool operator==(const Array&) const = default;
 };
 
@@ -123,12 +130,39 @@ struct BufferPlan {
   bool operator==(const BufferPlan&) const = default;
 };
 
+inline constexpr Bytes kValuesBuffer{512 * 1024};
+inline constexpr Bytes kBlockRecord{32};
+inline constexpr Bytes kFilePage{4096};         // what direct I/O moves whole
+inline constexpr std::uint64_t kRingSlots = 4;  // one is updated, one is written, two are read ahead
+
+// Optimizer states in a file. Each array of a unit is cut into blocks of block_elements (the last one shorter), which are
+// read and written whole. Block k of all states of a (unit, flat buffer) is in one slot of the ring at a time.
+struct BlockPlan {
+  std::uint64_t block_elements = 0;
+  std::uint64_t blocks = 0;      // in the file, of all arrays
+  std::uint64_t ring_slots = 0;  // 0: nothing is in a file
+  Bytes slot;                    // of one slot of the ring
+  bool operator==(const BlockPlan&) const = default;
+};
+
+// The first so many units have the class elsewhere than on the device.
+struct OffloadedUnits {
+  std::uint64_t optimizer = 0;
+  std::uint64_t gradients = 0;
+  std::uint64_t parameters = 0;
+  bool operator==(const OffloadedUnits&) const = default;
+};
+
 struct StepPlan {
   Setup setup;
   Layout layout;
   std::vector<std::vector<BufferPlan>> buffers;  // [run][buffer]
   std::vector<UnitTie> ties;
+  OffloadedUnits offloaded;
   ArenaPlan device;
+  ArenaPlan pinned;  // of host memory; empty, and of 0 bytes, where nothing is offloaded
+  ArenaPlan file;    // offsets are of the rank's file; no shift
+  BlockPlan blocks;
   std::array<Program, kPrograms> programs;  // indexed by ProgramKind
   std::string hash;                         // XXH3-128 of the catalog and of all of the above, 32 hex digits
   bool operator==(const StepPlan&) const = default;
@@ -136,6 +170,10 @@ struct StepPlan {
 
 // Throws ConfigError for a setup or a catalog that contradicts itself, ArithmeticOverflow for sizes beyond 64 bits.
 StepPlan make_step_plan(const Catalog& catalog, const Setup& setup);
+
+// Whether a unit's parameters are copied into a slot for each use: gathered where they are sharded, fetched where they live
+// in host memory.
+bool parameters_in_slots(const StepPlan& plan);
 
 // Whether a class of tensors is really split: the stage says so and a shard group has more than one rank.
 bool parameters_sharded(const StepPlan& plan);
@@ -146,6 +184,14 @@ std::uint64_t backward_step(const StepPlan& plan, std::uint64_t unit);
 std::uint64_t unit_of_step(const StepPlan& plan, std::uint64_t step);
 
 // Where a unit's resident buffer is; nothing if the plan has none of that role for it.
+struct ResidentPlace {
+  Tier tier = Tier::device;
+  ByteRange range;                // of that tier's arena, or of the file
+  std::uint64_t first_block = 0;  // in a file
+};
+std::optional<ResidentPlace> resident_place(const StepPlan& plan, BufferRole role, std::uint64_t unit,
+                                            std::size_t buffer = 0);
+// The range alone.
 std::optional<ByteRange> resident_range(const StepPlan& plan, BufferRole role, std::uint64_t unit,
                                         std::size_t buffer = 0);
 // Where the slot is that holds `unit`'s buffers of that role at `step`; nothing if the plan has none. A contribution's
@@ -153,5 +199,14 @@ std::optional<ByteRange> resident_range(const StepPlan& plan, BufferRole role, s
 std::optional<ByteRange> slot_range(const StepPlan& plan, BufferRole role, std::uint64_t step, std::uint64_t unit);
 // Where flat buffer `buffer` is inside such a slot.
 ByteRange buffer_in_slot(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer);
+
+// Of a unit whose optimizer states are in the file: how many blocks an array of so many elements has, the elements of block
+// `block`, and where a slot of the ring has a block of that role, in whole pages (of an array's first block; later ones are
+// in the same place, and not longer).
+std::uint64_t blocks_in(const StepPlan& plan, std::uint64_t elements);
+Range block_range(const StepPlan& plan, std::uint64_t elements, std::uint64_t block);
+ByteRange role_in_ring_slot(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer);
+// The elements of a (unit, flat buffer)'s optimizer states on one rank.
+std::uint64_t state_elements(const StepPlan& plan, std::uint64_t unit, std::size_t buffer);
 
 }  // namespace shardplan

@@ -36,6 +36,8 @@ Stream& OperationEvents::stream_of(const Operation& operation) {
     case OperationKind::reduce:
     case OperationKind::agree:
       return *communication_;
+    case OperationKind::fetch:
+      return operation.subject == Subject::parameter ? *communication_ : *compute_;
     default:
       return *compute_;
   }

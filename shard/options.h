@@ -3,10 +3,12 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "offload/file_tier.h"
 #include "runtime/communicator.h"
 #include "shard/kernels/kernels.h"
 #include "shard/loss_scaler.h"
@@ -37,6 +39,16 @@ struct TensorRange {
   std::uint64_t first = 0;   // element
 };
 
+// Where the plan has a file for each rank.
+struct OffloadOptions {
+  std::string folder = ".";  // of the files, shardplan-rank-N.tier: of one run at a time
+  int threads = 4;           // that read and write; 0: the rank itself, one transfer after the other
+  Bytes in_flight = 64_MiB;  // under way at once, at most
+  bool direct = true;        // past the page cache, where the file system allows it
+  // What stands for the file, for those who watch it or make it fail. Empty: a FileTier.
+  std::function<std::unique_ptr<ByteTier>(const FileTierOptions&)> make_tier{};
+};
+
 struct ZeroOptions {
   std::vector<ParameterGroup> groups{ParameterGroup{}};
   // Gradients are scaled down to this norm (of all, or of each group); 0 switches clipping off.
@@ -44,6 +56,7 @@ struct ZeroOptions {
   ClipNorm clip = ClipNorm::global;
   LossScaling loss_scaling;
   double ema_decay = 0.999;  // with Setup::ema
+  OffloadOptions offload{};
   // Those of the device that the optimizer is on; they must outlive it.
   const Kernels* kernels = &host_kernels();
   // Initial values in fp32, asked for in ranges, so that no rank ever holds the whole model. They must be the same

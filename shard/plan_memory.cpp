@@ -10,9 +10,9 @@
 namespace shardplan {
 namespace {
 
-std::size_t lease_count(const StepPlan& plan) {
-  std::size_t count = plan.device.slots.size();
-  for (const Array& array : plan.device.arrays) count += array.count;
+std::size_t lease_count(const ArenaPlan& plan) {
+  std::size_t count = plan.slots.size();
+  for (const Array& array : plan.arrays) count += array.count;
   return count;
 }
 
@@ -24,22 +24,37 @@ bool has_bytes(const StepPlan& plan, BufferRole role, std::uint64_t unit) {
 }  // namespace
 
 PlanMemory::PlanMemory(const StepPlan& plan, Device& device, Communicator& world) : plan_(plan) {
-  const std::size_t leases = lease_count(plan);
-  arena_ =
-      world.make_arena(device, {.tier = MemoryTier::device, .bytes = plan.device.bytes, .rank = 0, .leases = leases});
-  arrays_.reserve(leases);
+  const auto make = [&](MemoryTier tier, const ArenaPlan& planned) {
+    return world.make_arena(device, {.tier = tier, .bytes = planned.bytes, .rank = 0, .leases = lease_count(planned)});
+  };
+  arena_ = make(MemoryTier::device, plan.device);
+  if (plan.pinned.bytes > Bytes{}) pinned_ = make(MemoryTier::pinned_host, plan.pinned);
+  arrays_.reserve(lease_count(plan.device) + lease_count(plan.pinned));
   held_.reserve(plan.device.slots.size());
-  for (const Array& array : plan.device.arrays) {
+  take_arrays(*arena_, plan.device);
+  if (pinned_) take_arrays(*pinned_, plan.pinned);
+}
+
+void PlanMemory::take_arrays(SymmetricArena& arena, const ArenaPlan& planned) {
+  for (const Array& array : planned.arrays) {
     for (std::uint64_t i = 0; i < array.count; ++i) {
-      arrays_.push_back(arena_->take((array.offset + i * array.stride).count(), array.bytes, name(array.role)));
+      arrays_.push_back(arena.take((array.offset + i * array.stride).count(), array.bytes, name(array.role)));
     }
   }
 }
 
 ArenaPlace PlanMemory::resident(BufferRole role, std::uint64_t unit, std::size_t buffer) const {
-  const auto range = resident_range(plan_, role, unit, buffer);
-  SHARDPLAN_CHECK(range.has_value(), fmt::format("the plan has no {} for unit {}", name(role), unit));
-  return {arena_.get(), range->offset.count()};
+  const auto place = resident_place(plan_, role, unit, buffer);
+  SHARDPLAN_CHECK(place && place->tier != Tier::file,
+                  fmt::format("the plan has no {} for unit {} in memory", name(role), unit));
+  return {place->tier == Tier::device ? arena_.get() : pinned_.get(), place->range.offset.count()};
+}
+
+std::span<std::byte> PlanMemory::host_buffer(BufferRole role) const {
+  const auto place = resident_place(plan_, role, 0, 0);
+  if (!place) return {};
+  SHARDPLAN_CHECK(place->tier == Tier::pinned, fmt::format("the {} is not in host memory", name(role)));
+  return {pinned_->data() + place->range.offset.count(), place->range.bytes.count()};
 }
 
 ArenaPlace PlanMemory::control() const {

@@ -1,9 +1,10 @@
-// A rank's device arena, as the step plan lays it out: resident arrays are handed out once, slots when the plan's
+// A rank's arenas, as the step plan lays them out: resident arrays are handed out once, slots when the plan's
 // operations say so. Decides nothing: every offset is asked of the plan.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "planner/step_plan.h"
@@ -13,14 +14,17 @@ namespace shardplan {
 
 class PlanMemory {
  public:
-  // Collective over `world`: makes the arena and hands out every array. Throws OutOfMemory.
+  // Collective over `world`: makes the arenas, of the device and, where something is offloaded, of pinned host memory, and
+  // hands out every array. Throws OutOfMemory.
   PlanMemory(const StepPlan& plan, Device& device, Communicator& world);
 
-  // Where a buffer's first element is. A buffer that the plan does not have, or a slot that is not handed out, is a
-  // CheckFailure.
+  // Where a buffer's first element is, on the device or in pinned host memory, which kernels and collectives reach alike. A
+  // buffer that the plan does not have there, or a slot that is not handed out, is a CheckFailure.
   ArenaPlace resident(BufferRole role, std::uint64_t unit, std::size_t buffer) const;
   ArenaPlace slot(BufferRole role, std::uint64_t unit, std::size_t buffer) const;
   ArenaPlace control() const;
+  // One that belongs to no unit, in pinned host memory; empty where the plan has none.
+  std::span<std::byte> host_buffer(BufferRole role) const;
   // Names the plan's staging in a reduction; leaves it without, where the plan has none.
   void add_staging(ReduceScatter& call) const;
   std::byte* data(const ArenaPlace& place) const { return place.arena->data() + place.offset; }
@@ -41,8 +45,11 @@ class PlanMemory {
     Lease lease;
   };
 
+  void take_arrays(SymmetricArena& arena, const ArenaPlan& planned);
+
   const StepPlan& plan_;
   std::unique_ptr<SymmetricArena> arena_;
+  std::unique_ptr<SymmetricArena> pinned_;  // where the plan has one
   std::vector<Lease> arrays_;
   std::vector<Held> held_;
 };

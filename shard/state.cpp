@@ -31,9 +31,9 @@ std::vector<ZeroOptimizer::StateArray> ZeroOptimizer::state_arrays(StateKind kin
   const Policy& policy = plan_.buffers[run_index_of_unit(plan_.layout, unit)][buffer].policy;
   std::vector<StateArray> arrays;
   const auto add = [&](BufferRole role, DType dtype, bool sharded) {
-    if (!resident_range(plan_, role, unit, buffer)) return;
+    if (!resident_place(plan_, role, unit, buffer)) return;
     const Range held = sharded ? shard_range(layout, own_shard()) : Range{0, layout.padded_elements};
-    arrays.push_back({dtype, held, memory_.data(memory_.resident(role, unit, buffer))});
+    arrays.push_back({role, unit, buffer, dtype, held});
   };
   const bool sharded = optimizer_states_sharded(plan_);
   switch (kind) {
@@ -54,8 +54,21 @@ std::vector<ZeroOptimizer::StateArray> ZeroOptimizer::state_arrays(StateKind kin
   return arrays;
 }
 
-std::byte* ZeroOptimizer::StateArray::at(std::uint64_t element) const {
-  return data + bytes_for(dtype, element - held.begin).count();
+std::byte* ZeroOptimizer::state_at(const StateArray& array, std::uint64_t element, Access access) {
+  const std::uint64_t index = element - array.held.begin;
+  const auto place = resident_place(plan_, array.role, array.unit, array.buffer);
+  if (place->tier == Tier::file) return states_->at(array.role, array.unit, array.buffer, index, access);
+  return memory_.data(memory_.resident(array.role, array.unit, array.buffer)) + bytes_for(array.dtype, index).count();
+}
+
+std::uint64_t ZeroOptimizer::together(const StateArray& array, std::uint64_t element, std::uint64_t count) const {
+  const auto place = resident_place(plan_, array.role, array.unit, array.buffer);
+  if (place->tier != Tier::file) return count;
+  return std::min(count, states_->together(array.unit, array.buffer, element - array.held.begin));
+}
+
+void ZeroOptimizer::close_states() {
+  if (states_) states_->close();
 }
 
 // Calls act(range, place, elements of the flat buffer, arrays) for every tensor and kind that this rank holds any of.
@@ -110,19 +123,21 @@ void ZeroOptimizer::visit_state(const StateVisitor& visit) {
   require_whole_state("visit_state()");
   SHARDPLAN_CHECK(kernels().hold_values(), "visit_state() on a device that holds no values");
   events_.join();
-  const HostBuffer chunk(device_, bytes_for(DType::f64, kStateChunk));
+  static_assert(kStateChunk * sizeof(double) <= kValuesBuffer.count());
+  const HostBuffer chunk = values_buffer();
   Stream& stream = events_.compute();
   for_each_state([&](StateRange range, const TensorPlace& place, const std::vector<StateArray>& arrays) {
     const Range mine = visited_range(place);
     const StateArray& array = arrays.front();
-    for (std::uint64_t first = mine.begin; first < mine.end; first += kStateChunk) {
-      const std::uint64_t count = std::min(kStateChunk, mine.end - first);
-      stream.copy(chunk.data(), array.at(first), bytes_for(array.dtype, count));
+    for (std::uint64_t first = mine.begin, count = 0; first < mine.end; first += count) {
+      count = together(array, first, std::min(kStateChunk, mine.end - first));
+      stream.copy(chunk.data(), state_at(array, first, Access::read), bytes_for(array.dtype, count));
       stream.synchronize();
       range.first = first - place.range.begin;
       visit(range, ConstElements(array.dtype, chunk.data(), count));
     }
   });
+  close_states();
 }
 
 void ZeroOptimizer::load_state(const StepState& step_state, const StateLoader& load) {
@@ -132,7 +147,7 @@ void ZeroOptimizer::load_state(const StepState& step_state, const StateLoader& l
   scaler.restore(step_state.loss_scale, step_state.clean_steps, step_state.hysteresis_left);
   forget_step();
   events_.join();
-  const HostBuffer chunk(device_, bytes_for(DType::f64, kStateChunk));
+  const HostBuffer chunk = values_buffer();
   half_loaded_ = true;
   Stream& stream = events_.compute();
   for_each_state([&](StateRange range, const TensorPlace& place, const std::vector<StateArray>& arrays) {
@@ -151,6 +166,7 @@ void ZeroOptimizer::load_state(const StepState& step_state, const StateLoader& l
       stream.synchronize();
     }
   });
+  if (states_) states_->restamp(step_state.steps_applied);
   steps_applied_ = step_state.steps_applied;
   scaler_ = scaler;
   half_loaded_ = false;
@@ -160,12 +176,16 @@ void ZeroOptimizer::load_state(const StepState& step_state, const StateLoader& l
 void ZeroOptimizer::store_state(const StateArray& array, Range asked, const ConstElements& values) {
   const Range held = intersect(asked, array.held);
   if (held.empty()) return;
-  const std::byte* from = values.data + bytes_for(values.dtype, held.begin - asked.begin).count();
-  if (array.dtype == values.dtype) {
-    events_.compute().copy(array.at(held.begin), from, bytes_for(array.dtype, held.size()));
-  } else {
-    kernels().cast(events_.compute(), {array.dtype, array.at(held.begin), held.size()},
-                   ConstElements(values.dtype, from, held.size()));
+  for (std::uint64_t first = held.begin, count = 0; first < held.end; first += count) {
+    count = together(array, first, held.end - first);
+    std::byte* const to = state_at(array, first, Access::write);
+    const std::byte* from = values.data + bytes_for(values.dtype, first - asked.begin).count();
+    if (array.dtype == values.dtype) {
+      events_.compute().copy(to, from, bytes_for(array.dtype, count));
+    } else {
+      kernels().cast(events_.compute(), {array.dtype, to, count}, ConstElements(values.dtype, from, count));
+    }
+    if (states_) events_.compute().synchronize();  // before the block that holds it can be written
   }
 }
 

@@ -28,6 +28,7 @@ StepReport ZeroOptimizer::step() {
   if (commit_) return roll_forward();
   SHARDPLAN_CHECK(last_done_ && !program_, "step() before the last micro-batch has ended");
   try {
+    if (states_) states_->check();
     sum_norms();
     agree();
   } catch (...) {
@@ -114,12 +115,19 @@ void ZeroOptimizer::commit(const NormSums& norms, bool finite) {
 
 StepReport ZeroOptimizer::roll_forward() {
   Commit& commit = *commit_;
+  if (states_) states_->retry();
   while (!commit.report.skipped && !commit.next.done()) {
     const Operation operation = commit.next.operation();
     events_.before(operation);
-    if (operation.kind == OperationKind::update) {
+    if (operation.kind == OperationKind::fetch || operation.kind == OperationKind::evict) {
+      // Part of the update: its blocks take turns with those of the units before and after.
+    } else if (operation.kind == OperationKind::update) {
       const auto timer = meter_.update();
-      update(operation.unit);
+      if (states_ && states_->has(operation.unit)) {
+        update_blocks(operation.unit);
+      } else {
+        update(operation.unit);
+      }
     } else {
       const auto timer = meter_.communication();
       gather(operation, commit.done_in_unit);
@@ -128,6 +136,10 @@ StepReport ZeroOptimizer::roll_forward() {
     events_.after(operation);
     commit.next.advance();
     commit.done_in_unit = 0;
+  }
+  if (states_) {
+    const auto timer = meter_.update();
+    states_->settle();
   }
   StepReport report = commit.report;
   commit_.reset();
@@ -151,40 +163,94 @@ void ZeroOptimizer::update(std::uint64_t unit) {
     const Range whole{0, layout.padded_elements};
     const Range own = shard_range(layout, own_shard());
     const Range held = intersect(tensor.range, optimizer_states_sharded(plan_) ? own : whole);
-    if (held.empty()) continue;
-    // An array holds the whole buffer or this rank's shard; `held` begins so many elements into it.
-    const auto elements = [&](BufferRole role, DType dtype, bool sharded) {
-      std::byte* first = memory_.data(memory_.resident(role, unit, tensor.buffer));
-      return Elements(dtype, first + bytes_for(dtype, held.begin - (sharded ? own.begin : 0)).count(), held.size());
-    };
-    const auto optional_elements = [&](BufferRole role, DType dtype) {
-      const bool planned = resident_range(plan_, role, unit, tensor.buffer).has_value();
-      return planned ? elements(role, dtype, optimizer_states_sharded(plan_)) : Elements{};
-    };
-    const auto floats = [](const Elements& array) {
-      return std::span<float>(reinterpret_cast<float*>(array.data), array.elements);
-    };
-    const Policy& policy = plan_.buffers[run][tensor.buffer].policy;
-    const Hyperparameters& group = commit.groups[tensor.group];
-    kernels().update(events_.compute(),
-                     {.kind = plan_.setup.optimizer,
-                      .lr = group.learning_rate,
-                      .beta1 = group.beta1,
-                      .beta2 = group.beta2,
-                      .momentum = group.beta1,
-                      .eps = group.eps,
-                      .weight_decay = group.weight_decay,
-                      .step = commit.report.step,
-                      .gradient_factor = commit.gradient_factors[tensor.group],
-                      .ema_decay = options_.ema_decay},
-                     {.parameter = elements(BufferRole::parameter, policy.parameter, parameters_sharded(plan_)),
-                      .master = floats(optional_elements(BufferRole::master, DType::f32)),
-                      .master_rest = {},
-                      .gradient = elements(BufferRole::gradient, policy.gradient, gradients_sharded(plan_)),
-                      .first_moment = optional_elements(BufferRole::first_moment, policy.first_moment),
-                      .second_moment = optional_elements(BufferRole::second_moment, policy.second_moment),
-                      .ema = floats(optional_elements(BufferRole::ema, DType::f32))});
+    if (!held.empty()) update_tensor(unit, tensor, held, nullptr);
   }
+}
+
+// Block by block, and in each the tensors that have elements there. What is done counts tensors, and a block once it is put.
+void ZeroOptimizer::update_blocks(std::uint64_t unit) {
+  Commit& commit = *commit_;
+  const std::size_t run = run_index_of_unit(plan_.layout, unit);
+  const std::span<const TensorPlace> tensors = index_.tensors(unit);
+  std::size_t piece = 0;
+  for (std::size_t b = 0; b < plan_.buffers[run].size(); ++b) {
+    if (!plan_.buffers[run][b].trainable) continue;
+    const BufferLayout& layout = plan_.layout.runs[run].unit.buffers[b];
+    const std::uint64_t origin = optimizer_states_sharded(plan_) ? shard_range(layout, own_shard()).begin : 0;
+    const std::uint64_t elements = state_elements(plan_, unit, b);
+    const std::uint64_t blocks = states_->blocks_of(unit, b);
+    for (std::uint64_t k = 0; k < std::max<std::uint64_t>(blocks, 1); ++k) {
+      const BlockPlace block{unit, b, k};
+      const Range part = blocks == 0 ? Range{0, elements} : block_range(plan_, elements, k);
+      const Range covered{origin + part.begin, origin + part.end};
+      const auto held_of = [&](const TensorPlace& tensor) {
+        return tensor.tied || tensor.buffer != b ? Range{} : intersect(tensor.range, covered);
+      };
+      const auto pieces = static_cast<std::size_t>(std::count_if(
+          tensors.begin(), tensors.end(), [&](const TensorPlace& tensor) { return !held_of(tensor).empty(); }));
+      if (commit.done_in_unit > piece + pieces) {  // put already
+        piece += pieces + 1;
+        continue;
+      }
+      if (blocks > 0) states_->take(block, commit.report.step);
+      for (const TensorPlace& tensor : tensors) {
+        const Range held = held_of(tensor);
+        if (held.empty() || piece++ < commit.done_in_unit) continue;
+        update_tensor(unit, tensor, held, blocks == 0 ? nullptr : &block);
+        ++commit.done_in_unit;
+      }
+      if (blocks > 0) {
+        events_.compute().synchronize();
+        states_->put(block, commit.report.step);
+      }
+      commit.done_in_unit = ++piece;
+    }
+  }
+}
+
+void ZeroOptimizer::update_tensor(std::uint64_t unit, const TensorPlace& tensor, Range held, const BlockPlace* block) {
+  const std::size_t run = run_index_of_unit(plan_.layout, unit);
+  const Range own = shard_range(plan_.layout.runs[run].unit.buffers[tensor.buffer], own_shard());
+  // An array holds the whole buffer or this rank's shard; `held` begins so many elements into it.
+  const auto elements = [&](BufferRole role, DType dtype, bool sharded) {
+    std::byte* first = memory_.data(memory_.resident(role, unit, tensor.buffer));
+    return Elements(dtype, first + bytes_for(dtype, held.begin - (sharded ? own.begin : 0)).count(), held.size());
+  };
+  const auto state = [&](BufferRole role, DType dtype) {
+    const auto place = resident_place(plan_, role, unit, tensor.buffer);
+    if (!place) return Elements{};
+    // Where bytes are only booked there is no file, and one address is as good as another.
+    if (place->tier == Tier::file && block == nullptr) {
+      return Elements(dtype, memory_.host_buffer(BufferRole::ring).data(), held.size());
+    }
+    const bool sharded = optimizer_states_sharded(plan_);
+    if (block == nullptr) return elements(role, dtype, sharded);
+    const std::uint64_t first = (sharded ? own.begin : 0) + block->block * plan_.blocks.block_elements;
+    return Elements(dtype, states_->taken(role, *block) + bytes_for(dtype, held.begin - first).count(), held.size());
+  };
+  const auto floats = [](const Elements& array) {
+    return std::span<float>(reinterpret_cast<float*>(array.data), array.elements);
+  };
+  const Policy& policy = plan_.buffers[run][tensor.buffer].policy;
+  const Hyperparameters& group = commit_->groups[tensor.group];
+  kernels().update(events_.compute(),
+                   {.kind = plan_.setup.optimizer,
+                    .lr = group.learning_rate,
+                    .beta1 = group.beta1,
+                    .beta2 = group.beta2,
+                    .momentum = group.beta1,
+                    .eps = group.eps,
+                    .weight_decay = group.weight_decay,
+                    .step = commit_->report.step,
+                    .gradient_factor = commit_->gradient_factors[tensor.group],
+                    .ema_decay = options_.ema_decay},
+                   {.parameter = elements(BufferRole::parameter, policy.parameter, parameters_sharded(plan_)),
+                    .master = floats(state(BufferRole::master, DType::f32)),
+                    .master_rest = {},
+                    .gradient = elements(BufferRole::gradient, policy.gradient, gradients_sharded(plan_)),
+                    .first_moment = state(BufferRole::first_moment, policy.first_moment),
+                    .second_moment = state(BufferRole::second_moment, policy.second_moment),
+                    .ema = floats(state(BufferRole::ema, DType::f32))});
 }
 
 }  // namespace shardplan

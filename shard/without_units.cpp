@@ -8,13 +8,15 @@ namespace shardplan {
 
 std::span<const TensorView> ZeroOptimizer::parameters(std::uint64_t unit) {
   require_whole_state("parameters()");
-  SHARDPLAN_CHECK(!parameters_sharded(plan_), "parameters(): the plan shards them; they are whole inside of enter()");
+  SHARDPLAN_CHECK(!parameters_in_slots(plan_),
+                  "parameters(): the plan shards or offloads them; they are whole on the device inside of enter()");
   SHARDPLAN_CHECK(unit < plan_.layout.units, fmt::format("no unit {}", unit));
   return make_views(unit, false).parameters;
 }
 
 void ZeroOptimizer::check_gradients(std::span<const ConstElements> gradients) const {
-  SHARDPLAN_CHECK(!parameters_sharded(plan_), "reduce_gradients(): the plan shards parameters, which takes enter()");
+  SHARDPLAN_CHECK(!parameters_in_slots(plan_),
+                  "reduce_gradients(): the plan shards or offloads parameters, which takes enter()");
   SHARDPLAN_CHECK(gradients.size() == tensor_count(catalog_),
                   fmt::format("reduce_gradients(): {} gradients, expected one for each of {} tensors", gradients.size(),
                               tensor_count(catalog_)));

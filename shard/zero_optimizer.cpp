@@ -133,7 +133,11 @@ ZeroOptimizer::ZeroOptimizer(const Catalog& catalog, const StepPlan& plan, Devic
       prepared_(plan.layout.units, false),
       parameter_views_(index_.most_tensors()),
       gradient_views_(index_.most_tensors()) {
-  if (kernels().hold_values()) fill_initial_values();
+  if (!kernels().hold_values()) return;
+  if (plan.blocks.ring_slots > 0) {
+    states_ = std::make_unique<OffloadedStates>(plan, memory_, options_.offload, communicators.world->world_rank());
+  }
+  fill_initial_values();
 }
 
 void ZeroOptimizer::synchronize() {
@@ -142,7 +146,7 @@ void ZeroOptimizer::synchronize() {
 }
 
 void ZeroOptimizer::fill_initial_values() {
-  const HostBuffer chunk(device_, bytes_for(DType::f32, kInitialChunk));
+  const HostBuffer chunk = values_buffer();
   std::uint64_t unit = 0;
   for (const UnitRun& run : catalog_.runs) {
     for (std::uint64_t i = 0; i < run.count; ++i, ++unit) {
@@ -165,6 +169,13 @@ void ZeroOptimizer::fill_initial_values() {
       }
     }
   }
+  close_states();
+}
+
+HostBuffer ZeroOptimizer::values_buffer() {
+  const std::span<std::byte> planned = memory_.host_buffer(BufferRole::values);
+  if (planned.empty()) return HostBuffer(device_, kValuesBuffer);
+  return HostBuffer(planned);
 }
 
 // `first` is an element of the flat buffer.
@@ -173,17 +184,15 @@ void ZeroOptimizer::store_initial(std::uint64_t unit, std::size_t buffer, std::u
   const BufferLayout& layout = run_of_unit(plan_.layout, unit).unit.buffers[buffer];
   const Range own = shard_range(layout, own_shard());
   for (const BufferRole role : {BufferRole::parameter, BufferRole::master, BufferRole::ema}) {
-    const auto array = resident_range(plan_, role, unit, buffer);
-    if (!array) continue;
+    if (!resident_place(plan_, role, unit, buffer)) continue;
     const bool sharded = role == BufferRole::parameter ? parameters_sharded(plan_) : optimizer_states_sharded(plan_);
-    const Range held = intersect({first, first + values.size()}, sharded ? own : Range{0, layout.padded_elements});
-    if (held.empty()) continue;
     const Policy& policy = plan_.buffers[run_index_of_unit(plan_.layout, unit)][buffer].policy;
-    const DType dtype = role == BufferRole::parameter ? policy.parameter : DType::f32;
-    std::byte* base = memory_.data(memory_.resident(role, unit, buffer));
-    const std::uint64_t offset = held.begin - (sharded ? own.begin : 0);
-    kernels().cast(events_.compute(), {dtype, base + bytes_for(dtype, offset).count(), held.size()},
-                   ConstElements(values.subspan(held.begin - first, held.size())));
+    const StateArray array{.role = role,
+                           .unit = unit,
+                           .buffer = buffer,
+                           .dtype = role == BufferRole::parameter ? policy.parameter : DType::f32,
+                           .held = sharded ? own : Range{0, layout.padded_elements}};
+    store_state(array, {first, first + values.size()}, ConstElements(values));
   }
 }
 
@@ -258,7 +267,8 @@ void ZeroOptimizer::leave(std::uint64_t unit) {
     while (!cursor_.done()) {
       const Operation operation = cursor_.operation();
       const bool next_step = operation.kind == OperationKind::compute ||
-                             (operation.kind == OperationKind::gather && operation.subject == Subject::parameter);
+                             (operation.subject == Subject::parameter &&
+                              (operation.kind == OperationKind::gather || operation.kind == OperationKind::fetch));
       if (next_step) break;
       execute(operation);
       cursor_.advance();
@@ -293,6 +303,9 @@ void ZeroOptimizer::execute(const Operation& operation) {
       gather(operation, done);
       break;
     }
+    case OperationKind::fetch:
+      fetch(operation);
+      break;
     case OperationKind::release:
       memory_.release(BufferRole::gathered_parameter, operation.unit);
       break;
@@ -334,6 +347,19 @@ void ZeroOptimizer::gather(const Operation& operation, std::size_t& done) {
   }
 }
 
+// A unit's parameters from host memory, whole, into their slot.
+void ZeroOptimizer::fetch(const Operation& operation) {
+  const std::uint64_t unit = operation.unit;
+  const std::size_t run = run_index_of_unit(plan_.layout, unit);
+  memory_.acquire(BufferRole::gathered_parameter, operation.step, unit, UINT64_MAX);
+  for (std::size_t i = 0; i < plan_.layout.runs[run].unit.buffers.size(); ++i) {
+    const Bytes bytes =
+        bytes_for(plan_.buffers[run][i].policy.parameter, plan_.layout.runs[run].unit.buffers[i].padded_elements);
+    events_.communication().copy(memory_.data(memory_.slot(BufferRole::gathered_parameter, unit, i)),
+                                 memory_.data(memory_.resident(BufferRole::parameter, unit, i)), bytes);
+  }
+}
+
 void ZeroOptimizer::gather_buffer(const ArenaPlace& input, const ArenaPlace& output, DType dtype,
                                   const BufferLayout& buffer) {
   const Range own = shard_range(buffer, own_shard());
@@ -368,7 +394,7 @@ UnitViews ZeroOptimizer::make_views(std::uint64_t unit, bool with_gradients) {
     const auto view = [&](const ArenaPlace& place, DType dtype) {
       return TensorView{memory_.data(place) + bytes_for(dtype, tensor.range.begin).count(), dtype, tensor.range.size()};
     };
-    const ArenaPlace parameter = parameters_sharded(plan_)
+    const ArenaPlace parameter = parameters_in_slots(plan_)
                                      ? memory_.slot(BufferRole::gathered_parameter, tensor.unit, tensor.buffer)
                                      : memory_.resident(BufferRole::parameter, tensor.unit, tensor.buffer);
     parameter_views_[t] = view(parameter, buffer.policy.parameter);
@@ -395,7 +421,7 @@ void ZeroOptimizer::visit_parameters(const std::function<void(const TensorRange&
   require_whole_state("visit_parameters()");
   events_.join();
   constexpr std::size_t kChunk = 1 << 14;
-  const HostBuffer mine(device_, bytes_for(DType::f32, kChunk));
+  const HostBuffer mine = values_buffer();
   std::vector<float> all(kChunk * plan_.layout.shards);
   std::uint64_t unit = 0;
   for (const UnitRun& run : catalog_.runs) {
@@ -404,18 +430,18 @@ void ZeroOptimizer::visit_parameters(const std::function<void(const TensorRange&
       std::vector<std::vector<float>> values(buffers.size());
       for (std::size_t b = 0; b < buffers.size(); ++b) {
         const Policy& policy = plan_.buffers[run_index_of_unit(plan_.layout, unit)][b].policy;
-        const bool has_master = resident_range(plan_, BufferRole::master, unit, b).has_value();
+        const bool has_master = resident_place(plan_, BufferRole::master, unit, b).has_value();
         const BufferRole role = has_master ? BufferRole::master : BufferRole::parameter;
         const DType dtype = has_master ? *policy.master : policy.parameter;
         const bool sharded = has_master ? optimizer_states_sharded(plan_) : parameters_sharded(plan_);
-        const std::byte* base = memory_.data(memory_.resident(role, unit, b));
         values[b].resize(buffers[b].padded_elements);
         const std::uint64_t held = sharded ? buffers[b].shard_elements : buffers[b].padded_elements;
-        for (std::uint64_t first = 0; first < held; first += kChunk) {
-          const std::uint64_t count = std::min<std::uint64_t>(kChunk, held - first);
+        const StateArray array{.role = role, .unit = unit, .buffer = b, .dtype = dtype, .held = {0, held}};
+        for (std::uint64_t first = 0, count = 0; first < held; first += count) {
+          count = together(array, first, std::min<std::uint64_t>(kChunk, held - first));
           const std::span<float> part = mine.floats().first(count);
           kernels().cast(events_.compute(), Elements(part),
-                         ConstElements(dtype, base + bytes_for(dtype, first).count(), count));
+                         ConstElements(dtype, state_at(array, first, Access::read), count));
           events_.compute().synchronize();
           if (!sharded) {
             std::copy_n(part.data(), count, values[b].data() + first);
@@ -437,6 +463,7 @@ void ZeroOptimizer::visit_parameters(const std::function<void(const TensorRange&
       }
     }
   }
+  close_states();
 }
 
 }  // namespace shardplan

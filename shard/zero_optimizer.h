@@ -16,8 +16,8 @@
 // gradient views; a unit that is left without adding contributes zeros.
 //
 // Invariants:
-//   1. Every byte is where the plan says: one arena, allocated by the constructor. A step that does not fail allocates
-//      nothing here.
+//   1. Every byte is where the plan says: one arena, and where something is offloaded one of pinned host memory and a file,
+//      made by the constructor. A step that does not fail allocates nothing here.
 //   2. A call that does not match the plan is a CheckFailure that names the expected and the actual operation.
 //   3. A step has one commit point: the agreement of all ranks inside step(). A failure before it (a kernel, a
 //      collective, a client that gives up) leaves parameters, moments, masters, loss scale and step number as they
@@ -27,7 +27,7 @@
 //   4. A gradient that is not finite, on any rank, in any precision, skips the step on every rank.
 //
 // Errors: ConfigError (plan and options contradict each other, ranks with different plans), OutOfMemory from the
-// constructor, CommunicationError, CheckFailure. After a CommunicationError the communicators are poisoned.
+// constructor (host memory and the disk too), CommunicationError, IoError where states are in a file, CheckFailure. After a CommunicationError the communicators are poisoned.
 // Threads: one rank's thread. Several optimizers may live in a process. Catalog, plan and device must outlive the
 // optimizer.
 #pragma once
@@ -43,6 +43,8 @@
 #include "planner/step_plan.h"
 #include "runtime/device.h"
 #include "shard/gradient_reducer.h"
+#include "shard/host_buffer.h"
+#include "shard/offloaded_states.h"
 #include "shard/operation_events.h"
 #include "shard/options.h"
 #include "shard/parameter_index.h"
@@ -122,16 +124,19 @@ class ZeroOptimizer {
     std::array<Hyperparameters, kMostGroups> groups{};
     std::array<float, kMostGroups> gradient_factors{};  // clip factor over loss scale
     ProgramCursor next;                                 // operation of the update program
-    std::size_t done_in_unit = 0;                       // tensors of that operation's unit updated, or buffers gathered
+    std::size_t done_in_unit =
+        0;  // of that operation's unit: tensors updated (and blocks written), or buffers gathered
   };
 
   // An array that keeps a kind of state, or a rounded copy of it.
   struct StateArray {
+    BufferRole role = BufferRole::parameter;
+    std::uint64_t unit = 0;
+    std::size_t buffer = 0;
     DType dtype = DType::f32;
-    Range held;                 // of the flat buffer
-    std::byte* data = nullptr;  // of its first element
-    std::byte* at(std::uint64_t element) const;
+    Range held;  // of the flat buffer
   };
+  using Access = OffloadedStates::Access;
 
   void fill_initial_values();
   void store_initial(std::uint64_t unit, std::size_t buffer, std::uint64_t first, std::span<const float> values);
@@ -139,6 +144,7 @@ class ZeroOptimizer {
   void execute(const Operation& operation);
   // `done` counts the flat buffers that are gathered: an interrupted gather goes on where its peers are.
   void gather(const Operation& operation, std::size_t& done);
+  void fetch(const Operation& operation);
   void gather_buffer(const ArenaPlace& input, const ArenaPlace& output, DType dtype, const BufferLayout& buffer);
   void prepare_gradients(std::uint64_t unit);
   UnitViews make_views(std::uint64_t unit, bool with_gradients);
@@ -151,6 +157,12 @@ class ZeroOptimizer {
   void for_each_state(Act&& act) const;
   Range visited_range(const TensorPlace& place) const;
   void store_state(const StateArray& array, Range asked, const ConstElements& values);
+  // The address of an element of the flat buffer, wherever the array is, and how many of `count` from it on lie together
+  // there, until the next call. close_states() ends such calls.
+  std::byte* state_at(const StateArray& array, std::uint64_t element, Access access);
+  std::uint64_t together(const StateArray& array, std::uint64_t element, std::uint64_t count) const;
+  void close_states();
+  HostBuffer values_buffer();
   void require_whole_state(const char* call) const;
 
   void sum_norms();
@@ -158,6 +170,9 @@ class ZeroOptimizer {
   void commit(const NormSums& norms, bool finite);
   StepReport roll_forward();
   void update(std::uint64_t unit);
+  void update_blocks(std::uint64_t unit);
+  // `block`: of the states, where they are in the file.
+  void update_tensor(std::uint64_t unit, const TensorPlace& tensor, Range held, const BlockPlace* block);
 
   const Kernels& kernels() const { return *options_.kernels; }
   std::uint64_t own_shard() const { return place_.shard; }
@@ -185,6 +200,7 @@ class ZeroOptimizer {
   std::uint64_t steps_applied_ = 0;
   bool half_loaded_ = false;  // load_state() has failed
   std::optional<Commit> commit_;
+  std::unique_ptr<OffloadedStates> states_;  // in a file
   std::vector<TensorView> parameter_views_;
   std::vector<TensorView> gradient_views_;
 };

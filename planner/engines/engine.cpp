@@ -27,20 +27,6 @@ Bytes most(const EngineTerms& terms, Tier tier) {
 
 }  // namespace
 
-std::string_view name(Tier tier) {
-  switch (tier) {
-    case Tier::device:
-      return "device";
-    case Tier::pinned:
-      return "pinned host";
-    case Tier::pageable:
-      return "pageable host";
-    case Tier::file:
-      return "file";
-  }
-  return "";
-}
-
 std::string_view name(Span span) {
   switch (span) {
     case Span::always:

@@ -15,11 +15,9 @@
 #include "planner/engines/options.h"
 #include "planner/explain.h"
 #include "planner/report.h"
+#include "planner/tier.h"
 
 namespace shardplan {
-
-enum class Tier : std::uint8_t { device, pinned, pageable, file };
-std::string_view name(Tier tier);
 
 // When a term is held. A step has two moments that can be the worst: the end of the backward, and the update.
 enum class Span : std::uint8_t {

@@ -35,9 +35,11 @@ class VirtualMemory final : public Memory {
  public:
   VirtualMemory(VirtualMachine& machine, VirtualClock& clock, const MemoryRequest& request, std::shared_ptr<Used> used)
       : Memory(address(machine, request), request), machine_(machine), clock_(clock), used_(std::move(used)) {
-    used_->bytes += request.bytes;
+    if (request.tier == MemoryTier::device) used_->bytes += request.bytes;
   }
-  ~VirtualMemory() override { used_->bytes -= bytes(); }
+  ~VirtualMemory() override {
+    if (tier() == MemoryTier::device) used_->bytes -= bytes();
+  }
 
   void handed_out(std::uint64_t offset, Bytes bytes, std::string_view purpose) override {
     VirtualTrace* trace = machine_.options().trace;
@@ -70,7 +72,7 @@ class VirtualDevice final : public Device {
     SHARDPLAN_CHECK(request.shift <= request.shift_room && request.shift_room <= request.bytes,
                     "a memory request needs shift <= shift room <= bytes");
     const Bytes available = capacity_ - used_->bytes;
-    if (request.bytes > available) {
+    if (request.tier == MemoryTier::device && request.bytes > available) {
       if (capacity_ < machine_.options().capacity) clock_.ran_out_of_memory();
       throw OutOfMemory(std::string(shardplan::name(request.tier)), request.bytes, available);
     }

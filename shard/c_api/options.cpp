@@ -143,7 +143,7 @@ Hyperparameters& of_draft(Draft& draft) {
   return draft.hyperparameters;
 }
 
-constexpr std::array<Key<Draft>, 26> kSetupKeys{{
+constexpr std::array<Key<Draft>, 28> kSetupKeys{{
     {"world_size", [](Draft& d, JsonView v) { d.options.setup.world_size = v.as_count(); }},
     {"replicate", [](Draft& d, JsonView v) { d.options.setup.replicate = v.as_count(); }},
     {"zero_stage", [](Draft& d, JsonView v) { d.options.setup.stage = static_cast<int>(v.as_count(3)); }},
@@ -176,6 +176,14 @@ constexpr std::array<Key<Draft>, 26> kSetupKeys{{
     {"wire_dtype", [](Draft& d, JsonView v) { d.wire = dtype(v); }},
     {"optimizer", [](Draft& d, JsonView v) { d.options.setup.optimizer = named(v, optimizer_named).kind; }},
     {"ema", [](Draft& d, JsonView v) { d.options.setup.ema = v.as_bool(); }},
+    {"offload",
+     [](Draft& d, JsonView v) {
+       const OffloadWords words = named(v, parse_offload);
+       d.options.setup.offload = words.offload;
+       if (!words.optimizer_folder.empty()) d.options.optimizer.offload.folder = words.optimizer_folder;
+     }},
+    {"offload_threads",
+     [](Draft& d, JsonView v) { d.options.optimizer.offload.threads = static_cast<int>(v.as_count(64)); }},
     {"ema_decay", [](Draft& d, JsonView v) { d.options.optimizer.ema_decay = decay(v); }},
     {"groups", [](Draft& d, JsonView v) { d.groups = v; }},
     {"clip_norm", [](Draft& d, JsonView v) { d.options.optimizer.clip_norm = non_negative(v); }},

@@ -7,8 +7,10 @@
 #include <cmath>
 #include <utility>
 
+#include "offload/recording_tier.h"
 #include "runtime/cpu_device.h"
 #include "tests/support/run_ranks.h"
+#include "tests/support/temporary_folder.h"
 #include "tests/support/thread_exchange.h"
 
 namespace shardplan::test {
@@ -37,13 +39,26 @@ bool same(double a, double b) {
 struct RankTrained {
   Trained outcome;
   RecordingDevice::Report memory;
+  RecordingDevice::Report pinned;
+  RecordingTier::Report file;
   std::uint64_t allocations = 0;
 };
 
-RankTrained run_rank(const Catalog& catalog, const StepPlan& plan, const ZeroOptions& options, const Script& script,
-                     Device& device, Communicator& world) {
+// Files of the optimizer's in `folder`, watched by `*watched`.
+OffloadOptions recorded_files(const std::string& folder, RecordingTier** watched) {
+  return {.folder = folder, .threads = 2, .make_tier = [watched](const FileTierOptions& file) {
+            auto tier = std::make_unique<RecordingTier>(std::make_unique<FileTier>(file));
+            *watched = tier.get();
+            return tier;
+          }};
+}
+
+RankTrained run_rank(const Catalog& catalog, const StepPlan& plan, ZeroOptions options, const Script& script,
+                     Device& device, Communicator& world, const std::string& folder) {
   RankTrained result;
   RecordingDevice recording(device);
+  RecordingTier* file = nullptr;
+  options.offload = recorded_files(folder, &file);
   const RankGroups groups(world, plan.setup);
   ZeroOptimizer optimizer(catalog, plan, recording, groups.communicators(), options);
   SyntheticClient client(script, plan.setup, plan.layout.units, world.rank());
@@ -51,11 +66,13 @@ RankTrained run_rank(const Catalog& catalog, const StepPlan& plan, const ZeroOpt
     result.outcome.reports.push_back(client.run_step(optimizer, step));
   }
   result.memory = recording.report(MemoryTier::device);
+  if (plan.pinned.bytes > 0_B) result.pinned = recording.report(MemoryTier::pinned_host);
   client.run(optimizer, ProgramKind::evaluate, 0, 0);
   EXPECT_EQ(recording.report(MemoryTier::device), result.memory) << "after an evaluation";
   result.outcome.parameters = parameters_of(optimizer);
   result.outcome.digests = client.digests();
   result.allocations = client.allocations();
+  if (file != nullptr) result.file = file->report();
   return result;
 }
 
@@ -164,6 +181,7 @@ void expect_run(const Catalog& catalog, const Setup& setup, const ZeroOptions& o
                 const Trained& expected, const Adaptors& adaptors) {
   const StepPlan plan = make_step_plan(catalog, setup);
   CpuDevice cpu;
+  const test_support::TemporaryFolder folder;
   std::vector<RankTrained> ranks(setup.world_size);
   const int size = static_cast<int>(setup.world_size);
   auto worlds = setup.transport == Transport::staged ? make_staged_communicators(size, std::chrono::minutes{1})
@@ -172,7 +190,7 @@ void expect_run(const Catalog& catalog, const Setup& setup, const ZeroOptions& o
     if (adaptors.communicator) world = adaptors.communicator(std::move(world));
     const std::unique_ptr<Device> device = adaptors.device ? adaptors.device(cpu, world->rank()) : nullptr;
     ranks[static_cast<std::size_t>(world->rank())] =
-        run_rank(catalog, plan, options, script, device ? *device : cpu, *world);
+        run_rank(catalog, plan, options, script, device ? *device : cpu, *world, folder.path());
   });
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     SCOPED_TRACE(fmt::format("rank {}", rank));
@@ -181,6 +199,11 @@ void expect_run(const Catalog& catalog, const Setup& setup, const ZeroOptions& o
     EXPECT_EQ(ranks[rank].memory.held, plan.device.bytes);
     EXPECT_EQ(ranks[rank].memory.high_water, plan.device.bytes);
     EXPECT_EQ(ranks[rank].memory.live_peak, plan.device.live_peak);
+    EXPECT_EQ(ranks[rank].pinned.held, plan.pinned.bytes);
+    EXPECT_EQ(ranks[rank].pinned.high_water, plan.pinned.bytes);
+    EXPECT_EQ(ranks[rank].pinned.live_peak, plan.pinned.live_peak);
+    EXPECT_EQ(ranks[rank].file.high_water, plan.file.bytes);
+    EXPECT_EQ(ranks[rank].file.live, plan.file.live_peak);
     EXPECT_EQ(ranks[rank].allocations, 0U);
   }
 }

@@ -20,6 +20,12 @@ void register_norm();
 // reads and writes as many bytes in all.
 void register_gpu();
 
+// offload_step_host and offload_step_file/elements:N: one step() of a rank whose optimizer states (bf16-mixed, 12 bytes per
+// parameter) are in host memory, or in a file in the folder for temporary files. Counter ratio_to_limit: against the same
+// step() without offload; for the file, against the longer of that and of the same bytes read and written at once, in blocks
+// of the same size, past the page cache.
+void register_offload();
+
 // plan_7b and plan_405b: one make_step_plan, the catalog in memory.
 void register_planner();
 

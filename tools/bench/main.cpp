@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   shardplan::bench::register_adamw();
   shardplan::bench::register_norm();
+  shardplan::bench::register_offload();
   shardplan::bench::register_planner();
   shardplan::bench::register_collectives();
   shardplan::bench::register_gpu();

@@ -8,86 +8,56 @@
 namespace shardplan::memcalc {
 namespace {
 
-// Where each class goes. The folder of file:FOLDER decides no bytes.
-struct Offload {
-  OffloadDevice optimizer = OffloadDevice::none;
-  OffloadDevice parameters = OffloadDevice::none;
-  OffloadDevice gradients = OffloadDevice::none;
-  std::string optimizer_folder{};
-  std::string parameters_folder{};
-};
-
 [[noreturn]] void refuse(const std::string& problem) {
   throw ConfigError("--offload", "", problem);
 }
 
-OffloadDevice device_of(const std::string& tier) {
-  if (tier == "cpu") return OffloadDevice::cpu;
-  if (tier == "file" || tier == "nvme" || tier.starts_with("file:") || tier.starts_with("nvme:")) {
-    return OffloadDevice::nvme;
+OffloadDevice device_of(const OffloadedClass& placed) {
+  switch (placed.tier) {
+    case Tier::device:
+      return OffloadDevice::none;
+    case Tier::file:
+      return OffloadDevice::nvme;
+    default:
+      return OffloadDevice::cpu;
   }
-  refuse(fmt::format("'{}' is no tier: expected cpu, file or file:FOLDER", tier));
 }
 
-std::string folder_of(const std::string& tier) {
-  const std::size_t colon = tier.find(':');
-  return colon == std::string::npos ? std::string() : tier.substr(colon + 1);
+void refuse_fraction(const OffloadedClass& placed, const char* who) {
+  if (placed.fraction != 1) refuse(fmt::format("{} moves all of a class or nothing: expected no @FRACTION", who));
 }
 
-Offload parse(const std::string& text) {
-  Offload offload;
-  std::size_t begin = 0;
-  while (begin <= text.size()) {
-    const std::size_t end = std::min(text.find(',', begin), text.size());
-    const std::string item = text.substr(begin, end - begin);
-    const std::size_t equals = item.find('=');
-    if (equals == std::string::npos) refuse(fmt::format("'{}' is not CLASS=TIER", item));
-    const std::string what = item.substr(0, equals);
-    OffloadDevice* device = what == "optimizer"    ? &offload.optimizer
-                            : what == "parameters" ? &offload.parameters
-                            : what == "gradients"  ? &offload.gradients
-                                                   : nullptr;
-    if (device == nullptr) refuse(fmt::format("'{}' is no class: expected optimizer, parameters or gradients", what));
-    if (*device != OffloadDevice::none) refuse(fmt::format("{} is given twice", what));
-    *device = device_of(item.substr(equals + 1));
-    if (what == "optimizer") offload.optimizer_folder = folder_of(item.substr(equals + 1));
-    if (what == "parameters") offload.parameters_folder = folder_of(item.substr(equals + 1));
-    begin = end + 1;
-  }
-  return offload;
-}
-
-void apply_to_deepspeed(const Offload& offload, DeepSpeedOptions& options) {
-  if (offload.gradients != OffloadDevice::none && offload.gradients != offload.optimizer) {
+void apply_to_deepspeed(const OffloadWords& words, DeepSpeedOptions& options) {
+  const Offload& offload = words.offload;
+  if (offload.gradients.elsewhere() && offload.gradients.tier != offload.optimizer.tier) {
     refuse("deepspeed moves gradients with the optimizer states: expected the same tier for both");
   }
-  options.offload_optimizer.device = offload.optimizer;
-  options.offload_param.device = offload.parameters;
-  if (!offload.optimizer_folder.empty()) options.offload_optimizer.nvme_path = offload.optimizer_folder;
-  if (!offload.parameters_folder.empty()) options.offload_param.nvme_path = offload.parameters_folder;
+  for (const OffloadedClass& placed : {offload.gradients, offload.parameters}) refuse_fraction(placed, "deepspeed");
+  options.offload_optimizer.device = device_of(offload.optimizer);
+  options.offload_optimizer.ratio = offload.optimizer.fraction;
+  options.offload_param.device = device_of(offload.parameters);
+  if (!words.optimizer_folder.empty()) options.offload_optimizer.nvme_path = words.optimizer_folder;
+  if (!words.parameters_folder.empty()) options.offload_param.nvme_path = words.parameters_folder;
 }
 
 void apply_to_fsdp2(const Offload& offload, Fsdp2Options& options) {
-  for (const OffloadDevice device : {offload.optimizer, offload.parameters, offload.gradients}) {
-    if (device == OffloadDevice::nvme) refuse("fsdp2 has no files: expected cpu");
+  for (const OffloadedClass& placed : {offload.optimizer, offload.parameters, offload.gradients}) {
+    if (placed.tier == Tier::file) refuse("fsdp2 has no files: expected cpu");
+    refuse_fraction(placed, "fsdp2");
   }
-  if (offload.parameters == OffloadDevice::none) {
+  if (!offload.parameters.elsewhere()) {
     refuse("fsdp2's CPUOffloadPolicy moves parameters, and gradients and states with them: expected parameters=cpu");
   }
   options.offload = true;
 }
 
 void apply_to_megatron(const Offload& offload, MegatronOptions& options) {
-  if (offload.optimizer != OffloadDevice::cpu || offload.parameters != OffloadDevice::none ||
-      offload.gradients != OffloadDevice::none) {
+  if (offload.optimizer.tier != Tier::pinned || offload.parameters.elsewhere() || offload.gradients.elsewhere()) {
     refuse("megatron offloads optimizer states to the host and nothing else: expected optimizer=cpu");
   }
   options.optimizer_cpu_offload = true;
+  options.optimizer_offload_fraction = offload.optimizer.fraction;
 }
-
-}  // namespace
-
-namespace {
 
 void refuse_flags_of_deepspeed(const PlanOptions& options) {
   const DeepSpeedOptions& deepspeed = options.engine_options.deepspeed;
@@ -98,19 +68,22 @@ void refuse_flags_of_deepspeed(const PlanOptions& options) {
   throw ConfigError(flag, "", fmt::format("is deepspeed's: engine {} has none", name(options.engine)));
 }
 
-void apply_offload(const PlanOptions& options, EngineOptions& engine) {
-  const Offload offload = parse(*options.offload);
+void apply_offload(PlanOptions& options) {
+  const OffloadWords words = parse_offload(*options.offload);
+  EngineOptions& engine = options.engine_options;
   switch (options.engine) {
     case Engine::deepspeed:
-      return apply_to_deepspeed(offload, engine.deepspeed);
+      if (options.setup.stage != 3) refuse_fraction(words.offload.optimizer, "deepspeed below stage 3");
+      return apply_to_deepspeed(words, engine.deepspeed);
     case Engine::fsdp2:
-      return apply_to_fsdp2(offload, engine.fsdp2);
+      return apply_to_fsdp2(words.offload, engine.fsdp2);
     case Engine::megatron:
-      return apply_to_megatron(offload, engine.megatron);
+      return apply_to_megatron(words.offload, engine.megatron);
     case Engine::shardplan:
+      options.setup.offload = words.offload;
+      return;
     case Engine::paper:
-      refuse(fmt::format("engine {} offloads nothing: expected --engine deepspeed, fsdp2 or megatron",
-                         name(options.engine)));
+      refuse("engine paper offloads nothing: expected --engine shardplan, deepspeed, fsdp2 or megatron");
   }
 }
 
@@ -149,7 +122,7 @@ void settle_dtypes(PlanOptions& options, const std::set<std::string>& given) {
 void apply_engine_flags(PlanOptions& options, const std::set<std::string>& given) {
   if (options.engine != Engine::deepspeed) refuse_flags_of_deepspeed(options);
   if (options.offload) {
-    apply_offload(options, options.engine_options);
+    apply_offload(options);
   } else {
     options.offload = offload_said(options.engine, options.engine_options);
   }

@@ -327,9 +327,10 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PlanFlags& flags) {
             "deepspeed: ranks that share a second copy of the parameters at stage 3 (1: none)");
   add_count(app, "--mics", options.engine_options.deepspeed.mics_shard_size,
             "deepspeed: ranks that shard, while groups of them replicate (all)");
-  app->add_option("--offload", options.offload,
-                  "optimizer, parameters or gradients = cpu or file[:FOLDER] (nvme is another word for file); engines "
-                  "deepspeed, fsdp2, megatron")
+  app->add_option(
+         "--offload", options.offload,
+         "optimizer, parameters or gradients = cpu or file[:FOLDER] (nvme is another word for file); @FRACTION after "
+         "the tier for a part of it: optimizer=cpu@0.5")
       ->type_name("CLASS=TIER,...");
   add_count(app, "--replicate", setup.replicate,
             "hybrid sharding: this many groups, sharded inside, replicated across (1)");

@@ -119,6 +119,9 @@ std::vector<FaultRange> ranges_of(const Simulation& undisturbed) {
 void require_simulable(const PlanOptions& options, const SimulateOptions& simulate) {
   if (options.parameters) throw ConfigError("--params", "", "has no units to simulate: name a model");
   if (options.engine != Engine::shardplan) throw ConfigError("--engine", "", "only shardplan can be simulated");
+  if (options.setup.offload.any()) {
+    throw ConfigError("--offload", "", "simulate has no price for the links to host memory and files: expected none");
+  }
   if (options.lora || options.quantize) {
     throw ConfigError(options.lora ? "--lora-rank" : "--quantize", "",
                       "adapters and quantised weights cannot be simulated: only what the model computes is priced");

@@ -43,6 +43,7 @@ struct Words {
   std::optional<std::string> loss_scale;
   std::string communicator = "local";
   std::string device = "cpu";
+  std::optional<std::string> offload;
   std::optional<std::uint64_t> ranks;
   double deadline = 60;
   bool untied = false;
@@ -77,6 +78,14 @@ void finish(TrainingOptions& options, const RankKind& kind, const Words& words) 
   setup.policy = policy_named(words.precision);
   setup.optimizer = optimizer_named(words.optimizer).kind;
   if (words.cadence) setup.cadence = cadence_of(*words.cadence);
+  if (words.offload) {
+    const OffloadWords offload = parse_offload(*words.offload);
+    setup.offload = offload.offload;
+    if (!offload.optimizer_folder.empty()) options.offload.folder = offload.optimizer_folder;
+  }
+  if (options.offload.threads < 0 || options.offload.threads > 64) {
+    throw ConfigError("--offload-threads", "", "expected 0 to 64");
+  }
   options.model.tied = !words.untied;
   if (setup.policy.compute != setup.policy.parameter) {
     throw ConfigError("--precision", "",
@@ -134,6 +143,12 @@ ParseResult parse_command_line(int argc, char** argv) {
   app.add_option("--reduction-group", options.setup.reduction_group, "ranks that are summed first (the shard group)");
   app.add_option("--prefetch", options.setup.prefetch, "units gathered ahead at stage 3 (1)");
   app.add_flag("--ema", options.setup.ema, "keep a moving average of the parameters");
+  app.add_option(
+         "--offload", words.offload,
+         "optimizer, gradients or parameters = cpu, and optimizer = file[:FOLDER]; @FRACTION after the tier for a "
+         "part: optimizer=cpu@0.5")
+      ->type_name("CLASS=TIER,...");
+  app.add_option("--offload-threads", options.offload.threads, "that read and write a rank's file (4)");
   app.add_option("--comm", words.communicator, communicators_for_help());
   app.add_option("--device", words.device, "where the arenas lie: cpu, which is where the model computes (cpu)");
   app.add_option("--deadline", words.deadline, "seconds that a rank waits for another one, at most (60)");

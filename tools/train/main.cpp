@@ -2,9 +2,11 @@
 // come from in ranks.h.
 #include <fmt/format.h>
 
+#include <array>
 #include <boost/json.hpp>
 #include <cstdio>
 #include <exception>
+#include <utility>
 
 #include "base/error.h"
 #include "tools/train/command_line.h"
@@ -16,11 +18,18 @@ namespace {
 constexpr int kDone = 0;
 constexpr int kFailed = 3;
 
-template <typename Get>
-boost::json::array per_rank(const RankResult& result, Get get) {
-  boost::json::array array;
-  for (const RankMemory& memory : result.memory) array.push_back(boost::json::value(get(memory)));
-  return array;
+// What was planned and what was seen of one tier, rank by rank.
+void add_memory(boost::json::object& object, const char* prefix, const RankResult& result,
+                TierMemory RankMemory::* tier) {
+  constexpr std::array kFields{std::pair{"planned_peak_bytes", &TierMemory::planned_peak},
+                               std::pair{"measured_peak_bytes", &TierMemory::measured_peak},
+                               std::pair{"planned_live_peak_bytes", &TierMemory::planned_live_peak},
+                               std::pair{"measured_live_peak_bytes", &TierMemory::measured_live_peak}};
+  for (const auto& [name, field] : kFields) {
+    boost::json::array array;
+    for (const RankMemory& memory : result.memory) array.emplace_back(memory.*tier.*field);
+    object[fmt::format("{}{}", prefix, name)] = std::move(array);
+  }
 }
 
 boost::json::array array_of(const std::vector<double>& values) {
@@ -38,7 +47,7 @@ std::int64_t resident_growth(const RankKind& kind, const RankResult& result) {
 }
 
 std::string json_of(const RankKind& kind, const Training& training, const RankResult& result) {
-  const boost::json::object object{
+  boost::json::object object{
       {"losses", array_of(result.losses)},
       {"first_step", result.first_step},
       {"stopped", result.stopped},
@@ -49,29 +58,36 @@ std::string json_of(const RankKind& kind, const Training& training, const RankRe
       {"skipped_steps", result.skipped_steps},
       {"parameters_digest", result.parameters_digest},
       {"plan_hash", training.plan.hash},
-      {"planned_peak_bytes", per_rank(result, [](const RankMemory& m) { return m.planned_peak; })},
-      {"measured_peak_bytes", per_rank(result, [](const RankMemory& m) { return m.measured_peak; })},
-      {"planned_live_peak_bytes", per_rank(result, [](const RankMemory& m) { return m.planned_live_peak; })},
-      {"measured_live_peak_bytes", per_rank(result, [](const RankMemory& m) { return m.measured_live_peak; })},
       {"planned_snapshot_bytes", result.planned_snapshot},
       {"measured_snapshot_bytes", result.measured_snapshot},
       {"resident_growth_bytes", resident_growth(kind, result)},
       {"seconds_per_step", result.seconds_per_step},
       {"communication_seconds", result.communication_seconds},
       {"optimizer_seconds", result.optimizer_seconds}};
+  add_memory(object, "", result, &RankMemory::device);
+  if (training.plan.setup.offload.any()) {
+    add_memory(object, "host_", result, &RankMemory::host);
+    add_memory(object, "file_", result, &RankMemory::file);
+  }
   return boost::json::serialize(object) + "\n";
 }
 
 std::string text_of(const Training& training, const RankResult& result) {
   const RankMemory& memory = result.memory.front();
-  const std::string loss =
-      !result.held_out_loss ? ""
-                            : fmt::format("held-out loss  {:.4f} nats per byte (pairs of bytes alone reach {:.4f})\n",
-                                          *result.held_out_loss, bigram_entropy(training.text));
-  return loss + fmt::format("parameters     {}\n", result.parameters_digest) +
-         fmt::format("device memory  planned {}, measured {} per rank: difference {} B\n",
-                     in_gb(Bytes{memory.planned_peak}), in_gb(Bytes{memory.measured_peak}),
-                     signed_difference(Bytes{memory.measured_peak}, Bytes{memory.planned_peak}));
+  std::string text;
+  if (result.held_out_loss) {
+    text = fmt::format("held-out loss  {:.4f} nats per byte (pairs of bytes alone reach {:.4f})\n",
+                       *result.held_out_loss, bigram_entropy(training.text));
+  }
+  text += fmt::format("parameters     {}\n", result.parameters_digest);
+  for (const auto& [name, tier] :
+       {std::pair{"device", &memory.device}, {"host", &memory.host}, {"file", &memory.file}}) {
+    if (tier->planned_peak == 0) continue;
+    text += fmt::format("{:<15}planned {}, measured {} per rank: difference {} B\n", fmt::format("{} memory", name),
+                        in_gb(Bytes{tier->planned_peak}), in_gb(Bytes{tier->measured_peak}),
+                        signed_difference(Bytes{tier->measured_peak}, Bytes{tier->planned_peak}));
+  }
+  return text;
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <fstream>
 #include <memory>
 
+#include "offload/recording_tier.h"
 #include "runtime/recording_device.h"
 #include "shard/zero_optimizer.h"
 #include "tools/train/gpt.h"
@@ -117,28 +118,44 @@ class RankTraining {
     result_.measured_snapshot = device_.report(MemoryTier::host).high_water.count();
     result_.memory = memory_of_all_ranks(world_, memory(growth));
     result_.parameters_digest = digest(optimizer);
+    file_ = nullptr;
     return result_;
   }
 
  private:
-  ZeroOptions optimizer_options() const {
+  ZeroOptions optimizer_options() {
     ZeroOptions options;
     options.groups = {{.match = "*", .values = options_.hyperparameters}};
     options.clip_norm = options_.clip_norm;
     options.loss_scaling = options_.loss_scaling;
+    options.offload = options_.offload;
+    options.offload.make_tier = [this](const FileTierOptions& file) {
+      auto tier = std::make_unique<RecordingTier>(std::make_unique<FileTier>(file));
+      file_ = tier.get();
+      return tier;
+    };
     options.initial_values = [this](const TensorRange& range, std::span<float> values) {
       fill_initial(options_.model, range.tensor, range.first, values);
     };
     return options;
   }
 
-  RankMemory memory(std::int64_t resident_growth) const {
-    const ArenaPlan& planned = training_.plan.device;
-    const RecordingDevice::Report seen = device_.report(MemoryTier::device);
+  static TierMemory tier_memory(const ArenaPlan& planned, Bytes seen_peak, Bytes seen_live_peak) {
     return {.planned_peak = planned.bytes.count(),
-            .measured_peak = seen.high_water.count(),
+            .measured_peak = seen_peak.count(),
             .planned_live_peak = planned.live_peak.count(),
-            .measured_live_peak = seen.live_peak.count(),
+            .measured_live_peak = seen_live_peak.count()};
+  }
+
+  RankMemory memory(std::int64_t resident_growth) const {
+    const StepPlan& plan = training_.plan;
+    const RecordingDevice::Report device = device_.report(MemoryTier::device);
+    const RecordingDevice::Report host = device_.report(MemoryTier::pinned_host);
+    const RecordingTier::Report file = file_ == nullptr ? RecordingTier::Report{} : file_->report();
+    const bool offloaded = plan.setup.offload.any();
+    return {.device = tier_memory(plan.device, device.high_water, device.live_peak),
+            .host = offloaded ? tier_memory(plan.pinned, host.high_water, host.live_peak) : TierMemory{},
+            .file = tier_memory(plan.file, file.high_water, file.live),
             .resident_growth = resident_growth};
   }
 
@@ -233,6 +250,7 @@ class RankTraining {
   std::unique_ptr<Communicator> shard_group_;
   std::unique_ptr<Communicator> replicas_;
   Communicators communicators_;
+  RecordingTier* file_ = nullptr;  // the optimizer's
   Gpt gpt_;
   std::vector<std::uint8_t> batch_;
   RankResult result_;

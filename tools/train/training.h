@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "planner/offload.h"
 #include "planner/step_plan.h"
 #include "runtime/communicator.h"
 #include "shard/options.h"
@@ -26,6 +27,7 @@ struct TrainingOptions {
   Hyperparameters hyperparameters{.learning_rate = 1e-3, .weight_decay = 0.01};
   double clip_norm = 1;
   LossScaling loss_scaling;
+  OffloadOptions offload;                      // with Setup::offload
   std::chrono::milliseconds deadline{60'000};  // of a wait for a peer
   CheckpointOptions checkpoints;
   bool json = false;
@@ -43,11 +45,16 @@ struct Training {
 Training make_training(const TrainingOptions& options);
 
 // What one rank's engine was planned to hold and was seen to hold, in bytes.
-struct RankMemory {
+struct TierMemory {
   std::uint64_t planned_peak = 0;
   std::uint64_t measured_peak = 0;
   std::uint64_t planned_live_peak = 0;
   std::uint64_t measured_live_peak = 0;
+};
+struct RankMemory {
+  TierMemory device;
+  TierMemory host;
+  TierMemory file;
   std::int64_t resident_growth = 0;  // of its process; of memory that processes share, its part
 };
 

@@ -1,0 +1,406 @@
+// States in a file, and everything that can go wrong with it: each fault at each operation of a step, a file that others
+// spoil, kernels that fail, a process that is killed. A named error with path and offset; before the commit point nothing
+// has changed, after it the next call finishes the step; in either case with the bits of an undisturbed run.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "offload/failing_tier.h"
+#include "offload/file_tier.h"
+#include "runtime/cpu_device.h"
+#include "runtime/failing.h"
+#include "tests/shard/training_run.h"
+#include "tests/support/run_ranks.h"
+#include "tests/support/saved_state.h"
+#include "tests/support/temporary_folder.h"
+
+namespace shardplan::test {
+namespace {
+
+using test_support::TemporaryFolder;
+
+constexpr std::uint64_t kSteps = 3;
+
+// Each operation instead of every eleventh.
+bool whole_grid() {
+  const char* all = std::getenv("SHARDPLAN_TEST_ALL");
+  return all != nullptr && std::string(all) == "1";
+}
+
+Setup setup_of(const char* precision = "bf16-mixed", int stage = 0) {
+  Setup setup;
+  setup.policy = policy_named(precision);
+  setup.stage = stage;
+  setup.ema = true;
+  setup.offload.optimizer.tier = Tier::file;
+  setup.offload.block_elements = 2048;
+  return setup;
+}
+
+ZeroOptions options_of(const std::string& folder, int threads) {
+  ZeroOptions options;
+  options.clip_norm = 0.5;
+  options.initial_values = synthetic_values;
+  options.offload.folder = folder;
+  options.offload.threads = threads;
+  return options;
+}
+
+// Clients keep a reference.
+const Script& script_of() {
+  static const Script kScript = [] {
+    Script script;
+    script.micro_batches.assign(kSteps, 1);
+    return script;
+  }();
+  return kScript;
+}
+
+Trained expected_of(const Catalog& catalog, Setup setup) {
+  setup.offload = {};
+  Trained expected = run_reference(catalog, setup, options_of("", 0), script_of());
+  expected.digests.clear();
+  return expected;
+}
+
+// One rank's optimizer, its client and the tier beneath.
+struct Trial {
+  Catalog catalog = odd_catalog();
+  Setup setup;
+  StepPlan plan;
+  TemporaryFolder folder;
+  CpuDevice cpu;
+  FailingTier* tier = nullptr;
+  Trained outcome;
+
+  explicit Trial(const Setup& asked) : setup(asked), plan(make_step_plan(catalog, setup)) {}
+
+  std::string path() const { return folder.path("shardplan-rank-0.tier"); }
+
+  void with(int threads, const std::function<void(ZeroOptimizer&, SyntheticClient&)>& body, Device* device = nullptr) {
+    run_ranks(1, [&](Communicator& world) {
+      ZeroOptions options = options_of(folder.path(), threads);
+      options.offload.make_tier = [&](const FileTierOptions& file) {
+        auto made = std::make_unique<FailingTier>(std::make_unique<FileTier>(file));
+        tier = made.get();
+        return made;
+      };
+      ZeroOptimizer optimizer(catalog, plan, device == nullptr ? cpu : *device, {&world, &world}, options);
+      SyntheticClient client(script_of(), setup, plan.layout.units, 0);
+      body(optimizer, client);
+    });
+  }
+
+  void step(ZeroOptimizer& optimizer, SyntheticClient& client, std::uint64_t number) {
+    outcome.reports.push_back(client.run_step(optimizer, number));
+  }
+  // As a client does it: the step again, or its end.
+  void repeat(ZeroOptimizer& optimizer, SyntheticClient& client, std::uint64_t number) {
+    outcome.reports.push_back(optimizer.step_interrupted() ? optimizer.step() : client.run_step(optimizer, number));
+  }
+};
+
+// The operations of one step of the tier.
+std::uint64_t operations_of_a_step(const Setup& setup) {
+  Trial run(setup);
+  std::uint64_t operations = 0;
+  run.with(0, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
+    run.step(optimizer, client, 0);
+    const std::uint64_t before = run.tier->operations();
+    run.step(optimizer, client, 1);
+    operations = run.tier->operations() - before;
+  });
+  return operations;
+}
+
+TEST(OffloadFaults, EveryFaultAtEveryOperationOfAStep) {
+  for (const int threads : {0, 2}) {
+    const auto setup = setup_of(threads == 0 ? "bf16-mixed" : "fp32", threads == 0 ? 0 : 3);
+    const Trained expected = expected_of(odd_catalog(), setup);
+    const std::uint64_t operations = operations_of_a_step(setup);
+    ASSERT_GT(operations, 20U);
+    for (const TierFault fault : {TierFault::io_error, TierFault::no_space, TierFault::short_write,
+                                  TierFault::short_read, TierFault::read_flip}) {
+      std::uint64_t failures = 0;
+      // The last operations of a step are writes: a fault of reads strikes in the next step then, which is a case too.
+      for (std::uint64_t n = 1; n <= operations && !HasFailure(); n += whole_grid() ? 1U : 11U) {
+        SCOPED_TRACE(fmt::format("{} threads, fault {}, operation {}", threads, static_cast<int>(fault), n));
+        Trial run(setup);
+        run.with(threads, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
+          run.step(optimizer, client, 0);
+          run.tier->arm(fault, n);
+          for (std::uint64_t step = 1; step < kSteps; ++step) {
+            const std::uint64_t before = optimizer.steps_applied();
+            try {
+              run.step(optimizer, client, step);
+            } catch (const IoError& error) {
+              ++failures;
+              EXPECT_EQ(error.path(), run.path());
+              EXPECT_LT(error.offset(), run.plan.file.bytes.count());
+              EXPECT_TRUE(run.tier->struck());
+              EXPECT_TRUE(optimizer.step_interrupted());
+              EXPECT_EQ(optimizer.steps_applied(), before + 1);
+              run.repeat(optimizer, client, step);
+            }
+          }
+          run.outcome.parameters = parameters_of(optimizer);
+        });
+        EXPECT_EQ(difference(run.outcome, expected), "");
+      }
+      EXPECT_GT(failures, operations / 22) << "fault " << static_cast<int>(fault);
+    }
+  }
+}
+
+// The begin() of the next step finishes the interrupted one too.
+TEST(OffloadFaults, BeginFinishesAnInterruptedStep) {
+  const auto setup = setup_of();
+  const Trained expected = expected_of(odd_catalog(), setup);
+  Trial run(setup);
+  run.with(2, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
+    run.step(optimizer, client, 0);
+    run.tier->arm(TierFault::short_write, 5);
+    EXPECT_THROW(run.step(optimizer, client, 1), IoError);
+    EXPECT_TRUE(optimizer.step_interrupted());
+    run.step(optimizer, client, 2);
+    EXPECT_EQ(parameters_of(optimizer), expected.parameters);
+  });
+}
+
+// A disk that lies: the write is acknowledged and one bit is wrong. The block is named, step after step; it is not trained on.
+TEST(OffloadFaults, AWriteThatLiesIsFoundInTheNextStepAndNeverTrainedOn) {
+  const auto setup = setup_of();
+  Trial run(setup);
+  run.with(0, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
+    run.step(optimizer, client, 0);
+    run.tier->arm(TierFault::write_flip, 3);
+    run.step(optimizer, client, 1);
+    ASSERT_TRUE(run.tier->struck());
+    for (int attempt = 0; attempt < 3; ++attempt) {
+      try {
+        attempt == 0 ? client.run_step(optimizer, 2) : optimizer.step();
+        ADD_FAILURE() << "trained on a wrong block";
+      } catch (const IoError& error) {
+        EXPECT_EQ(error.path(), run.path());
+        EXPECT_NE(std::string(error.what()).find("checksums differ"), std::string::npos) << error.what();
+      }
+    }
+  });
+}
+
+// Somebody else's bytes in the file: named, and once the old bytes are back the step ends as if nothing had been.
+TEST(OffloadFaults, AFileThatSomebodyChangedIsNamedAndTheStepEndsOnceItIsRestored) {
+  const auto setup = setup_of("fp32", 3);
+  const Trained expected = expected_of(odd_catalog(), setup);
+  Trial run(setup);
+  run.with(2, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
+    run.step(optimizer, client, 0);
+    const auto flip = [&](std::uint64_t offset) {
+      const int file = open(run.path().c_str(), O_RDWR | O_CLOEXEC);
+      ASSERT_GE(file, 0);
+      std::byte byte{};
+      ASSERT_EQ(pread(file, &byte, 1, static_cast<off_t>(offset)), 1);
+      byte ^= std::byte{1};
+      ASSERT_EQ(pwrite(file, &byte, 1, static_cast<off_t>(offset)), 1);
+      fsync(file);
+      close(file);
+    };
+    const std::uint64_t offset = run.plan.file.bytes.count() / 2 + 17;
+    flip(offset);
+    try {
+      run.step(optimizer, client, 1);
+      ADD_FAILURE() << "trained on another's bytes";
+    } catch (const IoError& error) {
+      EXPECT_LE(error.offset(), offset);
+      EXPECT_GT(error.offset() + 2048 * 4, offset);
+    }
+    EXPECT_TRUE(optimizer.step_interrupted());
+    flip(offset);
+    run.repeat(optimizer, client, 1);
+    run.step(optimizer, client, 2);
+    run.outcome.parameters = parameters_of(optimizer);
+  });
+  EXPECT_EQ(difference(run.outcome, expected), "");
+}
+
+// Found before the commit point: the step is forgotten, and can be repeated when the file is whole again.
+TEST(OffloadFaults, AFileThatIsRemovedOrCutShortEndsTheStepBeforeItsCommit) {
+  for (const bool removed : {true, false}) {
+    SCOPED_TRACE(removed ? "removed" : "cut short");
+    const auto setup = setup_of();
+    Trial run(setup);
+    run.with(2, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
+      run.step(optimizer, client, 0);
+      if (removed) {
+        ASSERT_EQ(unlink(run.path().c_str()), 0);
+      } else {
+        ASSERT_EQ(truncate(run.path().c_str(), 12'345), 0);
+      }
+      for (int attempt = 0; attempt < 2; ++attempt) {
+        try {
+          client.run_step(optimizer, 1);
+          ADD_FAILURE() << "stepped without its file";
+        } catch (const IoError& error) {
+          EXPECT_EQ(error.path(), run.path());
+          EXPECT_EQ(error.offset(), removed ? 0U : 12'345U);
+        }
+        EXPECT_FALSE(optimizer.step_interrupted());
+        EXPECT_EQ(optimizer.steps_applied(), 1U);
+      }
+    });
+  }
+}
+
+// Cut short in the middle of the update: after the commit point.
+TEST(OffloadFaults, AFileThatIsCutShortInMidStepIsNamedWithItsOffset) {
+  class Cutting final : public ByteTier {
+   public:
+    Cutting(const FileTierOptions& options, std::uint64_t& reads) : file_(options), path_(options.path), left_(reads) {}
+    std::string name() const override { return file_.name(); }
+    Bytes bytes() const override { return file_.bytes(); }
+    void read(std::uint64_t offset, std::span<std::byte> to) override {
+      if (left_ > 0 && --left_ == 0) {
+        EXPECT_EQ(truncate(path_.c_str(), 4096), 0);
+      }
+      file_.read(offset, to);
+    }
+    void write(std::uint64_t offset, std::span<const std::byte> from) override { file_.write(offset, from); }
+    void flush() override { file_.flush(); }
+    void check() override { file_.check(); }
+
+   private:
+    FileTier file_;
+    std::string path_;
+    std::uint64_t& left_;
+  };
+  const auto setup = setup_of();
+  Trial run(setup);
+  std::uint64_t left = 0;
+  run_ranks(1, [&](Communicator& world) {
+    ZeroOptions options = options_of(run.folder.path(), 0);
+    options.offload.make_tier = [&](const FileTierOptions& file) { return std::make_unique<Cutting>(file, left); };
+    ZeroOptimizer optimizer(run.catalog, run.plan, run.cpu, {&world, &world}, options);
+    SyntheticClient client(script_of(), setup, run.plan.layout.units, 0);
+    client.run_step(optimizer, 0);
+    left = 8;
+    try {
+      client.run_step(optimizer, 1);
+      ADD_FAILURE() << "stepped on a file that was cut";
+    } catch (const IoError& error) {
+      EXPECT_EQ(error.path(), run.path());
+      EXPECT_GE(error.offset(), 4096U);
+    }
+    EXPECT_TRUE(optimizer.step_interrupted());
+    EXPECT_THROW(optimizer.step(), IoError);  // nothing can bring the bytes back
+  });
+}
+
+// Kernels, copies and waits fail too, in turn, between the transfers.
+TEST(OffloadFaults, EveryKernelFailsOnce) {
+  const auto setup = setup_of("bf16-mixed", 1);
+  const Trained expected = expected_of(odd_catalog(), setup);
+  std::uint64_t first = 0;
+  std::uint64_t last = 0;
+  std::uint64_t before_commit = 0;
+  std::uint64_t after_commit = 0;
+  for (std::uint64_t fail_at = Countdown::kNever; fail_at <= last && !HasFailure();
+       fail_at = std::max(fail_at, first) + 1) {
+    SCOPED_TRACE(fmt::format("operation {}", fail_at));
+    Trial run(setup);
+    Countdown never;
+    Countdown work(fail_at);
+    FailingDevice device(run.cpu, never, work);
+    run.with(
+        0,
+        [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
+          run.step(optimizer, client, 0);
+          if (fail_at == Countdown::kNever) first = work.count();
+          try {
+            run.step(optimizer, client, 1);
+            if (fail_at == Countdown::kNever) last = work.count();
+          } catch (const Error&) {
+            ++(optimizer.step_interrupted() ? after_commit : before_commit);
+            run.repeat(optimizer, client, 1);
+          }
+          run.step(optimizer, client, 2);
+          run.outcome.parameters = parameters_of(optimizer);
+        },
+        &device);
+    EXPECT_EQ(difference(run.outcome, expected), "");
+  }
+  EXPECT_GT(before_commit, 10U);
+  EXPECT_GT(after_commit, 10U);
+}
+
+// Killed while a block is being written. What resumes takes the file over, trusts none of its bytes, and goes on from the
+// state that was saved.
+TEST(OffloadFaults, AProcessThatIsKilledInMidStepResumesWithTheSameBits) {
+  class Killing final : public ByteTier {
+   public:
+    Killing(const FileTierOptions& options, std::uint64_t& writes) : file_(options), left_(writes) {}
+    std::string name() const override { return file_.name(); }
+    Bytes bytes() const override { return file_.bytes(); }
+    void read(std::uint64_t offset, std::span<std::byte> to) override { file_.read(offset, to); }
+    void write(std::uint64_t offset, std::span<const std::byte> from) override {
+      if (left_ > 0 && --left_ == 0) {
+        file_.write(offset, from.first(from.size() / 2));
+        kill(getpid(), SIGKILL);
+      }
+      file_.write(offset, from);
+    }
+    void flush() override { file_.flush(); }
+    void check() override { file_.check(); }
+
+   private:
+    FileTier file_;
+    std::uint64_t& left_;
+  };
+  const auto setup = setup_of();
+  const Trained expected = expected_of(odd_catalog(), setup);
+  Trial run(setup);
+  SavedState saved(run.catalog);
+  run.with(0, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
+    run.step(optimizer, client, 0);
+    saved.save(optimizer);
+  });
+  for (const std::uint64_t nth : {1U, 7U, 20U}) {
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      run_ranks(1, [&](Communicator& world) {
+        std::uint64_t left = 0;
+        ZeroOptions options = options_of(run.folder.path(), 0);
+        options.offload.make_tier = [&](const FileTierOptions& file) { return std::make_unique<Killing>(file, left); };
+        ZeroOptimizer optimizer(run.catalog, run.plan, run.cpu, {&world, &world}, options);
+        SyntheticClient client(script_of(), setup, run.plan.layout.units, 0);
+        client.run_step(optimizer, 0);
+        left = nth;
+        client.run_step(optimizer, 1);
+      });
+      _exit(1);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status)) << status;
+    run.with(2, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
+      saved.load(optimizer);
+      client.run_step(optimizer, 1);
+      client.run_step(optimizer, 2);
+      EXPECT_EQ(parameters_of(optimizer), expected.parameters);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace shardplan::test

@@ -1,0 +1,255 @@
+// Where states live changes no bit: each class in host memory, in files and by halves, against the reference that knows no
+// offload; what each tier holds is what the plan says.
+//
+// By default a sample of the grid; all of it with SHARDPLAN_TEST_ALL=1.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <tuple>
+
+#include "base/error.h"
+#include "offload/file_tier.h"
+#include "runtime/cpu_device.h"
+#include "tests/shard/training_run.h"
+#include "tests/support/config_error.h"
+#include "tests/support/run_ranks.h"
+#include "tests/support/saved_state.h"
+#include "tests/support/temporary_folder.h"
+
+namespace shardplan::test {
+namespace {
+
+using test_support::TemporaryFolder;
+
+constexpr std::array kPlacements{"optimizer=cpu",
+                                 "optimizer=file",
+                                 "optimizer=cpu@0.5",
+                                 "optimizer=file@0.5",
+                                 "gradients=cpu",
+                                 "gradients=cpu@0.5",
+                                 "parameters=cpu",
+                                 "parameters=cpu@0.5",
+                                 "optimizer=cpu,gradients=cpu,parameters=cpu",
+                                 "optimizer=file,gradients=cpu,parameters=cpu",
+                                 "optimizer=file@0.5,gradients=cpu@0.5"};
+
+bool whole_grid() {
+  const char* all = std::getenv("SHARDPLAN_TEST_ALL");
+  return all != nullptr && std::string(all) == "1";
+}
+
+// Blocks so small that a buffer of the odd catalog has several.
+Offload offload_of(const std::string& text) {
+  Offload offload = parse_offload(text).offload;
+  offload.block_elements = 2048;
+  return offload;
+}
+
+Setup setup_of(const std::string& precision, std::uint64_t world, std::uint64_t replicas, int stage) {
+  Setup setup;
+  setup.policy = policy_named(precision);
+  setup.world_size = world;
+  setup.replicate = replicas;
+  setup.stage = stage;
+  setup.ema = true;
+  return setup;
+}
+
+ZeroOptions options_of() {
+  ZeroOptions options;
+  options.groups = {{.match = "*bias", .values = {.learning_rate = 3e-3, .weight_decay = 0.0}},
+                    {.match = "*", .values = {.learning_rate = 1e-3, .weight_decay = 0.1}}};
+  options.clip_norm = 0.5;
+  options.initial_values = synthetic_values;
+  return options;
+}
+
+Script script_of(const Setup& setup, std::size_t steps) {
+  Script script;
+  script.seed = 3;
+  script.micro_batches.assign(steps, setup.accumulation);
+  return script;
+}
+
+// A part of the parameters can be elsewhere only where they are sharded.
+bool can_be_planned(const Setup& setup) {
+  return setup.offload.parameters.fraction == 1 || (setup.stage == 3 && shard_count(setup) > 1);
+}
+
+using Case = std::tuple<std::string, std::array<std::uint64_t, 2>>;
+class OffloadTest : public ::testing::TestWithParam<Case> {};
+
+TEST_P(OffloadTest, EveryPlacementEqualsTheReference) {
+  const auto& [precision, shape] = GetParam();
+  const Catalog catalog = odd_catalog();
+  for (const bool accumulates : {false, true}) {
+    for (int stage = 0; stage < 4; ++stage) {
+      auto setup = setup_of(precision, shape[0], shape[1], stage);
+      setup.accumulation = accumulates ? 2 : 1;
+      setup.cadence = stage < 2 && stage % 2 == 0 ? Cadence::step : Cadence::micro_batch;
+      const Script script = script_of(setup, 3);
+      const Trained expected = run_reference(catalog, setup, options_of(), script);
+      for (std::size_t i = 0; i < kPlacements.size(); ++i) {
+        setup.offload = offload_of(kPlacements[i]);
+        const std::size_t turn = i + static_cast<std::size_t>(stage) + shape[0] + precision.size();
+        if (!can_be_planned(setup) || (!whole_grid() && turn % 4 != (accumulates ? 1 : 0))) continue;
+        setup.prefetch = i % 3;
+        SCOPED_TRACE(fmt::format("{} world {} / {} A {} stage {} {}", precision, shape[0], shape[1], setup.accumulation,
+                                 stage, kPlacements[i]));
+        expect_run(catalog, setup, options_of(), script, expected);
+      }
+    }
+  }
+}
+
+std::string case_name(const ::testing::TestParamInfo<Case>& info) {
+  std::string name = fmt::format("{}_{}_ranks_{}_replicas", std::get<0>(info.param), std::get<1>(info.param)[0],
+                                 std::get<1>(info.param)[1]);
+  for (char& letter : name) letter = letter == '-' ? '_' : letter;
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Grid, OffloadTest,
+    ::testing::Combine(::testing::Values("fp32", "bf16-mixed", "fp16-mixed", "bf16", "bf16-mixed-fp32grad",
+                                         "bf16-fp32state"),
+                       ::testing::Values(std::array<std::uint64_t, 2>{1, 1}, std::array<std::uint64_t, 2>{2, 1},
+                                         std::array<std::uint64_t, 2>{3, 1}, std::array<std::uint64_t, 2>{4, 2})),
+    case_name);
+
+TEST(Offload, OptimizersOfEveryKindAndStagedRanks) {
+  const Catalog catalog = odd_catalog();
+  for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::sgd_momentum, OptimizerKind::lion,
+                                   OptimizerKind::sgd, OptimizerKind::adam}) {
+    for (const char* placement : {"optimizer=file", "optimizer=cpu,gradients=cpu,parameters=cpu"}) {
+      auto setup = setup_of("bf16-mixed", 2, 1, 3);
+      setup.optimizer = kind;
+      setup.ema = kind == OptimizerKind::lion;
+      setup.transport = Transport::staged;
+      const Script script = script_of(setup, 2);
+      const Trained expected = run_reference(catalog, setup, options_of(), script);
+      setup.offload = offload_of(placement);
+      SCOPED_TRACE(fmt::format("{} {}", states_of(kind).name, placement));
+      expect_run(catalog, setup, options_of(), script, expected);
+    }
+  }
+}
+
+// A bf16 model that is updated in place with SGD has no state at all: nothing is in the file.
+TEST(Offload, AModelWithoutStatesHasNoFile) {
+  auto setup = setup_of("bf16", 2, 1, 1);
+  setup.optimizer = OptimizerKind::sgd;
+  setup.ema = false;
+  const Catalog catalog = odd_catalog();
+  const Script script = script_of(setup, 2);
+  const Trained expected = run_reference(catalog, setup, options_of(), script);
+  setup.offload = offload_of("optimizer=file");
+  const StepPlan plan = make_step_plan(catalog, setup);
+  EXPECT_EQ(plan.blocks.ring_slots, 0U);
+  EXPECT_EQ(plan.file.bytes, 0_B);
+  expect_run(catalog, setup, options_of(), script, expected);
+}
+
+TEST(Offload, OneThreadOrNoneGivesTheSameBits) {
+  const Catalog catalog = odd_catalog();
+  auto setup = setup_of("bf16-mixed", 1, 1, 0);
+  const Script script = script_of(setup, 2);
+  Trained expected = run_reference(catalog, setup, options_of(), script);
+  setup.offload = offload_of("optimizer=file");
+  const StepPlan plan = make_step_plan(catalog, setup);
+  for (const int threads : {0, 1, 5}) {
+    for (const bool direct : {true, false}) {
+      const TemporaryFolder folder;
+      CpuDevice cpu;
+      run_ranks(1, [&](Communicator& world) {
+        ZeroOptions options = options_of();
+        options.offload = {.folder = folder.path(), .threads = threads, .in_flight = 20_KiB, .direct = direct};
+        ZeroOptimizer optimizer(catalog, plan, cpu, {&world, &world}, options);
+        SyntheticClient client(script, setup, plan.layout.units, 0);
+        for (std::uint64_t step = 0; step < 2; ++step) client.run_step(optimizer, step);
+        EXPECT_EQ(parameters_of(optimizer), expected.parameters);
+      });
+    }
+  }
+}
+
+// What one placement has saved, another one loads, and goes on with the same bits.
+TEST(Offload, StateMovesBetweenPlacements) {
+  const Catalog catalog = odd_catalog();
+  for (const int stage : {0, 3}) {
+    auto setup = setup_of("bf16-mixed", 2, 1, stage);
+    const Script script = script_of(setup, 4);
+    const Trained expected = run_reference(catalog, setup, options_of(), script);
+    for (const auto& [from, to] :
+         {std::pair{"optimizer=file", "optimizer=cpu"}, std::pair{"optimizer=cpu", "optimizer=file"},
+          std::pair{"gradients=cpu", "optimizer=file,parameters=cpu"}}) {
+      SCOPED_TRACE(fmt::format("stage {} from {} to {}", stage, from, to));
+      SavedState saved(catalog);
+      const auto with = [&](const char* placement, auto&& body) {
+        setup.offload = offload_of(placement);
+        const StepPlan plan = make_step_plan(catalog, setup);
+        const TemporaryFolder folder;
+        CpuDevice cpu;
+        run_ranks(2, [&](Communicator& world) {
+          ZeroOptions options = options_of();
+          options.offload.folder = folder.path();
+          ZeroOptimizer optimizer(catalog, plan, cpu, {&world, &world}, options);
+          SyntheticClient client(script, setup, plan.layout.units, world.rank());
+          body(optimizer, client);
+        });
+      };
+      with(from, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
+        for (std::uint64_t step = 0; step < 2; ++step) client.run_step(optimizer, step);
+        saved.save(optimizer);
+      });
+      EXPECT_EQ(saved.flaw(), "");
+      with(to, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
+        client.run_step(optimizer, 0);  // something else, which the load replaces
+        saved.load(optimizer);
+        for (std::uint64_t step = 2; step < 4; ++step) client.run_step(optimizer, step);
+        EXPECT_EQ(parameters_of(optimizer), expected.parameters);
+      });
+    }
+  }
+}
+
+TEST(Offload, ADiskWithoutRoomIsFoundByTheConstructor) {
+  const Catalog catalog = odd_catalog();
+  auto setup = setup_of("fp32", 1, 1, 0);
+  setup.offload = offload_of("optimizer=file");
+  const StepPlan plan = make_step_plan(catalog, setup);
+  CpuDevice cpu;
+  run_ranks(1, [&](Communicator& world) {
+    ZeroOptions options = options_of();
+    options.offload.make_tier = [](const FileTierOptions& file) -> std::unique_ptr<ByteTier> {
+      FileTierOptions larger = file;
+      larger.path = (std::filesystem::temp_directory_path() / "shardplan-no-room").string();
+      larger.bytes = Bytes{std::uint64_t{1} << 60};
+      return std::make_unique<FileTier>(larger);
+    };
+    EXPECT_THROW(ZeroOptimizer(catalog, plan, cpu, {&world, &world}, options), OutOfMemory);
+    options.offload.make_tier = nullptr;
+    options.offload.folder = "/nowhere/at/all";
+    EXPECT_THROW(ZeroOptimizer(catalog, plan, cpu, {&world, &world}, options), IoError);
+  });
+}
+
+// Clients without units see parameters where they are; these are not on the device.
+TEST(Offload, ParametersElsewhereTakeUnits) {
+  const Catalog catalog = odd_catalog();
+  auto setup = setup_of("fp32", 1, 1, 0);
+  setup.offload = offload_of("parameters=cpu");
+  const StepPlan plan = make_step_plan(catalog, setup);
+  CpuDevice cpu;
+  run_ranks(1, [&](Communicator& world) {
+    ZeroOptimizer optimizer(catalog, plan, cpu, {&world, &world}, options_of());
+    EXPECT_THROW(optimizer.parameters(0), CheckFailure);
+  });
+}
+
+}  // namespace
+}  // namespace shardplan::test
