@@ -50,6 +50,9 @@ struct Cluster {
   std::uint64_t gpus_per_adapter = 1;
   Link node;
   Link network;
+  Link host;  // between a GPU and the memory of its node; 0 bytes per second where it is not known
+  // Of a node, all sockets, as the data sheet says.
+  std::optional<double> host_memory_bytes_per_second;
   double collective_seconds = 20e-6;  // that a collective costs before its first step
   Efficiency efficiency;
   std::string source;

@@ -169,14 +169,18 @@ double memory_rate(const Cluster& cluster) {
   return static_cast<double>(*cluster.gpu.bandwidth_bytes_per_second) * cluster.efficiency.memory;
 }
 
-double update_seconds(std::uint64_t elements, const Policy& policy, OptimizerKind optimizer, const Cluster& cluster) {
+double update_bytes(const Policy& policy, OptimizerKind optimizer) {
   const OptimizerStates& states = states_of(optimizer);
   double bytes = bytes_of(policy.gradient);
   bytes += 2 * bytes_of(policy.master.value_or(policy.parameter));
   if (policy.master) bytes += bytes_of(policy.parameter);
   if (states.first_moment) bytes += 2 * bytes_of(policy.first_moment);
   if (states.second_moment) bytes += 2 * bytes_of(policy.second_moment);
-  return pass_seconds(elements, bytes, cluster);
+  return bytes;
+}
+
+double update_seconds(std::uint64_t elements, const Policy& policy, OptimizerKind optimizer, const Cluster& cluster) {
+  return pass_seconds(elements, update_bytes(policy, optimizer), cluster);
 }
 
 double cast_seconds(std::uint64_t elements, DType from, DType to, const Cluster& cluster) {

@@ -60,6 +60,8 @@ double matmul_rate(const Cluster& cluster, DType compute);
 // Bytes per second that kernels move, reads and writes together.
 double memory_rate(const Cluster& cluster);
 
+// What an update reads and writes of each element.
+double update_bytes(const Policy& policy, OptimizerKind optimizer);
 // Passes over `elements` elements, each one kernel.
 double update_seconds(std::uint64_t elements, const Policy& policy, OptimizerKind optimizer, const Cluster& cluster);
 double cast_seconds(std::uint64_t elements, DType from, DType to, const Cluster& cluster);

@@ -26,6 +26,8 @@ constexpr double kPcieLatency = 5.7e-6;
 constexpr double kNetworkLatency = 9.6e-6;
 constexpr double kNodeEfficiency = 0.8;
 constexpr double kNetworkEfficiency = 0.9;
+// A packet of 256 bytes, the most that hosts allow, carries 24 bytes of header and framing (PCI Express base specs, 2.2).
+constexpr double kHostEfficiency = 256.0 / (256 + 24);
 constexpr double kDefaultNetwork = 50e9;  // 400 Gbit/s
 
 void require_known_keys(JsonView object, std::string_view what, std::initializer_list<std::string_view> keys) {
@@ -76,6 +78,10 @@ Link node_link_of(const Gpu& gpu) {
   return {0, kNodeEfficiency, kPcieLatency};
 }
 
+Link host_link_of(const Gpu& gpu) {
+  return {gpu.pcie_generation ? pcie_bytes_per_second(*gpu.pcie_generation) : 0, kHostEfficiency, kPcieLatency};
+}
+
 Link default_network() {
   return {kDefaultNetwork, kNetworkEfficiency, kNetworkLatency};
 }
@@ -114,7 +120,7 @@ const Gpu& gpu_of(JsonView value, const std::vector<Gpu>& gpus) {
 Cluster read_cluster(JsonView row, const std::vector<Gpu>& gpus) {
   require_known_keys(row, "a cluster",
                      {"name", "aliases", "gpu", "fp8_flops", "gpus_per_node", "gpus_per_adapter", "node", "network",
-                      "collective_seconds", "efficiency", "source", "note"});
+                      "host", "host_memory_bytes_per_second", "collective_seconds", "efficiency", "source", "note"});
   Cluster cluster;
   cluster.name = std::string(row["name"].as_string());
   if (cluster.name.empty()) row["name"].fail("expected a name, found an empty one");
@@ -131,6 +137,11 @@ Cluster read_cluster(JsonView row, const std::vector<Gpu>& gpus) {
   cluster.network = default_network();
   read_link(row["node"], cluster.node);
   read_link(row["network"], cluster.network);
+  cluster.host = host_link_of(cluster.gpu);
+  read_link(row["host"], cluster.host);
+  if (is_said(row["host_memory_bytes_per_second"])) {
+    read_positive(row["host_memory_bytes_per_second"], cluster.host_memory_bytes_per_second.emplace());
+  }
   if (cluster.node.bytes_per_second <= 0) {
     row["gpu"].fail(fmt::format("of {} no link is known: node.bytes_per_second is needed", cluster.gpu.name));
   }
@@ -207,6 +218,7 @@ Cluster cluster_for(const Gpu& gpu, const std::vector<Gpu>& gpus) {
   cluster.gpu = gpu;
   cluster.node = node_link_of(gpu);
   cluster.network = default_network();
+  cluster.host = host_link_of(gpu);
   if (cluster.node.bytes_per_second <= 0) {
     throw ConfigError("--cluster", "", fmt::format("is needed: of {} no link is known", gpu.name));
   }
