@@ -25,8 +25,10 @@ constexpr const char* kFitFooter = R"(Examples:
   memcalc fit llama-2-7b --gpus 8 --gpu h100-80gb --seq 4096 --global-batch 64
   memcalc fit llama-2-7b --gpus 8 --gpu 24GiB --seq 2048 --zero 3 --ask cheapest
   memcalc fit llama-3.1-8b --gpus 8 --zero 3 --gpu a100-80gb --seq 8192 --ask micro-batch
+  memcalc fit llama-3.1-70b --gpus 512 --gpu h100-80gb --seq 8192 --global-batch 1024 --profile megatron
 
-Axes whose flag is given (--zero, --tp, --pp, --ep, --micro-batch, --recompute) are not varied.
+Varied: --zero, --tp, --pp, --cp, --ep, --virtual-stages, --sequence-parallel, --replicate, --offload (to the host),
+--micro-batch and --recompute. One whose flag is given is not.
 
 Exit status: 0 something fits, 1 nothing does, 2 the command line is wrong, 3 an input file or a model is bad.)";
 
@@ -188,6 +190,11 @@ void Parser::read(std::vector<std::string> words) {
     std::set<std::string> given = given_flags(*command);
     if (command == simulate) given.insert("--engine");  // our own optimizer, whatever a file says
     finish(line.plan, flags, given);
+    if (!line.plan.others.empty() && (command != plan || line.plan.export_format)) {
+      throw ConfigError("MODEL", "",
+                        fmt::format("expected one, found {}: several are planned by memcalc plan alone",
+                                    line.plan.others.size() + 1));
+    }
   }
   if (*validate && line.validate.paths.empty())
     throw ConfigError("PATH", "", "expected a file of measured runs or a folder");

@@ -98,6 +98,15 @@ void refuse_flags_of_deepspeed(const PlanOptions& options) {
   throw ConfigError(flag, "", fmt::format("is deepspeed's: engine {} has none", name(options.engine)));
 }
 
+// Of our own step plan: other engines have their own ways, which their own options say.
+void refuse_flags_of_shardplan(const PlanOptions& options, const std::set<std::string>& given) {
+  for (const char* flag : {"--prefetch", "--transport", "--reduction", "--reduction-group"}) {
+    if (!given.contains(flag)) continue;
+    throw ConfigError(flag, "",
+                      fmt::format("is engine shardplan's: engine {} would not heed it", name(options.engine)));
+  }
+}
+
 void apply_offload(const PlanOptions& options, EngineOptions& engine) {
   const Offload offload = parse(*options.offload);
   switch (options.engine) {
@@ -148,12 +157,38 @@ void settle_dtypes(PlanOptions& options, const std::set<std::string>& given) {
 
 void apply_engine_flags(PlanOptions& options, const std::set<std::string>& given) {
   if (options.engine != Engine::deepspeed) refuse_flags_of_deepspeed(options);
+  if (options.engine != Engine::shardplan) refuse_flags_of_shardplan(options, given);
   if (options.offload) {
     apply_offload(options, options.engine_options);
   } else {
     options.offload = offload_said(options.engine, options.engine_options);
   }
   if (options.engine == Engine::deepspeed) settle_dtypes(options, given);
+}
+
+bool offloads(const PlanOptions& options, std::string_view what) {
+  if (!options.offload) return false;
+  const std::string& text = *options.offload;
+  for (std::size_t begin = 0; begin < text.size();) {
+    if (std::string_view(text).substr(begin).starts_with(fmt::format("{}=", what))) return true;
+    const std::size_t comma = text.find(',', begin);
+    begin = comma == std::string::npos ? text.size() : comma + 1;
+  }
+  return false;
+}
+
+std::vector<std::optional<std::string>> offload_choices(const PlanOptions& options) {
+  std::vector<std::optional<std::string>> choices{std::nullopt};
+  for (const char* words : {"optimizer=cpu", "parameters=cpu", "optimizer=cpu,parameters=cpu"}) {
+    PlanOptions offloaded = options;
+    offloaded.offload = words;
+    try {
+      apply_engine_flags(offloaded, {});
+      choices.emplace_back(words);
+    } catch (const ConfigError&) {  // not this engine
+    }
+  }
+  return choices;
 }
 
 }  // namespace shardplan::memcalc

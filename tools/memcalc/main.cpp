@@ -15,6 +15,7 @@
 #include "tools/memcalc/output.h"
 #include "tools/memcalc/planning.h"
 #include "tools/memcalc/simulating.h"
+#include "tools/memcalc/together.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -62,6 +63,11 @@ int run(const CommandLine& line) {
     case Command::explain:
       break;
   }
+  if (!line.plan.others.empty()) {
+    const PlannedTogether together = make_together(line.plan);
+    print(line.plan.json ? together_json(together) : together_text(together, isatty(STDOUT_FILENO) != 0));
+    return together.fits.value_or(true) ? kDone : kDoesNotFit;
+  }
   const Planned planned = make_planned(line.plan);
   if (line.command == Command::explain) {
     print(line.plan.json ? explain_json(line.plan, planned) : explain_text(line.plan, planned));
@@ -70,6 +76,7 @@ int run(const CommandLine& line) {
   if (line.plan.export_format) {
     print(export_text(line.plan));
     for (const std::string& note : planned.report.notes) fmt::print(stderr, "memcalc: note: {}\n", note);
+    for (const std::string& note : export_notes(line.plan)) fmt::print(stderr, "memcalc: note: {}\n", note);
     return planned.fits.value_or(true) ? kDone : kDoesNotFit;
   }
   print(line.plan.json ? plan_json(line.plan, planned) : plan_text(line.plan, planned, isatty(STDOUT_FILENO) != 0));

@@ -11,7 +11,9 @@ namespace {
 
 constexpr const char* kModelHelp =
     "a preset (memcalc models lists them), a config.json, a folder that holds one, a .safetensors file, an "
-    "*.safetensors.index.json, a folder of them, or a tensor list";
+    "*.safetensors.index.json, a folder of them, or a tensor list; with :frozen behind it nothing of it is trained. "
+    "plan takes "
+    "several, which share the GPUs";
 
 DType dtype_of(const char* flag, const std::string& text) {
   const auto dtype = parse_dtype(text);
@@ -244,11 +246,21 @@ void settle(PlanOptions& options, PlanFlags& flags, const std::set<std::string>&
   apply_engine_flags(options, given);
 }
 
+// The first MODEL, and those beside it.
+void take_models(PlanOptions& options, const std::vector<std::string>& models) {
+  if (models.empty()) return;
+  if (models.size() > 1 && !options.freeze.empty()) {
+    throw ConfigError("--freeze", "", "would be of several models: expected MODEL:frozen, or one MODEL");
+  }
+  set_model(options, models.front());
+  options.others.assign(models.begin() + 1, models.end());
+}
+
 }  // namespace
 
 void add_plan_flags(CLI::App* app, PlanOptions& options, PlanFlags& flags) {
   Setup& setup = options.setup;
-  app->add_option("MODEL", options.model, kModelHelp)->type_name("");
+  app->add_option("MODEL", flags.models, kModelHelp)->type_name("");
   app->add_option("--params", options.parameters,
                   "a number of parameters instead of MODEL: 7e9, 7B, 350M (model states only)")
       ->type_name("COUNT");
@@ -309,7 +321,14 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PlanFlags& flags) {
   app->add_flag("--verbose", options.verbose, "also the units, their layout and the programs");
 }
 
+void set_model(PlanOptions& options, const std::string& text) {
+  constexpr std::string_view suffix = ":frozen";
+  options.model = text.ends_with(suffix) ? text.substr(0, text.size() - suffix.size()) : text;
+  if (text.ends_with(suffix)) options.freeze = {"*"};
+}
+
 void finish(PlanOptions& options, PlanFlags& flags, const std::set<std::string>& given) {
+  take_models(options, flags.models);
   require_one_model(options, flags.config);
   constexpr std::uint64_t most_in_a_node = 1'000'000;
   if (options.node_gpus() == 0 || options.node_gpus() > most_in_a_node) {

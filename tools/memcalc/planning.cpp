@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "planner/activations/pipeline.h"
 #include "planner/engines/workspaces.h"
 #include "planner/formats/parameter_count.h"
 #include "planner/formats/read_model.h"
@@ -57,18 +58,6 @@ Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   return sized;
 }
 
-// Of the GPU that was named; Hopper's where none was, or its memory alone. Nothing for one of another vendor.
-std::optional<MegatronMachine> machine_of(const PlanOptions& options) {
-  MegatronMachine machine;
-  machine.generation = GpuGeneration::hopper;
-  if (options.megatron) machine.cublas_workspace_config = options.megatron->environment.cublas_workspace_config;
-  if (!options.gpu || is_capacity(*options.gpu)) return machine;
-  const std::optional<GpuGeneration> named = generation_of_gpu(*options.gpu);
-  if (!named) return std::nullopt;
-  machine.generation = *named;
-  return machine;
-}
-
 // What is not known of the GPU, in words.
 void add_machine_note(const PlanOptions& options, Report& report) {
   if (!options.gpu) return;
@@ -113,12 +102,8 @@ void add_reserved(const PlanOptions& options, const Model& model, const Catalog&
                     {.expandable_segments = options.megatron && options.megatron->environment.expandable_segments});
   if (!reserved) return;
   device.peak_reserved = std::max(*reserved, *device.peak_allocated);
-  LibraryUse use;
-  use.communicators = communicators(options.setup);
-  use.channels = kNvlinkChannels;
-  if (!machine || !cuda_context(machine->generation)) return;
-  device.context = workspaces_of(machine->generation, use).outside();
-  device.total = *device.peak_reserved + *device.context;
+  device.context = context_of(options);
+  if (device.context) device.total = *device.peak_reserved + *device.context;
 }
 
 // Counts activations where the client says enough; else says in a note what is missing.
@@ -135,7 +120,16 @@ void add_activations(const PlanOptions& options, const Model& model, const Catal
   }
 }
 
+void refuse_uneven_interleaving(const PlanOptions& options) {
+  const bool megatron = options.engine == Engine::megatron || options.whole_client().profile == Profile::megatron;
+  if (!megatron) return;
+  if (const std::string why = uneven_interleaving(options.setup.parallel, options.setup.accumulation); !why.empty()) {
+    throw ConfigError("--grad-accum", "", why);
+  }
+}
+
 Planned plan_and_report(const PlanOptions& options, Model model) {
+  refuse_uneven_interleaving(options);
   Planned planned;
   if (options.gpu) planned.gpu = find_capacity(*options.gpu, options.gpu_files);
   planned.kinds = planned_kinds(options, model);
@@ -178,6 +172,34 @@ std::vector<Explanation> together(std::vector<Explanation> lines, std::vector<Ex
 }
 
 }  // namespace
+
+std::optional<MegatronMachine> machine_of(const PlanOptions& options) {
+  MegatronMachine machine;
+  machine.generation = GpuGeneration::hopper;
+  if (options.megatron) machine.cublas_workspace_config = options.megatron->environment.cublas_workspace_config;
+  if (!options.gpu || is_capacity(*options.gpu)) return machine;
+  const std::optional<GpuGeneration> named = generation_of_gpu(*options.gpu);
+  if (!named) return std::nullopt;
+  machine.generation = *named;
+  return machine;
+}
+
+Bytes shared_libraries(const PlanOptions& options) {
+  const std::optional<MegatronMachine> machine = machine_of(options);
+  if (!machine || options.whole_client().profile == Profile::megatron) return {};
+  LibraryUse use;
+  use.cublas_workspace_config = machine->cublas_workspace_config;
+  return workspaces_of(machine->generation, use).allocated();
+}
+
+std::optional<Bytes> context_of(const PlanOptions& options) {
+  const std::optional<MegatronMachine> machine = machine_of(options);
+  if (!machine || !cuda_context(machine->generation)) return std::nullopt;
+  LibraryUse use;
+  use.communicators = communicators(options.setup);
+  use.channels = kNvlinkChannels;
+  return workspaces_of(machine->generation, use).outside();
+}
 
 std::vector<Explanation> explain_device(const PlanOptions& options, const Planned& planned) {
   if (planned.terms) return explain_terms(*planned.terms);

@@ -75,6 +75,14 @@ std::vector<RankKind> planned_kinds(const PlanOptions& options, const Model& mod
 // The two sides of a rank's memory, for add_client.
 EngineHolds engine_holds(const PlanOptions& options, const Sized& sized);
 
+// The GPU that decides workspaces: the one that was named; Hopper's where none was, or its memory alone. Nothing for one of
+// another vendor.
+std::optional<MegatronMachine> machine_of(const PlanOptions& options);
+// Workspaces of libraries, which models in one process share. Profile megatron's are its own buffers too, of each model: 0.
+Bytes shared_libraries(const PlanOptions& options);
+// What the driver's context and NCCL's buffers take, which is in no allocator; nothing where that is not known.
+std::optional<Bytes> context_of(const PlanOptions& options);
+
 // Of the ranks that hold `catalog`, at `stage` of the pipeline.
 ClientSide client_side(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage);
 }  // namespace shardplan::memcalc

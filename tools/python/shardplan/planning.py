@@ -247,6 +247,15 @@ class FittedPlan:
 class RejectedPlan:
     setup: Any
     why: str
+    count: int
+
+
+@dataclass(frozen=True)
+class RejectionCounts:
+    contradiction: int
+    unknown: int
+    states: int
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -261,6 +270,8 @@ class Fit:
     fitting: int
     rejected: Tuple[RejectedPlan, ...]
     rejections: int
+    rejections_by_reason: RejectionCounts
+    slower: int
     decided: int
     evaluated: int
     seconds: float
