@@ -34,9 +34,8 @@ std::uint64_t total(const json::object& planned) {
 std::string words_of(const json::object& setup) {
   const std::uint64_t tensor = number(setup.at("tensor_parallel"));
   return "--zero " + std::to_string(number(setup.at("zero_stage"))) + " --tp " + std::to_string(tensor) +
-         (tensor > 1 ? " --sequence-parallel" : "") + " --pp " +
-         std::to_string(number(setup.at("pipeline_parallel"))) + " --micro-batch " +
-         std::to_string(number(setup.at("micro_batch"))) + " --grad-accum " +
+         (tensor > 1 ? " --sequence-parallel" : "") + " --pp " + std::to_string(number(setup.at("pipeline_parallel"))) +
+         " --micro-batch " + std::to_string(number(setup.at("micro_batch"))) + " --grad-accum " +
          std::to_string(number(setup.at("grad_accum"))) + " --recompute " +
          std::string(setup.at("recompute").as_string());
 }

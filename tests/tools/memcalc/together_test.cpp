@@ -24,8 +24,7 @@ TEST(Together, ResidentsAddUpAndPeaksTakeTurns) {
   const json::object small = plan("gpt2" + kFlags);
   const json::object both = plan("gpt2-medium gpt2" + kFlags);
   const json::object twice = plan("gpt2 gpt2" + kFlags);
-  const std::uint64_t libraries =
-      2 * device(small, "allocated_after_step") - device(twice, "allocated_after_step");
+  const std::uint64_t libraries = 2 * device(small, "allocated_after_step") - device(twice, "allocated_after_step");
   EXPECT_GT(libraries, 0U);
   EXPECT_LT(libraries, 128U << 20);
   EXPECT_EQ(device(both, "model_states"), device(large, "model_states") + device(small, "model_states"));
