@@ -39,17 +39,27 @@ std::vector<ClientTerm> client_terms(const Model& model, const Catalog& held, co
 }
 
 ClientSide client_of_rank(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
-                          std::uint64_t stage, const std::optional<MegatronMachine>& machine) {
+                          std::uint64_t stage, const std::optional<MegatronMachine>& machine,
+                          const ChunkActivity& activity) {
   std::vector<Activity> chunks;
   for (const Catalog& chunk : chunks_of(model, held, setup.parallel, stage)) {
-    ActivityResult result = activity_of(model, chunk, setup, client, {.keeps_gradients = false});
-    if (!result.activity) return {{}, std::move(result.unknown_because)};
-    chunks.push_back(std::move(*result.activity));
+    const ActivityResult& result = activity(chunk);
+    if (!result.activity) return {{}, result.unknown_because};
+    chunks.push_back(*result.activity);
   }
   ClientHolds holds;
   holds.peak = peak_of(chunks, setup.parallel, stage, setup.accumulation).peak;
   add_resident(client_terms(model, held, setup, client, machine), holds);
   return {std::move(holds), {}};
+}
+
+ClientSide client_of_rank(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
+                          std::uint64_t stage, const std::optional<MegatronMachine>& machine) {
+  ActivityResult result;
+  const auto compute = [&](const Catalog& chunk) -> const ActivityResult& {
+    return result = activity_of(model, chunk, setup, client, {.keeps_gradients = false});
+  };
+  return client_of_rank(model, held, setup, client, stage, machine, compute);
 }
 
 std::optional<Bytes> peak_reserved(const EngineBlocks& engine, const Model& model, const Catalog& held,

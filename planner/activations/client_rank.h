@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,6 +26,13 @@ struct ClientSide {
 // `held`: all that the ranks of this stage have (planner/parallel.h). Without a machine, libraries' workspaces are left out.
 ClientSide client_of_rank(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
                           std::uint64_t stage, const std::optional<MegatronMachine>& machine);
+
+// The same with activities from `activity`, for many ranks whose chunks are alike: what activity_of (profiles.h) gives for one
+// of this rank's chunks.
+using ChunkActivity = std::function<const ActivityResult&(const Catalog& chunk)>;
+ClientSide client_of_rank(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
+                          std::uint64_t stage, const std::optional<MegatronMachine>& machine,
+                          const ChunkActivity& activity);
 
 // What a rank keeps beside model states and activations, of whichever profile: workspaces of libraries, and of Megatron more.
 // `held` and `machine` as above.

@@ -1,5 +1,7 @@
 #include "planner/activations/pipeline.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <numeric>
 
@@ -91,6 +93,13 @@ void append_layers(const Catalog& held, const std::string& stack, std::uint64_t 
 }
 
 }  // namespace
+
+std::string uneven_interleaving(const Parallelism& p, std::uint64_t micro_batches) {
+  if (resolved_schedule(p) != PipelineSchedule::interleaved || micro_batches % p.pipeline == 0) return {};
+  return fmt::format(
+      "{} micro-batches a step do not divide into groups of --pp {}, which interleaving takes: expected a multiple",
+      micro_batches, p.pipeline);
+}
 
 std::vector<ChunkPass> order_of_passes(const Parallelism& p, std::uint64_t rank, std::uint64_t micro_batches,
                                        std::uint64_t group) {

@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "planner/activations/activity.h"
@@ -33,6 +34,10 @@ struct ChunkPass {
 // next chunk's turn; 0: as many as stages (Megatron-LM, microbatch_group_size_per_vp_stage).
 std::vector<ChunkPass> order_of_passes(const Parallelism& parallelism, std::uint64_t rank, std::uint64_t micro_batches,
                                        std::uint64_t group = 0);
+
+// Interleaving takes the micro-batches of a step in groups of as many as stages (schedules.py,
+// forward_backward_pipelining_with_interleaving, which fails else). What is wrong; empty where nothing is.
+std::string uneven_interleaving(const Parallelism& parallelism, std::uint64_t micro_batches);
 
 // For each chunk, micro-batches whose saved tensors are held.
 using HeldChunks = std::vector<std::uint64_t>;

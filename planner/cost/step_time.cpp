@@ -17,11 +17,6 @@ std::uint64_t elements_of(const UnitRun& run, bool trainable_only) {
   return sum;
 }
 
-bool is_expert(const Model& model, std::size_t run) {
-  return std::any_of(model.modules[run].modules.begin(), model.modules[run].modules.end(),
-                     [](const Module& module) { return module.routing.has_value(); });
-}
-
 std::uint64_t expert_elements(const ModuleRun& run) {
   std::uint64_t sum = 0;
   for (const Module& module : run.modules) {
@@ -29,123 +24,6 @@ std::uint64_t expert_elements(const ModuleRun& run) {
     for (const Tensor& tensor : module.tensors) sum += elements(tensor.shape);
   }
   return sum;
-}
-
-struct Traffic {
-  double gather = 0;   // of one pass over all units
-  double reduce = 0;   // of all units' gradients once
-  double largest = 0;  // unit's collective: what nothing hides
-};
-
-// What a rank has of the model goes over the ranks of its data axis, which lie `tensor_ranks` apart. Experts that are shared out are the same on every
-// `expert_ranks`-th rank only, and go over those (Megatron Core, expert data parallel groups).
-Traffic traffic_of(const Model& model, const StepSetup& setup, const Cluster& cluster) {
-  Traffic traffic;
-  const auto add = [&](std::uint64_t count, std::uint64_t size, std::uint64_t ranks, std::uint64_t stride) {
-    const Group group = group_of(ranks, stride * setup.tensor_ranks, cluster.gpus_per_node);
-    const auto shard = [&](DType dtype) { return bytes_for(dtype, (size + ranks - 1) / ranks); };
-    const double gather = cost_of(CollectiveKind::all_gather, shard(setup.policy.parameter), group, cluster).seconds;
-    const CollectiveKind kind = setup.stage == 0 ? CollectiveKind::all_reduce : CollectiveKind::reduce_scatter;
-    const double reduce = cost_of(kind, shard(setup.reduced), group, cluster).seconds;
-    traffic.gather += static_cast<double>(count) * gather;
-    traffic.reduce += static_cast<double>(count) * reduce;
-    traffic.largest = std::max({traffic.largest, gather, reduce});
-  };
-  for (std::size_t i = 0; i < model.catalog.runs.size(); ++i) {
-    const UnitRun& run = model.catalog.runs[i];
-    const std::uint64_t experts = setup.expert_ranks > 1 ? expert_elements(model.modules[i]) : 0;
-    const std::uint64_t held = run.numbered ? divide_up(run.count, setup.stages) : run.count;
-    add(held, (elements_of(run, false) - experts) / setup.tensor_ranks, setup.ranks, 1);
-    // Experts' data axis is what is left of the data and the tensor axis (planner/setup.h, expert_world_size).
-    if (experts > 0) {
-      const std::uint64_t ranks = std::max<std::uint64_t>(setup.ranks * setup.tensor_ranks / setup.expert_ranks, 1);
-      add(held, experts / setup.expert_ranks, ranks,
-          std::max<std::uint64_t>(setup.expert_ranks / setup.tensor_ranks, 1));
-    }
-  }
-  return traffic;
-}
-
-// Exposed in every micro-batch: the computation waits for these.
-double exchange_seconds(const Model& model, const StepSetup& setup, const Cluster& cluster) {
-  const auto exchange = [&](std::uint64_t ranks, std::uint64_t features) {
-    const Group group = group_of(ranks, 1, cluster.gpus_per_node);
-    const Bytes sent = bytes_for(DType::bf16, setup.work.tokens * features / ranks);
-    return cost_of(CollectiveKind::all_to_all, sent, group, cluster).seconds;
-  };
-  double seconds = 0;
-  for (std::size_t i = 0; i < model.modules.size(); ++i) {
-    const auto count = static_cast<double>(model.modules[i].count);
-    for (const Module& module : model.modules[i].modules) {
-      if (setup.context_ranks > 1 && module.attention) {
-        seconds +=
-            count * 2 * (exchange(setup.context_ranks, module.input) + exchange(setup.context_ranks, module.output));
-      }
-    }
-    if (setup.expert_ranks > 1 && is_expert(model, i)) {
-      const auto routed = std::find_if(model.modules[i].modules.begin(), model.modules[i].modules.end(),
-                                       [](const Module& module) { return module.routing.has_value(); });
-      const std::uint64_t features = model.architecture.hidden * routed->routing->chosen;
-      seconds += count * 4 * exchange(setup.expert_ranks, features);
-    }
-  }
-  return seconds;
-}
-
-// One rank's part of a block's activations, summed over the tensor ranks: behind attention and behind the MLP, forward
-// and backward (Shoeybi et al., arXiv 1909.08053, sec. 3). With sequence parallelism each sum is a reduce-scatter and a
-// gather, and the backward gathers the inputs again (Korthikanti et al., arXiv 2205.05198, sec. 4.2.2).
-double tensor_seconds(const Model& model, const StepSetup& setup, const Cluster& cluster) {
-  if (setup.tensor_ranks == 1) return 0;
-  const Group group = group_of(setup.tensor_ranks, 1, cluster.gpus_per_node);
-  const Bytes shard = bytes_for(DType::bf16, setup.work.tokens * model.architecture.hidden / setup.tensor_ranks);
-  const auto seconds = [&](CollectiveKind kind) { return cost_of(kind, shard, group, cluster).seconds; };
-  const double sum = setup.sequence_parallel
-                         ? seconds(CollectiveKind::reduce_scatter) + seconds(CollectiveKind::all_gather)
-                         : seconds(CollectiveKind::all_reduce);
-  const double again = setup.sequence_parallel ? seconds(CollectiveKind::all_gather) : 0;
-  double blocks = 0;
-  for (const UnitRun& run : model.catalog.runs) blocks += run.numbered ? static_cast<double>(run.count) : 0;
-  return blocks * (2 * sum * (2 + setup.recomputed) + 2 * again);
-}
-
-// One micro-batch's hidden features to the next stage, and their gradient back.
-double passing_seconds(const Model& model, const StepSetup& setup, const Cluster& cluster) {
-  if (setup.stages == 1) return 0;
-  const std::uint64_t parts = setup.sequence_parallel ? setup.tensor_ranks : 1;
-  const Bytes sent = bytes_for(DType::bf16, setup.work.tokens * model.architecture.hidden / parts);
-  const Group group = group_of(2, setup.ranks * setup.tensor_ranks, cluster.gpus_per_node);
-  return 2 * static_cast<double>(setup.virtual_stages) *
-         cost_of(CollectiveKind::all_gather, sent, group, cluster).seconds;
-}
-
-// Of one micro-batch on the slowest stage: its share of the blocks, and what comes before or behind them.
-PassSeconds slowest_stage(const Model& model, const StepSetup& setup, const Cluster& cluster) {
-  const std::vector<UnitRunSeconds> runs = unit_seconds(model, setup.work, cluster);
-  PassSeconds blocks;
-  PassSeconds before;
-  PassSeconds behind;
-  std::uint64_t unit = 0;
-  bool any_blocks = false;
-  for (const UnitRun& run : model.catalog.runs) {
-    const PassSeconds& each = seconds_of_unit(runs, unit);
-    unit += run.count;
-    PassSeconds& part = run.numbered ? blocks : any_blocks ? behind : before;
-    any_blocks = any_blocks || run.numbered;
-    for (double* of : {&part.forward, &part.backward}) {
-      *of += static_cast<double>(run.count) * (of == &part.forward ? each.forward : each.backward);
-    }
-  }
-  const auto stages = static_cast<double>(setup.stages);
-  PassSeconds slowest{blocks.forward / stages, blocks.backward / stages};
-  if (setup.stages == 1) {
-    slowest += before;
-    slowest += behind;
-  } else {
-    slowest += before.forward + before.backward > behind.forward + behind.backward ? before : behind;
-  }
-  const auto ranks = static_cast<double>(setup.tensor_ranks);
-  return {slowest.forward / ranks, slowest.backward / ranks};
 }
 
 // Seconds in which a stage has nothing to do, while the pipeline fills and drains. W, the weight gradients, is half of a
@@ -168,32 +46,176 @@ double bubble_seconds(const StepSetup& setup, double forward, double backward) {
 
 }  // namespace
 
-StepTime step_time(const Model& model, const StepSetup& setup, const Cluster& cluster) {
-  const PassSeconds passes = slowest_stage(model, setup, cluster);
-  const Traffic traffic = traffic_of(model, setup, cluster);
+StepTimes::StepTimes(const Model& model, const Cluster& cluster) : model_(model), cluster_(cluster) {
+  for (std::size_t i = 0; i < model.catalog.runs.size(); ++i) {
+    const UnitRun& run = model.catalog.runs[i];
+    const std::uint64_t experts = i < model.modules.size() ? expert_elements(model.modules[i]) : 0;
+    const std::uint64_t all = elements_of(run, false);
+    runs_.push_back({run.count, run.numbered, all - experts, experts, elements_of(run, true)});
+    if (run.numbered) blocks_ += static_cast<double>(run.count);
+    trainable_ += run.count * runs_.back().trainable;
+  }
+}
+
+// What a rank has of the model goes over the ranks of its data axis, which lie `tensor_ranks` apart. Experts that are shared
+// out are the same on every `expert_ranks`-th rank only, and go over those (Megatron Core, expert data parallel groups). With
+// replicas a shard is gathered and reduced inside its group, and its sum is all-reduced over those that hold the same.
+const StepTimes::Traffic& StepTimes::traffic_of(const StepSetup& setup) {
+  const std::uint64_t replicas = setup.stage == 0 ? 1 : setup.replicas;
+  const Key key{setup.ranks, replicas, setup.tensor_ranks, setup.stages, setup.expert_ranks, setup.stage == 0};
+  const auto found = traffic_.find(key);
+  if (found != traffic_.end()) return found->second;
+  Traffic traffic;
+  const auto add = [&](std::uint64_t count, std::uint64_t size, std::uint64_t ranks, std::uint64_t stride) {
+    const std::uint64_t shards = std::max<std::uint64_t>(ranks / replicas, 1);
+    const Group group = group_of(shards, stride * setup.tensor_ranks, cluster_.gpus_per_node);
+    const auto shard = [&](DType dtype) { return bytes_for(dtype, divide_up(size, shards)); };
+    const double gather = cost_of(CollectiveKind::all_gather, shard(setup.policy.parameter), group, cluster_).seconds;
+    const CollectiveKind kind = setup.stage == 0 ? CollectiveKind::all_reduce : CollectiveKind::reduce_scatter;
+    double reduce = cost_of(kind, shard(setup.reduced), group, cluster_).seconds;
+    if (ranks / shards > 1) {
+      const Group same = group_of(ranks / shards, shards * stride * setup.tensor_ranks, cluster_.gpus_per_node);
+      const Bytes part = bytes_for(setup.reduced, divide_up(size, ranks));
+      reduce += cost_of(CollectiveKind::all_reduce, part, same, cluster_).seconds;
+    }
+    traffic.gather += static_cast<double>(count) * gather;
+    traffic.reduce += static_cast<double>(count) * reduce;
+    traffic.largest = std::max({traffic.largest, gather, reduce});
+  };
+  for (const Run& run : runs_) {
+    const std::uint64_t experts = setup.expert_ranks > 1 ? run.expert_elements : 0;
+    const std::uint64_t held = run.numbered ? divide_up(run.count, setup.stages) : run.count;
+    add(held, (run.elements + run.expert_elements - experts) / setup.tensor_ranks, setup.ranks, 1);
+    // Experts' data axis is what is left of the data and the tensor axis (planner/setup.h, expert_world_size).
+    if (experts > 0) {
+      const std::uint64_t ranks = std::max<std::uint64_t>(setup.ranks * setup.tensor_ranks / setup.expert_ranks, 1);
+      add(held, experts / setup.expert_ranks, ranks,
+          std::max<std::uint64_t>(setup.expert_ranks / setup.tensor_ranks, 1));
+    }
+  }
+  return traffic_.emplace(key, traffic).first->second;
+}
+
+// Exposed in every micro-batch: the computation waits for these.
+double StepTimes::exchange_seconds(const StepSetup& setup) {
+  if (setup.context_ranks == 1 && setup.expert_ranks == 1) return 0;
+  const Key key{setup.work.tokens, setup.context_ranks, setup.expert_ranks};
+  const auto found = exchanges_.find(key);
+  if (found != exchanges_.end()) return found->second;
+  const auto exchange = [&](std::uint64_t ranks, std::uint64_t features) {
+    const Group group = group_of(ranks, 1, cluster_.gpus_per_node);
+    const Bytes sent = bytes_for(DType::bf16, setup.work.tokens * features / ranks);
+    return cost_of(CollectiveKind::all_to_all, sent, group, cluster_).seconds;
+  };
+  double seconds = 0;
+  for (const ModuleRun& run : model_.modules) {
+    const auto count = static_cast<double>(run.count);
+    const Module* routed = nullptr;
+    for (const Module& module : run.modules) {
+      if (routed == nullptr && module.routing) routed = &module;
+      if (setup.context_ranks > 1 && module.attention) {
+        seconds +=
+            count * 2 * (exchange(setup.context_ranks, module.input) + exchange(setup.context_ranks, module.output));
+      }
+    }
+    if (setup.expert_ranks > 1 && routed != nullptr) {
+      const std::uint64_t features = model_.architecture.hidden * routed->routing->chosen;
+      seconds += count * 4 * exchange(setup.expert_ranks, features);
+    }
+  }
+  return exchanges_.emplace(key, seconds).first->second;
+}
+
+// One rank's part of a block's activations, summed over the tensor ranks: behind attention and behind the MLP, forward
+// and backward (Shoeybi et al., arXiv 1909.08053, sec. 3). With sequence parallelism each sum is a reduce-scatter and a
+// gather, and the backward gathers the inputs again (Korthikanti et al., arXiv 2205.05198, sec. 4.2.2).
+double StepTimes::tensor_seconds(const StepSetup& setup) const {
+  if (setup.tensor_ranks == 1) return 0;
+  const Group group = group_of(setup.tensor_ranks, 1, cluster_.gpus_per_node);
+  const Bytes shard = bytes_for(DType::bf16, setup.work.tokens * model_.architecture.hidden / setup.tensor_ranks);
+  const auto seconds = [&](CollectiveKind kind) { return cost_of(kind, shard, group, cluster_).seconds; };
+  const double sum = setup.sequence_parallel
+                         ? seconds(CollectiveKind::reduce_scatter) + seconds(CollectiveKind::all_gather)
+                         : seconds(CollectiveKind::all_reduce);
+  const double again = setup.sequence_parallel ? seconds(CollectiveKind::all_gather) : 0;
+  return blocks_ * (2 * sum * (2 + setup.recomputed) + 2 * again);
+}
+
+// One micro-batch's hidden features to the next stage, and their gradient back.
+double StepTimes::passing_seconds(const StepSetup& setup) const {
+  if (setup.stages == 1) return 0;
+  const std::uint64_t parts = setup.sequence_parallel ? setup.tensor_ranks : 1;
+  const Bytes sent = bytes_for(DType::bf16, setup.work.tokens * model_.architecture.hidden / parts);
+  const Group group = group_of(2, setup.ranks * setup.tensor_ranks, cluster_.gpus_per_node);
+  return 2 * static_cast<double>(setup.virtual_stages) *
+         cost_of(CollectiveKind::all_gather, sent, group, cluster_).seconds;
+}
+
+const StepTimes::Parts& StepTimes::parts_of(const Work& work) {
+  const Key key{work.tokens, work.sequence, work.expert_ranks, work.accumulates, work.causal};
+  const auto found = parts_.find(key);
+  if (found != parts_.end()) return found->second;
+  const std::vector<UnitRunSeconds> seconds = unit_seconds(model_, work, cluster_);
+  Parts parts;
+  std::uint64_t unit = 0;
+  bool any_blocks = false;
+  for (const Run& run : runs_) {
+    const PassSeconds& each = seconds_of_unit(seconds, unit);
+    unit += run.count;
+    PassSeconds& part = run.numbered ? parts.blocks : any_blocks ? parts.behind : parts.before;
+    any_blocks = any_blocks || run.numbered;
+    part += {static_cast<double>(run.count) * each.forward, static_cast<double>(run.count) * each.backward};
+  }
+  return parts_.emplace(key, parts).first->second;
+}
+
+// Of one micro-batch on the slowest stage: its share of the blocks, and what comes before or behind them.
+PassSeconds StepTimes::slowest_stage(const StepSetup& setup) {
+  const Parts& parts = parts_of(setup.work);
+  const auto stages = static_cast<double>(setup.stages);
+  const PassSeconds& before = parts.before;
+  const PassSeconds& behind = parts.behind;
+  PassSeconds slowest{parts.blocks.forward / stages, parts.blocks.backward / stages};
+  if (setup.stages == 1) {
+    slowest += before;
+    slowest += behind;
+  } else {
+    slowest += before.forward + before.backward > behind.forward + behind.backward ? before : behind;
+  }
+  const auto ranks = static_cast<double>(setup.tensor_ranks);
+  return {slowest.forward / ranks, slowest.backward / ranks};
+}
+
+double StepTimes::update_seconds_of(const StepSetup& setup) const {
+  std::uint64_t updated = trainable_ / (setup.tensor_ranks * setup.stages);
+  if (setup.stage > 0) updated /= std::max<std::uint64_t>(setup.ranks / setup.replicas, 1);
+  return norm_seconds(updated, setup.policy.gradient, cluster_) +
+         update_seconds(updated, setup.policy, setup.optimizer, cluster_);
+}
+
+StepTime StepTimes::of(const StepSetup& setup) {
+  const PassSeconds passes = slowest_stage(setup);
+  const Traffic& traffic = traffic_of(setup);
   const auto micro_batches = static_cast<double>(setup.micro_batches);
   const auto stages = static_cast<double>(setup.stages);
   const double forward = (1 + setup.recomputed) * passes.forward;
   // What computation waits for in each micro-batch.
-  const double waits = (exchange_seconds(model, setup, cluster) + tensor_seconds(model, setup, cluster)) / stages +
-                       passing_seconds(model, setup, cluster);
+  const double waits = (exchange_seconds(setup) + tensor_seconds(setup)) / stages + passing_seconds(setup);
   StepTime time;
   time.computing = micro_batches * (forward + passes.backward);
   time.bubble = bubble_seconds(setup, forward + waits / 2, passes.backward + waits / 2);
   const double gathers = setup.stage == 3 ? 2 * micro_batches : setup.stage == 0 ? 0 : 1;
-  const double reduces = setup.stage >= 2 ? micro_batches : 1;
+  const double reduces = setup.stage >= 2 || setup.reduces_each ? micro_batches : 1;
   const double data = gathers * traffic.gather + reduces * traffic.reduce;
   const double busy = time.computing + micro_batches * waits;
   time.communicating = micro_batches * waits;
   time.communicating += setup.overlapped ? std::max(data - busy, 0.0) + 2 * traffic.largest : data;
-
-  std::uint64_t updated = 0;
-  for (const UnitRun& run : model.catalog.runs) updated += run.count * elements_of(run, true);
-  updated /= setup.tensor_ranks * setup.stages;
-  if (setup.stage > 0) updated /= setup.ranks;
-  time.updating = norm_seconds(updated, setup.policy.gradient, cluster) +
-                  update_seconds(updated, setup.policy, setup.optimizer, cluster);
+  time.updating = update_seconds_of(setup);
   return time;
+}
+
+StepTime step_time(const Model& model, const StepSetup& setup, const Cluster& cluster) {
+  return StepTimes(model, cluster).of(setup);
 }
 
 }  // namespace shardplan

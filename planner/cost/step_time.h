@@ -4,7 +4,9 @@
 // docs/cost_model.md, 'The time of a step', has the formulas with their sources.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <map>
 
 #include "planner/cost/cluster.h"
 #include "planner/cost/compute.h"
@@ -16,8 +18,11 @@ namespace shardplan {
 
 struct StepSetup {
   std::uint64_t ranks = 8;  // on the data axis, those of the context axis among them
+  // Groups of ranks / replicas ranks that shard; gradients are summed over the replicas of a shard besides (stages 1 to 3).
+  std::uint64_t replicas = 1;
   int stage = 1;
   std::uint64_t micro_batches = 1;
+  bool reduces_each = false;  // gradients in each micro-batch (cadence micro_batch): stages 2 and 3 do so anyway
   Policy policy;
   OptimizerKind optimizer = OptimizerKind::adamw;
   DType reduced = DType::bf16;      // what gradients travel in
@@ -45,7 +50,54 @@ struct StepTime {
   double seconds() const { return computing + communicating + bubble + updating; }
 };
 
-// Throws ConfigError where the cluster's GPU does not say how fast it is.
+// Times of many set-ups of one model on one cluster: what they share is computed once. They differ in anything but policy and
+// what of `work` follows from it. The model and the cluster are referred to, not copied.
+class StepTimes {
+ public:
+  StepTimes(const Model& model, const Cluster& cluster);
+
+  // Throws ConfigError where the cluster's GPU does not say how fast it is.
+  StepTime of(const StepSetup& setup);
+
+ private:
+  struct Run {
+    std::uint64_t count = 0;
+    bool numbered = false;
+    std::uint64_t elements = 0;  // of one unit, those of experts not among them
+    std::uint64_t expert_elements = 0;
+    std::uint64_t trainable = 0;  // both together
+  };
+  struct Traffic {
+    double gather = 0;   // of one pass over all units
+    double reduce = 0;   // of all units' gradients once
+    double largest = 0;  // unit's collective: what nothing hides
+  };
+  struct Parts {
+    PassSeconds blocks;
+    PassSeconds before;
+    PassSeconds behind;
+  };
+  using Key = std::array<std::uint64_t, 6>;
+
+  const Parts& parts_of(const Work& work);
+  PassSeconds slowest_stage(const StepSetup& setup);
+  const Traffic& traffic_of(const StepSetup& setup);
+  double exchange_seconds(const StepSetup& setup);
+  double tensor_seconds(const StepSetup& setup) const;
+  double passing_seconds(const StepSetup& setup) const;
+  double update_seconds_of(const StepSetup& setup) const;
+
+  const Model& model_;
+  const Cluster& cluster_;
+  std::vector<Run> runs_;
+  double blocks_ = 0;
+  std::uint64_t trainable_ = 0;
+  std::map<Key, Parts> parts_;
+  std::map<Key, Traffic> traffic_;
+  std::map<Key, double> exchanges_;
+};
+
+// The same of one set-up.
 StepTime step_time(const Model& model, const StepSetup& setup, const Cluster& cluster);
 
 }  // namespace shardplan

@@ -26,7 +26,8 @@ void register_gpu();
 // of the same size, past the page cache.
 void register_offload();
 
-// plan_7b and plan_405b: one make_step_plan, the catalog in memory.
+// plan_7b and plan_405b: one make_step_plan, the catalog in memory. fit_space/MODEL: memcalc fit over a space of more than 100,000
+// set-ups; counters set_ups and set_ups_per_second.
 void register_planner();
 
 }  // namespace shardplan::bench

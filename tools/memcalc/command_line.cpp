@@ -25,8 +25,10 @@ constexpr const char* kFitFooter = R"(Examples:
   memcalc fit llama-2-7b --gpus 8 --gpu h100-80gb --seq 4096 --global-batch 64
   memcalc fit llama-2-7b --gpus 8 --gpu 24GiB --seq 2048 --zero 3 --ask cheapest
   memcalc fit llama-3.1-8b --gpus 8 --zero 3 --gpu a100-80gb --seq 8192 --ask micro-batch
+  memcalc fit llama-3.1-70b --gpus 512 --gpu h100-80gb --seq 8192 --global-batch 1024 --profile megatron
 
-Axes whose flag is given (--zero, --tp, --pp, --ep, --micro-batch, --recompute) are not varied.
+Varied: --zero, --tp, --pp, --cp, --ep, --virtual-stages, --sequence-parallel, --replicate, --micro-batch and
+--recompute. One whose flag is given is not.
 
 Exit status: 0 something fits, 1 nothing does, 2 the command line is wrong, 3 an input file or a model is bad.)";
 
@@ -182,6 +184,19 @@ void Parser::let_later_flags_win() {
   }
 }
 
+// Several MODELs: plan's alone, and without what is of one of them.
+void refuse_others(const PlanOptions& options, bool plan) {
+  if (options.others.empty()) return;
+  const char* beside = !plan                   ? "memcalc plan"
+                       : options.against       ? "memcalc plan without --against"
+                       : options.calibrate     ? "memcalc plan without --calibrate"
+                       : options.export_format ? "memcalc plan without --export"
+                                               : nullptr;
+  if (beside == nullptr) return;
+  throw ConfigError(
+      "MODEL", "", fmt::format("expected one, found {}: several are planned by {}", options.others.size() + 1, beside));
+}
+
 void Parser::read(std::vector<std::string> words) {
   constexpr const char* kCommands = "plan, explain, fit, simulate, validate, models, gpus or completion";
   if (words.empty()) {
@@ -208,6 +223,7 @@ void Parser::read(std::vector<std::string> words) {
     std::set<std::string> given = given_flags(*command);
     if (command == simulate) given.insert("--engine");  // our own optimizer, whatever a file says
     finish(line.plan, flags, given);
+    refuse_others(line.plan, command == plan);
   }
   if (*validate && line.validate.paths.empty())
     throw ConfigError("PATH", "", "expected a file of measured runs or a folder");

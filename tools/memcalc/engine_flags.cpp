@@ -68,6 +68,15 @@ void refuse_flags_of_deepspeed(const PlanOptions& options) {
   throw ConfigError(flag, "", fmt::format("is deepspeed's: engine {} has none", name(options.engine)));
 }
 
+// Of our own step plan: other engines have their own ways, which their own options say.
+void refuse_flags_of_shardplan(const PlanOptions& options, const std::set<std::string>& given) {
+  for (const char* flag : {"--prefetch", "--transport", "--reduction", "--reduction-group"}) {
+    if (!given.contains(flag)) continue;
+    throw ConfigError(flag, "",
+                      fmt::format("is engine shardplan's: engine {} would not heed it", name(options.engine)));
+  }
+}
+
 void apply_offload(PlanOptions& options) {
   const OffloadWords words = parse_offload(*options.offload);
   EngineOptions& engine = options.engine_options;
@@ -121,6 +130,7 @@ void settle_dtypes(PlanOptions& options, const std::set<std::string>& given) {
 
 void apply_engine_flags(PlanOptions& options, const std::set<std::string>& given) {
   if (options.engine != Engine::deepspeed) refuse_flags_of_deepspeed(options);
+  if (options.engine != Engine::shardplan) refuse_flags_of_shardplan(options, given);
   if (options.offload) {
     apply_offload(options);
   } else {

@@ -8,9 +8,10 @@
 
 namespace shardplan::memcalc {
 
-// Reads options.offload and checks all three against the engine; settles the engine's dtypes. options.offload then says
-// what is offloaded, whether a flag or a file said it. `given`: the flags on the command line, as "--wire-dtype". Throws
-// ConfigError, with the flag as its source, for what the engine does not have.
+// Reads options.offload and checks all three against the engine, and that no flag was given that the engine would not heed;
+// settles the engine's dtypes. options.offload then says what is offloaded, whether a flag or a file said it. `given`: the
+// flags on the command line, as "--wire-dtype". Throws ConfigError, with the flag as its source, for what the engine does not
+// have.
 void apply_engine_flags(PlanOptions& options, const std::set<std::string>& given);
 
 }  // namespace shardplan::memcalc

@@ -7,15 +7,10 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "planner/tensor_split.h"
 
 namespace shardplan::memcalc {
 namespace {
-
-std::string axes_key(const Setup& setup) {
-  const Parallelism& p = setup.parallel;
-  return fmt::format("{} {} {} {} {} {} {} {}", setup.world_size, p.tensor, p.pipeline, p.context, p.expert,
-                     resolved_expert_tensor(p), p.virtual_stages, p.sequence_parallel);
-}
 
 // The part of a forward that runs again. Selective: the scores and their product with the values, 4 s of 24 h + 4 s
 // operations for each token and feature (Korthikanti et al., arXiv 2205.05198, sec. 5).
@@ -47,7 +42,10 @@ std::string axes_of(const PlanOptions& options) {
                                     {"ep", setup.parallel.expert}}) {
     if (ranks > 1) text += fmt::format(", {} {}", axis, ranks);
   }
+  if (setup.parallel.virtual_stages > 1) text += fmt::format(", virtual stages {}", setup.parallel.virtual_stages);
   if (setup.parallel.sequence_parallel) text += ", sequence parallel";
+  if (setup.replicate > 1) text += fmt::format(", replicate {}", setup.replicate);
+  if (options.offload) text += fmt::format(", offload {}", *options.offload);
   text += fmt::format(", micro-batch {}", options.micro_batch);
   if (setup.accumulation > 1) text += fmt::format(" x {}", setup.accumulation);
   if (options.client.recompute != RecomputeKind::none) {
@@ -56,102 +54,258 @@ std::string axes_of(const PlanOptions& options) {
   return text;
 }
 
-Evaluator::Evaluator(Model model, Cluster cluster) : model_(std::move(model)), cluster_(std::move(cluster)) {}
+namespace {
+
+// Experts' tensors, or the others.
+Catalog part_of(const Catalog& catalog, bool experts) {
+  Catalog part = catalog;
+  for (UnitRun& run : part.runs) {
+    std::erase_if(run.tensors, [&](const Tensor& tensor) { return names_expert(tensor.name) != experts; });
+  }
+  return part;
+}
+
+std::uint64_t number(std::optional<PipelineSchedule> schedule) {
+  return schedule ? static_cast<std::uint64_t>(*schedule) + 1 : 0;
+}
+
+std::uint64_t number(RecomputeKind recompute, std::uint64_t every) {
+  return static_cast<std::uint64_t>(recompute) + 8 * every;
+}
+
+std::uint64_t number(LossKind loss, std::uint64_t chunks) {
+  return static_cast<std::uint64_t>(loss) + 8 * chunks;
+}
+
+// What a rank of our engine and of the textbook holds is never less than an even share of the textbook's states.
+bool is_bounded(const PlanOptions& options) {
+  const bool ours = options.engine == Engine::shardplan || options.engine == Engine::paper;
+  return ours && !options.offload && !options.quantize && !options.setup.optimizer_in_backward;
+}
+
+}  // namespace
+
+Evaluator::Evaluator(Model model, Cluster cluster)
+    : model_(std::move(model)), cluster_(std::move(cluster)), times_(model_, cluster_) {
+  const std::vector<ModuleRun>& runs = model_.modules;
+  for (const ModuleRun& run : runs) {
+    const auto same = [&](const ModuleRun& other) { return other.modules == run.modules; };
+    like_.push_back(static_cast<std::size_t>(std::find_if(runs.begin(), runs.end(), same) - runs.begin()));
+  }
+}
+
+std::vector<std::uint64_t> Evaluator::blocks_of(const UnitRun& run) const {
+  std::vector<std::uint64_t> blocks;
+  for (std::size_t i = 0; i < like_.size(); ++i) {
+    const ModuleRun& modules = model_.modules[i];
+    if (!modules.numbered || modules.name != run.name) continue;
+    const std::uint64_t first = std::max(modules.first_number, run.first_number);
+    const std::uint64_t end = std::min(modules.first_number + modules.count, run.first_number + run.count);
+    if (first < end) blocks.insert(blocks.end(), {like_[i], end - first});
+  }
+  return blocks;
+}
+
+bool Evaluator::holds_same(const Catalog& a, const Catalog& b) const {
+  return std::equal(
+      a.runs.begin(), a.runs.end(), b.runs.begin(), b.runs.end(), [&](const UnitRun& x, const UnitRun& y) {
+        return x.name == y.name && x.count == y.count && x.tensors == y.tensors && blocks_of(x) == blocks_of(y);
+      });
+}
+
+// Equal texts have equal numbers.
+std::uint64_t Evaluator::words(const std::string& text) {
+  return words_.try_emplace(text, words_.size() + 1).first->second;
+}
 
 Evaluator::Kinds& Evaluator::kinds_of(const PlanOptions& options) {
-  const auto [entry, added] = kinds_.try_emplace(axes_key(options.setup));
-  if (!added) return entry->second;
+  const Parallelism& p = options.setup.parallel;
+  const Key key{p.tensor,         p.pipeline,          p.expert,          resolved_expert_tensor(p),
+                p.virtual_stages, p.sequence_parallel, number(p.schedule)};
+  const auto [entry, added] = kinds_.try_emplace(key);
+  Kinds& known = entry->second;
+  if (!added) return known;
+  known.number = kinds_.size();
   try {
-    const std::vector<RankKind> kinds = planned_kinds(options, model_);
+    std::vector<RankKind> kinds = planned_kinds(options, model_);
     for (std::size_t i = 0; i < kinds.size(); ++i) {
-      std::vector<Kind>& known = entry->second.kinds;
-      // Neighbours hold the same where their runs differ in numbers alone.
-      const auto same = [&](const Kind& kind) {
-        const std::vector<UnitRun>& a = kind.catalog.runs;
-        const std::vector<UnitRun>& b = kinds[i].catalog.runs;
-        return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const UnitRun& x, const UnitRun& y) {
-          return x.name == y.name && x.count == y.count && x.tensors == y.tensors;
-        });
-      };
-      if (std::none_of(known.begin(), known.end(), same)) known.push_back({kinds[i].catalog, i});
+      const auto same = [&](const Kind& kind) { return holds_same(kind.catalog, kinds[i].catalog); };
+      if (std::any_of(known.kinds.begin(), known.kinds.end(), same)) continue;
+      known.kinds.push_back({std::move(kinds[i].catalog), i});
     }
+  } catch (const ConfigError& error) {
+    known.refused = error.what();
   } catch (...) {
     kinds_.erase(entry);
     throw;
   }
-  return entry->second;
+  return known;
+}
+
+std::string Evaluator::refused(const PlanOptions& options) const {
+  return profile_refuses(model_, model_.catalog, options.setup, options.whole_client());
+}
+
+void Evaluator::add_whole_states(const PlanOptions& options) {
+  if (whole_) return;
+  Setup setup;
+  setup.policy = options.setup.policy;
+  setup.optimizer = options.setup.optimizer;
+  setup.adafactor_first_moment = options.setup.adafactor_first_moment;
+  setup.ema = options.setup.ema;
+  std::array<WholeStates, 2>& whole = whole_.emplace();
+  for (const bool experts : {false, true}) {
+    const DeviceMemory device = report_paper(part_of(model_.catalog, experts), setup).ranks.front().device;
+    whole[experts ? 1 : 0] = {device.parameters, device.gradients, device.optimizer_states};
+  }
+}
+
+Bytes Evaluator::least_states(const PlanOptions& options) {
+  if (!is_bounded(options)) return {};
+  add_whole_states(options);
+  const Setup& setup = options.setup;
+  const Parallelism& p = setup.parallel;
+  Bytes least;
+  for (const bool experts : {false, true}) {
+    const bool apart = experts && experts_apart(p);
+    const std::uint64_t model_ranks = (apart ? p.expert * resolved_expert_tensor(p) : p.tensor) * p.pipeline;
+    const std::uint64_t data = apart ? expert_world_size(setup) : setup.world_size;
+    const std::uint64_t shards = std::max<std::uint64_t>(data / setup.replicate, 1);
+    const auto share = [&](Bytes bytes, int from) {
+      return Bytes{bytes.count() / model_ranks / (setup.stage >= from ? shards : 1)};
+    };
+    const WholeStates& whole = (*whole_)[experts ? 1 : 0];
+    // DualPipe holds twice as many parameters; that they are at least once is enough here.
+    least += share(whole.parameters, 3) + share(whole.gradients, 2) + share(whole.optimizer_states, 1);
+  }
+  return least;
 }
 
 const Evaluator::EngineSide& Evaluator::engine(const PlanOptions& options, Kinds& kinds, std::size_t kind) {
   const Setup& setup = options.setup;
-  const std::string key = fmt::format("{} {} {} {} {} {}", kind, setup.stage, setup.replicate, setup.accumulation > 1,
-                                      setup.prefetch, name(setup.recompute));
+  const Key key{kind,
+                setup.world_size,
+                setup.parallel.context,
+                static_cast<std::uint64_t>(setup.stage),
+                setup.replicate,
+                setup.accumulation > 1,
+                setup.prefetch,
+                static_cast<std::uint64_t>(setup.recompute)};
   const auto found = kinds.engines.find(key);
   if (found != kinds.engines.end()) return found->second;
   const Sized sized = size_kind(options, kinds.kinds[kind].catalog);
-  return kinds.engines.emplace(key, EngineSide{sized.report.ranks.front(), engine_holds(options, sized)}).first->second;
+  return kinds.engines
+      .emplace(key, EngineSide{sized.report.ranks.front(), engine_holds(options, sized), context_of(options)})
+      .first->second;
 }
 
-const ClientHolds& Evaluator::client(const PlanOptions& options, const Kind& kind) {
+const ActivityResult& Evaluator::activity(const PlanOptions& options, const ClientSetup& client, const Catalog& chunk) {
+  const Parallelism& p = options.setup.parallel;
+  std::vector<std::uint64_t> key{p.tensor,
+                                 p.context,
+                                 p.expert,
+                                 resolved_expert_tensor(p),
+                                 p.sequence_parallel,
+                                 p.pipeline > 1,
+                                 client.micro_batch,
+                                 client.sequence,
+                                 number(client.recompute, client.recompute_every),
+                                 number(client.loss, client.loss_chunks)};
+  for (const UnitRun& run : chunk.runs) {
+    const auto tied = std::count_if(run.tensors.begin(), run.tensors.end(),
+                                    [](const Tensor& tensor) { return !tensor.tied_to.empty(); });
+    const std::vector<std::uint64_t> blocks = blocks_of(run);
+    key.insert(key.end(),
+               {words(run.name), run.count, run.tensors.size(), static_cast<std::uint64_t>(tied), blocks.size()});
+    key.insert(key.end(), blocks.begin(), blocks.end());
+  }
+  const auto [entry, added] = activities_.try_emplace(std::move(key));
+  if (!added) return entry->second;
+  try {
+    entry->second = activity_of(model_, chunk, options.setup, client, {.keeps_gradients = false});
+  } catch (...) {
+    activities_.erase(entry);
+    throw;
+  }
+  if (entry->second.activity) entry->second.activity->saved.clear();  // lists that nobody asks for
+  return entry->second;
+}
+
+const ClientHolds& Evaluator::client(const PlanOptions& options, const Kinds& kinds, std::size_t kind) {
   const ClientSetup client = options.whole_client();
-  const std::string key =
-      fmt::format("{} {} {} {} {} {} {}", axes_key(options.setup), kind.stage, options.setup.accumulation,
-                  client.micro_batch, client.sequence, recompute_words(client.recompute, client.recompute_every),
-                  loss_words(client.loss, client.loss_chunks));
+  const Setup& setup = options.setup;
+  const Key key{kinds.number,
+                kind,
+                setup.world_size,
+                setup.parallel.context,
+                setup.accumulation,
+                client.micro_batch,
+                client.sequence,
+                number(client.recompute, client.recompute_every),
+                number(client.loss, client.loss_chunks)};
   const auto found = clients_.find(key);
   if (found != clients_.end()) return found->second;
-  const ClientSide side = client_side(options, model_, kind.catalog, kind.stage);
-  if (!side.holds) throw ConfigError(options.model, "", "activations are not counted: " + side.unknown_because);
+  const Kind& of = kinds.kinds[kind];
+  const ClientSide side =
+      client_of_rank(model_, of.catalog, setup, client, of.stage, machine_of(options),
+                     [&](const Catalog& chunk) -> const ActivityResult& { return activity(options, client, chunk); });
+  if (!side.holds) throw UnknownActivations(options.model, "", "activations are not counted: " + side.unknown_because);
   return clients_.emplace(key, *side.holds).first->second;
 }
 
 Bytes Evaluator::states(const PlanOptions& options) {
   Kinds& kinds = kinds_of(options);
-  Bytes most;
-  for (std::size_t i = 0; i < kinds.kinds.size(); ++i) {
-    most = std::max(most, least_device_bytes(engine(options, kinds, i).rank));
-  }
-  return most;
-}
-
-Bytes Evaluator::needed(const PlanOptions& options) {
-  Kinds& kinds = kinds_of(options);
+  if (!kinds.refused.empty()) throw ConfigError("", "", kinds.refused);
   Bytes most;
   for (std::size_t i = 0; i < kinds.kinds.size(); ++i) {
     const EngineSide& side = engine(options, kinds, i);
-    RankReport rank = side.rank;
-    add_client(rank.device, side.holds, client(options, kinds.kinds[i]));
-    most = std::max(most, least_device_bytes(rank));
+    most = std::max(most, least_device_bytes(side.rank) + side.context.value_or(Bytes{}));
   }
   return most;
 }
 
-StepTime Evaluator::time(const PlanOptions& options) const {
+Bytes Evaluator::needed(const PlanOptions& options, Bytes enough) {
+  Kinds& kinds = kinds_of(options);
+  if (!kinds.refused.empty()) throw ConfigError("", "", kinds.refused);
+  Bytes most;
+  for (std::size_t i = 0; i < kinds.kinds.size() && most <= enough; ++i) {
+    const EngineSide& side = engine(options, kinds, i);
+    RankReport rank = side.rank;
+    add_client(rank.device, side.holds, client(options, kinds, i));
+    most = std::max(most, least_device_bytes(rank) + side.context.value_or(Bytes{}));
+  }
+  return most;
+}
+
+StepTime Evaluator::time(const PlanOptions& options) {
   const Setup& setup = options.setup;
   const ClientSetup client = options.whole_client();
+  const Parallelism& parallel = setup.parallel;
   StepSetup step;
   step.ranks = setup.world_size;
+  step.replicas = setup.replicate;
   step.stage = setup.stage;
   step.micro_batches = setup.accumulation;
+  step.reduces_each = resolved_cadence(setup) == Cadence::micro_batch;
   step.policy = setup.policy;
   step.optimizer = setup.optimizer;
   step.reduced = setup.policy.wire;
   step.overlapped = setup.prefetch > 0;
   step.recomputed = recomputed_part(client, model_.architecture);
-  step.expert_ranks = setup.parallel.expert;
-  step.context_ranks = setup.parallel.context;
-  step.tensor_ranks = setup.parallel.tensor;
-  step.sequence_parallel = setup.parallel.sequence_parallel;
-  step.stages = setup.parallel.pipeline;
-  step.virtual_stages = setup.parallel.virtual_stages;
-  step.schedule = resolved_schedule(setup.parallel);
-  step.work = {.tokens = checked_multiply(client.micro_batch, client.sequence) / setup.parallel.context,
+  step.expert_ranks = parallel.expert;
+  step.context_ranks = parallel.context;
+  step.tensor_ranks = parallel.tensor;
+  step.sequence_parallel = parallel.sequence_parallel;
+  step.stages = parallel.pipeline;
+  step.virtual_stages = parallel.virtual_stages;
+  step.schedule = resolved_schedule(parallel);
+  step.work = {.tokens = checked_multiply(client.micro_batch, client.sequence) / parallel.context,
                .sequence = client.sequence,
                .compute = setup.policy.compute,
                .gradient = setup.policy.gradient,
                .accumulates = setup.accumulation > 1,
-               .expert_ranks = setup.parallel.expert};
-  return step_time(model_, step, cluster_);
+               .expert_ranks = parallel.expert};
+  return times_.of(step);
 }
 
 }  // namespace shardplan::memcalc

@@ -82,4 +82,24 @@ std::string export_text(const PlanOptions& options) {
   throw ConfigError("--export", "", "is not a known format");
 }
 
+std::vector<std::string> export_notes(const PlanOptions& options) {
+  std::vector<std::string> notes;
+  const ClientSetup& client = options.client;
+  const bool says_full = options.export_format != ExportFormat::deepspeed && options.engine != Engine::deepspeed;
+  const bool said = client.recompute == RecomputeKind::none || (says_full && client.recompute == RecomputeKind::full);
+  if (!said) {
+    notes.push_back(fmt::format("the file does not say --recompute {}: the code that trains has to",
+                                recompute_words(client.recompute, client.recompute_every)));
+  }
+  if (client.loss != LossKind::eager) {
+    notes.push_back(fmt::format("the file does not say --loss {}: the code that trains has to",
+                                loss_words(client.loss, client.loss_chunks)));
+  }
+  if (client.attention) {
+    notes.push_back(
+        fmt::format("the file does not say --attention {}: the code that trains has to", name(*client.attention)));
+  }
+  return notes;
+}
+
 }  // namespace shardplan::memcalc

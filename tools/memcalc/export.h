@@ -3,6 +3,7 @@
 
 #include <set>
 #include <string>
+#include <vector>
 
 #include "tools/memcalc/options.h"
 
@@ -18,5 +19,8 @@ void check_engine_of_export(const PlanOptions& options);
 // The file. `options` are planned: what the engine refuses is refused before. Throws ConfigError, with the flag as its
 // source, for a set-up that the format cannot say.
 std::string export_text(const PlanOptions& options);
+
+// What of the set-up the file does not say, because the client's own code does: a line for each.
+std::vector<std::string> export_notes(const PlanOptions& options);
 
 }  // namespace shardplan::memcalc

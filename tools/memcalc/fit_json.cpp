@@ -34,11 +34,28 @@ json::object axes_json(const PlanOptions& options) {
           {"pipeline_parallel", setup.parallel.pipeline},
           {"context_parallel", setup.parallel.context},
           {"expert_parallel", setup.parallel.expert},
+          {"virtual_stages", setup.parallel.virtual_stages},
+          {"replicate", setup.replicate},
+          {"offload", options.offload ? json::value(*options.offload) : json::value()},
           {"world_size", total_ranks(setup)},
           {"micro_batch", options.micro_batch},
           {"grad_accum", setup.accumulation},
           {"sequence", options.sequence.value_or(0)},
           {"recompute", recompute_words(options.client.recompute, options.client.recompute_every)}};
+}
+
+std::string_view key(Rejection reason) {
+  switch (reason) {
+    case Rejection::contradiction:
+      return "contradiction";
+    case Rejection::unknown:
+      return "unknown";
+    case Rejection::states:
+      return "states";
+    case Rejection::memory:
+      return "memory";
+  }
+  return "";
 }
 
 }  // namespace
@@ -50,7 +67,12 @@ std::string fit_json(const Fit& fit, const FitOptions& options) {
   }
   json::array rejected;
   for (const RejectedPlan& plan : fit.rejected) {
-    rejected.push_back({{"setup", axes_json(plan.options)}, {"why", plan.why}});
+    rejected.push_back({{"setup", axes_json(plan.options)}, {"why", plan.why}, {"count", plan.count}});
+  }
+  json::object reasons;
+  for (std::size_t i = 0; i < kRejections; ++i) {
+    const std::string_view reason = key(static_cast<Rejection>(i));
+    reasons[json::string_view(reason.data(), reason.size())] = fit.rejections_by_reason[i];
   }
   const std::string_view question = name(fit.question);
   return json::serialize(json::object{{"schema", "memcalc.fit/1"},
@@ -64,6 +86,8 @@ std::string fit_json(const Fit& fit, const FitOptions& options) {
                                       {"fitting", fit.plans.size()},
                                       {"rejected", std::move(rejected)},
                                       {"rejections", fit.rejections},
+                                      {"rejections_by_reason", std::move(reasons)},
+                                      {"slower", fit.slower},
                                       {"decided", fit.decided},
                                       {"evaluated", fit.evaluated},
                                       {"seconds", fit.seconds},

@@ -29,6 +29,22 @@ std::string plans_table(const Fit& fit, std::size_t most, const char* dim, const
   return text;
 }
 
+std::string rejected_text(const Fit& fit, const char* dim, const char* off) {
+  std::string text = fmt::format("\n{} are rejected:\n", with_commas(fit.rejections));
+  for (std::size_t i = 0; i < kRejections && fit.rejections > 1; ++i) {
+    const std::uint64_t count = fit.rejections_by_reason[i];
+    if (count > 0) text += fmt::format("{:>12}  {}\n", with_commas(count), name(static_cast<Rejection>(i)));
+  }
+  std::uint64_t listed = 0;
+  for (const RejectedPlan& plan : fit.rejected) {
+    listed += plan.count;
+    const std::string others = plan.count > 1 ? fmt::format(" (and {} like it)", with_commas(plan.count - 1)) : "";
+    text += fmt::format("  {}{}: {}{}{}\n", axes_of(plan.options), others, dim, plan.why, off);
+  }
+  if (fit.rejections > listed) text += fmt::format("{}  ... (--rejected){}\n", dim, off);
+  return text;
+}
+
 }  // namespace
 
 std::string fit_text(const Fit& fit, const FitOptions& options, bool colour) {
@@ -40,16 +56,11 @@ std::string fit_text(const Fit& fit, const FitOptions& options, bool colour) {
   if (fit.question == FitQuestion::best) text += fmt::format("{} sequences a step\n", with_commas(fit.sequences));
   text += fmt::format("{}: {}{}{}\n", name(fit.question), bold, fit.answer.value_or("nothing fits"), off);
   if (!fit.plans.empty()) text += "\n" + plans_table(fit, options.most_plans, dim, off);
-  if (fit.plans.size() > options.most_plans) {
-    text += fmt::format("{}  and {} more (--plans){}\n", dim, with_commas(fit.plans.size() - options.most_plans), off);
+  if (fit.slower > 0) {
+    text += fmt::format("{}  {} others are slower, whether they fit or not (--plans lists more){}\n", dim,
+                        with_commas(fit.slower), off);
   }
-  if (fit.rejections > 0) {
-    text += fmt::format("\n{} are rejected:\n", with_commas(fit.rejections));
-    for (const RejectedPlan& plan : fit.rejected) {
-      text += fmt::format("  {}: {}{}{}\n", axes_of(plan.options), dim, plan.why, off);
-    }
-    if (fit.rejections > fit.rejected.size()) text += fmt::format("{}  ... (--rejected){}\n", dim, off);
-  }
+  if (fit.rejections > 0) text += rejected_text(fit, dim, off);
   text += fmt::format("\n{}{} set-ups decided, {} computed, {}; times are estimates (docs/cost_model.md){}\n", dim,
                       with_commas(fit.decided), with_commas(fit.evaluated), seconds_text(fit.seconds), off);
   for (const std::string& note : fit.notes) text += fmt::format("{}note: {}{}\n", dim, note, off);

@@ -10,24 +10,21 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "base/text.h"
+#include "tools/memcalc/best_plans.h"
 #include "tools/memcalc/evaluator.h"
+#include "tools/memcalc/findings.h"
+#include "tools/memcalc/search_space.h"
 #include "tools/memcalc/simulating.h"
 
 namespace shardplan::memcalc {
 namespace {
 
 constexpr std::uint64_t kLargest = std::uint64_t{1} << 24;  // of a micro-batch, a sequence, a world
-
-std::vector<std::uint64_t> powers_of_two(std::uint64_t largest) {
-  std::vector<std::uint64_t> powers;
-  for (std::uint64_t power = 1; power <= largest; power *= 2) powers.push_back(power);
-  return powers;
-}
-
 class Search {
  public:
   Search(const PlanOptions& base, const FitOptions& question, Fit& fit)
-      : base_(base), question_(question), fit_(fit), evaluator_(fit.model, fit.cluster) {
+      : base_(base), question_(question), fit_(fit), findings_(question, fit) {
+    evaluator_.emplace(fit.model, fit.cluster);
     const std::uint64_t data = data_parallel(base.setup);
     fit.sequences = question.global_batch.value_or(
         checked_multiply(checked_multiply(base.micro_batch, base.setup.accumulation), data));
@@ -40,71 +37,39 @@ class Search {
   void cheapest();
 
  private:
-  bool varied(const char* flag) const { return !question_.given.contains(flag); }
-  std::vector<std::uint64_t> axis(const char* flag, std::uint64_t given, std::uint64_t largest) const {
-    return varied(flag) ? powers_of_two(largest) : std::vector<std::uint64_t>{given};
-  }
-  std::vector<RecomputeKind> recomputes() const;
-  std::vector<int> stages() const;
-  std::vector<PlanOptions> structures() const;
-  void search(const PlanOptions& structure);
-  void search(const PlanOptions& structure, const std::vector<std::uint64_t>& micro_batches);
-  bool try_set_up(const PlanOptions& options, std::string change = {});
+  bool try_set_up(const PlanOptions& options, const std::string& change = {});
   Bytes needed(const PlanOptions& options);
   bool fits(const PlanOptions& options);
-  void confirm();
-  void reject(const PlanOptions& options, std::string why, std::uint64_t count = 1);
-  void accept(const PlanOptions& options, Bytes needed, std::string change);
 
   const PlanOptions& base_;
   const FitOptions& question_;
   Fit& fit_;
-  Evaluator evaluator_;
+  Findings findings_;
+  std::optional<Evaluator> evaluator_;
   std::optional<Bytes> base_needed_;  // question cheapest
 };
 
-void Search::reject(const PlanOptions& options, std::string why, std::uint64_t count) {
-  fit_.decided += count;
-  fit_.rejections += count;
-  if (fit_.rejected.size() < question_.most_rejected) fit_.rejected.push_back({options, std::move(why)});
-}
-
-void Search::accept(const PlanOptions& options, Bytes needed, std::string change) {
-  const StepTime time = evaluator_.time(options);
-  ++fit_.decided;
-  const auto sequences =
-      static_cast<double>(options.micro_batch * options.setup.accumulation * data_parallel(options.setup));
-  FittedPlan plan{.options = options,
-                  .needed = needed,
-                  .time = time,
-                  .change = std::move(change),
-                  .saved = {},
-                  .sequences_per_second = sequences / time.seconds()};
-  if (base_needed_) plan.saved = signed_difference(*base_needed_, needed);
-  fit_.plans.push_back(std::move(plan));
-}
-
-// With what the allocator reserves and the context takes; a search through many set-ups leaves that for the best ones.
-// Throws ConfigError where activations are not known.
+// With what the allocator reserves and the context takes. Throws ConfigError where activations are not known.
 Bytes Search::needed(const PlanOptions& options) {
   ++fit_.evaluated;
-  const Bytes without_allocator = evaluator_.needed(options);
-  if (question_.question == FitQuestion::best) return without_allocator;
-  return least_device_bytes(make_planned(options, evaluator_.model()).worst());
+  const Bytes without_allocator = evaluator_->needed(options);
+  return std::max(without_allocator, least_device_bytes(make_planned(options, evaluator_->model()).worst()));
 }
 
-bool Search::try_set_up(const PlanOptions& options, std::string change) {
+bool Search::try_set_up(const PlanOptions& options, const std::string& change) {
   try {
     const Bytes needed = this->needed(options);
     if (needed <= fit_.gpu.bytes) {
-      accept(options, needed, std::move(change));
+      findings_.accept(options, needed, evaluator_->time(options), change, base_needed_);
       return true;
     }
-    reject(options, fmt::format("needs {}, {} more than the GPU has", in_gb(needed), in_gb(needed - fit_.gpu.bytes)));
+    findings_.reject(options, needed);
+  } catch (const UnknownActivations& error) {
+    findings_.reject(options, Rejection::unknown, error.what());
   } catch (const ConfigError& error) {
-    reject(options, error.what());
+    findings_.reject(options, Rejection::contradiction, error.what());
   } catch (const ArithmeticOverflow& error) {
-    reject(options, fmt::format("is too large to be counted: {}", error.what()));
+    findings_.reject(options, Rejection::unknown, fmt::format("is too large to be counted: {}", error.what()));
   }
   return false;
 }
@@ -121,122 +86,9 @@ bool Search::fits(const PlanOptions& options) {
   }
 }
 
-// Plans the best ones whole, as many as are listed. What turns out not to fit goes to the rejected.
-void Search::confirm() {
-  std::vector<FittedPlan> plans;
-  for (FittedPlan& plan : fit_.plans) {
-    if (plans.size() < std::max<std::uint64_t>(question_.most_plans, 1)) {
-      plan.needed = least_device_bytes(make_planned(plan.options, evaluator_.model()).worst());
-      if (plan.needed > fit_.gpu.bytes) {
-        --fit_.decided;
-        reject(plan.options,
-               fmt::format("needs {} with what the allocator reserves and the context takes", in_gb(plan.needed)));
-        continue;
-      }
-    }
-    plans.push_back(std::move(plan));
-  }
-  fit_.plans = std::move(plans);
-}
-
-std::vector<RecomputeKind> Search::recomputes() const {
-  if (!varied("--recompute")) return {base_.client.recompute};
-  return {RecomputeKind::none, RecomputeKind::full};
-}
-
-std::vector<int> Search::stages() const {
-  if (!varied("--zero")) return {base_.setup.stage};
-  return {0, 1, 2, 3};
-}
-
-// Set-ups that differ in how ranks share the model out. Those whose axes do not divide the world are left out; what the
-// model does not allow is found when they are evaluated.
-std::vector<PlanOptions> Search::structures() const {
-  const std::uint64_t gpus = total_ranks(base_.setup);
-  const Parallelism& given = base_.setup.parallel;
-  const bool routed = fit_.model.catalog.active_parameters.has_value();
-  std::vector<PlanOptions> structures;
-  for (const std::uint64_t tensor : axis("--tp", given.tensor, std::min(gpus, base_.node_gpus()))) {
-    for (const std::uint64_t pipeline :
-         axis("--pp", given.pipeline, std::min(gpus / tensor, fit_.model.architecture.layers))) {
-      for (const std::uint64_t context : axis("--cp", given.context, varied("--cp") ? 1 : given.context)) {
-        for (const std::uint64_t expert : axis("--ep", given.expert, routed ? gpus / tensor / pipeline : 1)) {
-          if (gpus % (tensor * pipeline * context) != 0) continue;
-          for (const int stage : stages()) {
-            PlanOptions options = base_;
-            Parallelism& axes = options.setup.parallel;
-            axes.tensor = tensor;
-            axes.pipeline = pipeline;
-            axes.context = context;
-            axes.expert = expert;
-            if (varied("--sequence-parallel")) axes.sequence_parallel = tensor > 1;
-            options.setup.world_size = gpus / (tensor * pipeline);
-            options.setup.stage = stage;
-            structures.push_back(std::move(options));
-          }
-        }
-      }
-    }
-  }
-  return structures;
-}
-
-void Search::search(const PlanOptions& structure) {
-  const std::uint64_t data = data_parallel(structure.setup);
-  std::vector<std::uint64_t> micro_batches;
-  for (const std::uint64_t size :
-       axis("--micro-batch", base_.micro_batch, fit_.sequences / std::max<std::uint64_t>(data, 1))) {
-    if (fit_.sequences % checked_multiply(size, data) == 0) micro_batches.push_back(size);
-  }
-  if (micro_batches.empty()) {
-    return reject(structure,
-                  fmt::format("{} sequences are no whole micro-batches on {} data ranks", fit_.sequences, data));
-  }
-  search(structure, micro_batches);
-}
-
-void Search::search(const PlanOptions& structure, const std::vector<std::uint64_t>& micro_batches) {
-  const std::uint64_t data = data_parallel(structure.setup);
-  const auto with = [&](RecomputeKind recompute, std::uint64_t size) {
-    PlanOptions options = structure;
-    options.micro_batch = size;
-    options.setup.accumulation = fit_.sequences / (size * data);
-    options.client.recompute = recompute;
-    options.setup.recompute = recompute == RecomputeKind::full ? Recompute::full : Recompute::none;
-    return options;
-  };
-  const std::vector<RecomputeKind> recomputes = this->recomputes();
-  // Model states alone, once; with one micro-batch a step they are least, for nothing is accumulated.
-  try {
-    PlanOptions least = with(recomputes.back(), micro_batches.back());
-    const Bytes states = evaluator_.states(least);
-    if (states > fit_.gpu.bytes) {
-      return reject(least, fmt::format("the engine alone needs {}", in_gb(states)),
-                    recomputes.size() * micro_batches.size());
-    }
-  } catch (const ConfigError& error) {
-    return reject(structure, error.what(), recomputes.size() * micro_batches.size());
-  } catch (const ArithmeticOverflow& error) {
-    return reject(structure, error.what(), recomputes.size() * micro_batches.size());
-  }
-  for (const RecomputeKind recompute : recomputes) {
-    for (std::size_t i = 0; i < micro_batches.size(); ++i) {
-      if (try_set_up(with(recompute, micro_batches[i]))) continue;
-      // A larger micro-batch needs more, but for the last one, which may be the only one of its step.
-      if (i + 1 >= micro_batches.size()) break;
-      const std::size_t skipped = micro_batches.size() - 2 - i;
-      if (skipped > 0) reject(with(recompute, micro_batches[i + 1]), "a smaller micro-batch does not fit", skipped);
-      try_set_up(with(recompute, micro_batches.back()));
-      break;
-    }
-  }
-}
-
 void Search::best() {
-  for (const PlanOptions& structure : structures()) search(structure);
-  std::stable_sort(fit_.plans.begin(), fit_.plans.end(),
-                   [](const FittedPlan& a, const FittedPlan& b) { return a.time.seconds() < b.time.seconds(); });
-  confirm();
+  const SearchSpace space(base_, question_, fit_.model, fit_.sequences);
+  find_best_plans(space, std::max<std::uint64_t>(question_.most_plans, 1), *evaluator_, findings_);
   if (!fit_.plans.empty()) fit_.answer = axes_of(fit_.plans.front().options);
 }
 
@@ -286,7 +138,7 @@ void Search::model() {
     throw ConfigError("--ask", "", "model: the blocks of this model are of several kinds, or some are frozen");
   }
   const auto fits_with = [&](std::uint64_t blocks) {
-    evaluator_ = Evaluator(*with_blocks(given, blocks), fit_.cluster);
+    evaluator_.emplace(*with_blocks(given, blocks), fit_.cluster);
     return fits(base_);
   };
   const std::uint64_t step = base_.setup.parallel.pipeline * base_.setup.parallel.virtual_stages;
@@ -302,7 +154,7 @@ void Search::model() {
     (fits_with(middle * step) ? low : high) = middle;
   }
   fit_.model = *with_blocks(given, std::max<std::uint64_t>(low, 1) * step);
-  evaluator_ = Evaluator(fit_.model, fit_.cluster);
+  evaluator_.emplace(fit_.model, fit_.cluster);
   if (!try_set_up(base_)) return;
   fit_.answer = fmt::format("{} blocks, {} parameters", with_commas(low * step),
                             with_commas(parameter_elements(fit_.model.catalog)));
@@ -366,7 +218,8 @@ std::vector<Change> changes_of(const PlanOptions& base) {
           o.setup.accumulation *= times;
         });
   }
-  if (base.setup.prefetch > 0) add("prefetch", "--prefetch 0", [](PlanOptions& o) { o.setup.prefetch = 0; });
+  const bool ours = base.engine == Engine::shardplan;
+  if (ours && base.setup.prefetch > 0) add("prefetch", "--prefetch 0", [](PlanOptions& o) { o.setup.prefetch = 0; });
   for (const std::uint64_t factor : {std::uint64_t{2}, std::uint64_t{4}, std::uint64_t{8}}) {
     const std::uint64_t tensor = base.setup.parallel.tensor * factor;
     if (base.setup.world_size % (factor * base.setup.parallel.context) == 0 && tensor <= base.node_gpus()) {
@@ -458,6 +311,20 @@ std::string_view name(FitQuestion question) {
   return "";
 }
 
+std::string_view name(Rejection reason) {
+  switch (reason) {
+    case Rejection::contradiction:
+      return "contradict themselves, the model or the engine";
+    case Rejection::unknown:
+      return "cannot be sized or timed";
+    case Rejection::states:
+      return "model states alone do not fit";
+    case Rejection::memory:
+      return "activations and model states do not fit";
+  }
+  return "";
+}
+
 Fit make_fit(const PlanOptions& options, const FitOptions& question) {
   if (options.parameters) throw ConfigError("--params", "", "a count alone has no activations: expected MODEL");
   if (!options.gpu && !question.cluster) throw ConfigError("--gpu", "", "expected the GPU that it has to fit");
@@ -470,6 +337,10 @@ Fit make_fit(const PlanOptions& options, const FitOptions& question) {
   fit.cluster = choose_cluster(base, question.cluster, fit.notes);
   if (!base.gpu) base.gpu = fit.cluster.gpu.name;
   fit.gpu = find_capacity(*base.gpu, base.gpu_files);
+  if (base.offload) {
+    fit.notes.push_back(fmt::format(
+        "times are without --offload {}: copies to and from it and updates there are not timed", *base.offload));
+  }
   PlanOptions plain = base;
   plain.setup.parallel = {};
   const ClientSide known = client_side(plain, fit.model, fit.model.catalog, 0);

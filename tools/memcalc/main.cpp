@@ -15,6 +15,7 @@
 #include "tools/memcalc/output.h"
 #include "tools/memcalc/planning.h"
 #include "tools/memcalc/simulating.h"
+#include "tools/memcalc/together.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -66,10 +67,16 @@ int run(const CommandLine& line) {
     case Command::plan:
       break;
   }
+  if (!line.plan.others.empty()) {
+    const PlannedTogether together = make_together(line.plan);
+    print(line.plan.json ? together_json(together) : together_text(together, isatty(STDOUT_FILENO) != 0));
+    return together.fits.value_or(true) ? kDone : kDoesNotFit;
+  }
   const Planned planned = make_planned(line.plan);
   if (line.plan.export_format) {
     print(export_text(line.plan));
     for (const std::string& note : planned.report.notes) fmt::print(stderr, "memcalc: note: {}\n", note);
+    for (const std::string& note : export_notes(line.plan)) fmt::print(stderr, "memcalc: note: {}\n", note);
     return planned.fits.value_or(true) ? kDone : kDoesNotFit;
   }
   const Beside beside = beside_of(line.plan, planned);

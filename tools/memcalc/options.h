@@ -35,6 +35,7 @@ enum class ExportFormat : std::uint8_t { deepspeed, accelerate, fsdp, megatron }
 // MODEL and what is asked about it: the flags of plan and explain.
 struct PlanOptions {
   std::string model;                      // a preset, a file or a folder; empty with --params
+  std::vector<std::string> others;        // further MODELs on the same GPUs, as given (together.h)
   std::optional<std::string> parameters;  // --params
   std::optional<MegatronRun> megatron;    // of --megatron-args: the model, instead of both
   std::vector<std::string> freeze;        // globs

@@ -12,9 +12,13 @@
 namespace shardplan::memcalc {
 namespace {
 
+constexpr std::string_view kFrozen = ":frozen";  // behind MODEL
+
 constexpr const char* kModelHelp =
     "a preset (memcalc models lists them), a config.json, a folder that holds one, a .safetensors file, an "
-    "*.safetensors.index.json, a folder of them, or a tensor list";
+    "*.safetensors.index.json, a folder of them, or a tensor list; with :frozen behind it nothing of it is trained. "
+    "plan takes "
+    "several, which share the GPUs";
 
 DType dtype_of(const char* flag, const std::string& text) {
   const auto dtype = parse_dtype(text);
@@ -298,11 +302,26 @@ void settle(PlanOptions& options, PlanFlags& flags, const std::set<std::string>&
   apply_engine_flags(options, given);
 }
 
+// The first MODEL, and those beside it.
+void take_models(PlanOptions& options, const PlanFlags& flags) {
+  const std::vector<std::string>& models = flags.models;
+  if (models.empty()) return;
+  if (models.size() > 1 && !options.freeze.empty()) {
+    throw ConfigError("--freeze", "", "would be of several models: expected MODEL:frozen, or one MODEL");
+  }
+  set_model(options, models.front());
+  options.others.assign(models.begin() + 1, models.end());
+  if (options.others.empty() && models.front().ends_with(kFrozen) && flags.lora.rank) {
+    throw ConfigError("--lora-rank", "",
+                      "adapters freeze the rest of a model themselves: expected MODEL without :frozen");
+  }
+}
+
 }  // namespace
 
 void add_plan_flags(CLI::App* app, PlanOptions& options, PlanFlags& flags) {
   Setup& setup = options.setup;
-  app->add_option("MODEL", options.model, kModelHelp)->type_name("");
+  app->add_option("MODEL", flags.models, kModelHelp)->type_name("");
   app->add_option("--params", options.parameters,
                   "a number of parameters instead of MODEL: 7e9, 7B, 350M (model states only)")
       ->type_name("COUNT");
@@ -364,7 +383,14 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PlanFlags& flags) {
   app->add_flag("--verbose", options.verbose, "also the units, their layout and the programs");
 }
 
+void set_model(PlanOptions& options, const std::string& text) {
+  const bool frozen = text.ends_with(kFrozen);
+  options.model = frozen ? text.substr(0, text.size() - kFrozen.size()) : text;
+  if (frozen) options.freeze.emplace_back("*");
+}
+
 void finish(PlanOptions& options, PlanFlags& flags, const std::set<std::string>& given) {
+  take_models(options, flags);
   require_one_model(options, flags.config);
   constexpr std::uint64_t most_in_a_node = 1'000'000;
   if (options.node_gpus() == 0 || options.node_gpus() > most_in_a_node) {

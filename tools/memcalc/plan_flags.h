@@ -26,10 +26,14 @@ struct LoraFlags {
 
 // What the flags of plan say besides the options themselves.
 struct PlanFlags {
+  std::vector<std::string> models;
   PolicyFlags policy;
   LoraFlags lora;
   ConfigFlags config;
 };
+
+// MODEL as it is given: "name" or "name:frozen", which freezes all its tensors.
+void set_model(PlanOptions& options, const std::string& text);
 
 // `app` fills both while it parses.
 void add_plan_flags(CLI::App* app, PlanOptions& options, PlanFlags& flags);

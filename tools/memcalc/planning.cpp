@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "planner/activations/pipeline.h"
 #include "planner/engines/workspaces.h"
 #include "planner/families/litgpt.h"
 #include "planner/formats/parameter_count.h"
@@ -110,12 +111,8 @@ void add_reserved(const PlanOptions& options, const Model& model, const Catalog&
     return;
   }
   device.peak_reserved = std::max(*reserved, *device.peak_allocated);
-  LibraryUse use;
-  use.communicators = communicators(options.setup);
-  use.channels = kNvlinkChannels;
-  if (!machine || !cuda_context(machine->generation)) return;
-  device.context = workspaces_of(machine->generation, use).outside();
-  device.total = *device.peak_reserved + *device.context;
+  device.context = context_of(options);
+  if (device.context) device.total = *device.peak_reserved + *device.context;
 }
 
 // Counts activations where the client says enough; else says in a note what is missing.
@@ -132,7 +129,13 @@ void add_activations(const PlanOptions& options, const Model& model, const Catal
   }
 }
 
+// Whether the total of every rank is known: a rank whose activations are not may need more than the worst of the others.
+bool all_known(const std::vector<RankReport>& ranks) {
+  return std::all_of(ranks.begin(), ranks.end(), [](const RankReport& rank) { return rank.device.total.has_value(); });
+}
+
 Planned plan_and_report(const PlanOptions& options, Model model) {
+  if (const std::string why = refused_interleaving(options); !why.empty()) throw ConfigError("--grad-accum", "", why);
   Planned planned;
   if (options.gpu) planned.gpu = find_capacity(*options.gpu, options.gpu_files);
   planned.kinds = planned_kinds(options, model);
@@ -153,7 +156,7 @@ Planned plan_and_report(const PlanOptions& options, Model model) {
   add_notes(options, planned.catalog, planned.report);
   if (planned.gpu && least_device_bytes(planned.worst()) > planned.gpu->bytes) {
     planned.fits = false;
-  } else if (planned.gpu && planned.worst().device.total) {
+  } else if (planned.gpu && all_known(planned.report.ranks)) {
     planned.fits = true;
   }
   return planned;
@@ -185,6 +188,28 @@ std::optional<MegatronMachine> machine_of(const PlanOptions& options) {
   if (!named) return std::nullopt;
   machine.generation = *named;
   return machine;
+}
+
+std::string refused_interleaving(const PlanOptions& options) {
+  const bool megatron = options.engine == Engine::megatron || options.whole_client().profile == Profile::megatron;
+  return megatron ? uneven_interleaving(options.setup.parallel, options.setup.accumulation) : std::string();
+}
+
+Bytes shared_libraries(const PlanOptions& options) {
+  const std::optional<MegatronMachine> machine = machine_of(options);
+  if (!machine || options.whole_client().profile == Profile::megatron) return {};
+  LibraryUse use;
+  use.cublas_workspace_config = machine->cublas_workspace_config;
+  return workspaces_of(machine->generation, use).allocated();
+}
+
+std::optional<Bytes> context_of(const PlanOptions& options) {
+  const std::optional<MegatronMachine> machine = machine_of(options);
+  if (!machine || !cuda_context(machine->generation)) return std::nullopt;
+  LibraryUse use;
+  use.communicators = communicators(options.setup);
+  use.channels = kNvlinkChannels;
+  return workspaces_of(machine->generation, use).outside();
 }
 
 std::vector<Explanation> explain_device(const PlanOptions& options, const Planned& planned) {

@@ -80,6 +80,13 @@ EngineHolds engine_holds(const PlanOptions& options, const Sized& sized);
 
 // Whose libraries are sized: the GPU that was named; Hopper's where none was, or its memory alone. Nothing for another vendor's.
 std::optional<MegatronMachine> machine_of(const PlanOptions& options);
+// Why Megatron, as engine or as profile, would not interleave this many micro-batches; empty where nothing is wrong.
+std::string refused_interleaving(const PlanOptions& options);
+
+// Workspaces of libraries, which models in one process share. Profile megatron's are its own buffers too, of each model: 0.
+Bytes shared_libraries(const PlanOptions& options);
+// What the driver's context and NCCL's buffers take, which is in no allocator; nothing where that is not known.
+std::optional<Bytes> context_of(const PlanOptions& options);
 
 // Of the ranks that hold `catalog`, at `stage` of the pipeline.
 ClientSide client_side(const PlanOptions& options, const Model& model, const Catalog& catalog, std::uint64_t stage);

@@ -38,7 +38,9 @@ TEST(MemcalcAgainst, EachLineIsThatOfThePlansAndTheyAddUp) {
       sum += difference(line);
       ++at_peak;
     }
-    if (name == "peak_allocated") EXPECT_EQ(sum, difference(line));
+    if (name == "peak_allocated") {
+      EXPECT_EQ(sum, difference(line));
+    }
   }
   EXPECT_EQ(at_peak, 8U);
   EXPECT_LT(sum, 0);

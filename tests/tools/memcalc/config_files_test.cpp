@@ -118,6 +118,10 @@ TEST_F(ConfigFiles, WhatCannotBeExportedIsRefused) {
   expect_failure("plan gpt2 --gpus 8 --zero 3 --replicate 2 --export deepspeed", 2, "--replicate: a ds_config.json");
   expect_failure("plan gpt2 --engine fsdp2 --export deepspeed", 2, "expected --engine deepspeed, found fsdp2");
   expect_failure("plan gpt2 --gpus 8 --zero 3 --offload optimizer=nvme --export deepspeed", 2, "names the folder");
+  const Outcome dropped = memcalc("plan gpt2 --seq 128 --recompute full --loss eager --export deepspeed");
+  EXPECT_EQ(dropped.status, 0);
+  EXPECT_NE(dropped.error.find("note: the file does not say --recompute full"), std::string::npos) << dropped.error;
+  EXPECT_EQ(memcalc("plan gpt2 --seq 128 --recompute full --export fsdp").error.find("--recompute"), std::string::npos);
   expect_failure("plan gpt2 --export cloud", 2, "'cloud' is not known");
 }
 

@@ -3,8 +3,11 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <map>
 #include <set>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "tests/tools/memcalc/program.h"
 
@@ -29,9 +32,10 @@ std::uint64_t total(const json::object& planned) {
 }
 
 std::string words_of(const json::object& setup) {
-  return "--zero " + std::to_string(number(setup.at("zero_stage"))) + " --pp " +
-         std::to_string(number(setup.at("pipeline_parallel"))) + " --micro-batch " +
-         std::to_string(number(setup.at("micro_batch"))) + " --grad-accum " +
+  const std::uint64_t tensor = number(setup.at("tensor_parallel"));
+  return "--zero " + std::to_string(number(setup.at("zero_stage"))) + " --tp " + std::to_string(tensor) +
+         (tensor > 1 ? " --sequence-parallel" : "") + " --pp " + std::to_string(number(setup.at("pipeline_parallel"))) +
+         " --micro-batch " + std::to_string(number(setup.at("micro_batch"))) + " --grad-accum " +
          std::to_string(number(setup.at("grad_accum"))) + " --recompute " +
          std::string(setup.at("recompute").as_string());
 }
@@ -41,12 +45,22 @@ class FitTest : public testing::Test {
   const std::string model_ = "tinyllama-1.1b";
 };
 
+// Each set-up is decided in one of three ways.
+void expect_all_decided(const json::object& fit) {
+  EXPECT_EQ(number(fit.at("decided")),
+            fit.at("plans").as_array().size() + number(fit.at("rejections")) + number(fit.at("slower")));
+  std::uint64_t rejections = 0;
+  for (const auto& reason : fit.at("rejections_by_reason").as_object()) rejections += number(reason.value());
+  EXPECT_EQ(number(fit.at("rejections")), rejections);
+}
+
 // Every set-up of a small space, asked of plan one by one: the same fit, and no other.
 TEST_F(FitTest, BestIsWhatBruteForceFinds) {
   const std::string small = model_ + " --gpus 2 --gpu 30GiB --seq 2048";
   const std::uint64_t capacity = 30ULL << 30;
-  const json::object fit = ask("fit " + small + " --tp 1 --pp 1 --global-batch 16 --plans 1000 --rejected 1000");
+  const json::object fit = ask("fit " + small + " --tp 1 --pp 1 --cp 1 --global-batch 16 --plans 1000 --rejected 1000");
   EXPECT_EQ(fit.at("schema").as_string(), "memcalc.fit/1");
+  expect_all_decided(fit);
   std::set<std::string> found;
   double last = 0;
   for (const json::value& plan : fit.at("plans").as_array()) {
@@ -58,13 +72,13 @@ TEST_F(FitTest, BestIsWhatBruteForceFinds) {
   std::set<std::string> expected;
   std::uint64_t all = 0;
   for (int stage = 0; stage <= 3; ++stage) {
-    for (const char* recompute : {"none", "full"}) {
+    for (const char* recompute : {"none", "every=2", "full"}) {
       for (std::uint64_t micro_batch = 1; micro_batch <= 8; micro_batch *= 2) {
-        const std::string words = "--zero " + std::to_string(stage) + " --pp 1 --micro-batch " +
+        const std::string words = "--zero " + std::to_string(stage) + " --tp 1 --pp 1 --micro-batch " +
                                   std::to_string(micro_batch) + " --grad-accum " + std::to_string(8 / micro_batch) +
                                   " --recompute " + recompute;
         ++all;
-        const Outcome planned = memcalc("plan " + small + " --tp 1 " + words + " --json");
+        const Outcome planned = memcalc("plan " + small + " " + words + " --json");
         if (total(json::parse(planned.out).as_object()) <= capacity) expected.insert(words);
       }
     }
@@ -74,6 +88,78 @@ TEST_F(FitTest, BestIsWhatBruteForceFinds) {
   EXPECT_LT(expected.size(), all);
   EXPECT_EQ(number(fit.at("decided")), all);
   EXPECT_LE(number(fit.at("evaluated")), all);
+}
+
+// The same over tensor and pipeline ranks, of which the fastest do not fit.
+TEST_F(FitTest, BestOverRanksIsWhatBruteForceFinds) {
+  const std::string small = model_ + " --gpus 4 --gpu 22GiB --seq 4096 --profile megatron";
+  const std::uint64_t capacity = 22ULL << 30;
+  const json::object fit =
+      ask("fit " + small + " --zero 1 --cp 1 --virtual-stages 1 --global-batch 8 --plans 1000 --rejected 0");
+  expect_all_decided(fit);
+  std::set<std::string> found;
+  for (const json::value& plan : fit.at("plans").as_array()) found.insert(words_of(plan.at("setup").as_object()));
+  std::set<std::string> expected;
+  std::uint64_t all = 0;
+  for (const auto& [tensor, pipeline] :
+       std::vector<std::pair<std::uint64_t, std::uint64_t>>{{1, 1}, {1, 2}, {1, 4}, {2, 1}, {2, 2}, {4, 1}}) {
+    const std::uint64_t sequences = 8 / (4 / (tensor * pipeline));
+    for (const char* recompute : {"none", "selective", "full"}) {
+      for (std::uint64_t micro_batch = 1; micro_batch <= sequences; micro_batch *= 2) {
+        const std::string words = "--zero 1 --tp " + std::to_string(tensor) +
+                                  (tensor > 1 ? " --sequence-parallel" : "") + " --pp " + std::to_string(pipeline) +
+                                  " --micro-batch " + std::to_string(micro_batch) + " --grad-accum " +
+                                  std::to_string(sequences / micro_batch) + " --recompute " + recompute;
+        ++all;
+        const Outcome planned = memcalc("plan " + small + " " + words + " --json");
+        if (total(json::parse(planned.out).as_object()) <= capacity) expected.insert(words);
+      }
+    }
+  }
+  EXPECT_EQ(found, expected);
+  EXPECT_GT(expected.size(), 3U);
+  EXPECT_LT(expected.size(), all);
+  EXPECT_EQ(number(fit.at("decided")), all);
+}
+
+// What is slower than the plans that are asked for is not sized, and changes none of them.
+TEST_F(FitTest, FewPlansAreTheFirstOfMany) {
+  const std::string space = "fit " + model_ + " --gpus 8 --gpu 24GiB --seq 4096 --profile megatron --global-batch 64";
+  const json::object many = ask(space + " --plans 100000");
+  const json::object few = ask(space + " --plans 5");
+  expect_all_decided(few);
+  expect_all_decided(many);
+  EXPECT_EQ(number(few.at("decided")), number(many.at("decided")));
+  EXPECT_EQ(number(many.at("slower")), 0U);
+  EXPECT_LT(number(few.at("evaluated")), number(many.at("evaluated")));
+  ASSERT_EQ(few.at("plans").as_array().size(), 5U);
+  for (std::size_t i = 0; i < 5; ++i) EXPECT_EQ(few.at("plans").at(i).at("words"), many.at("plans").at(i).at("words"));
+}
+
+// Every axis is varied, and every set-up that is listed is one that plan accepts.
+TEST_F(FitTest, VariesAllAxes) {
+  const json::object fit =
+      ask("fit mixtral-8x7b --gpus 64 --gpu h100-80gb --seq 8192 --engine megatron --global-batch 512 --plans 400");
+  std::map<std::string, std::set<std::string>> values;
+  for (const json::value& plan : fit.at("plans").as_array()) {
+    for (const char* axis : {"zero_stage", "tensor_parallel", "pipeline_parallel", "context_parallel",
+                             "expert_parallel", "micro_batch", "recompute"}) {
+      values[axis].insert(json::serialize(plan.at("setup").at(axis)));
+    }
+  }
+  for (const auto& [axis, found] : values) EXPECT_GT(found.size(), 1U) << axis;
+}
+
+// What is offloaded is in the memory, and a note says that it is not in the times.
+TEST_F(FitTest, OffloadIsSizedAndNotTimed) {
+  const std::string setup = "fit " + model_ + " --gpus 1 --gpu 14GiB --seq 1024";
+  EXPECT_EQ(memcalc(setup).status, 1);
+  const json::object fit = ask(setup + " --offload optimizer=cpu");
+  ASSERT_FALSE(fit.at("plans").as_array().empty());
+  const auto& notes = fit.at("notes").as_array();
+  EXPECT_TRUE(std::any_of(notes.begin(), notes.end(), [](const json::value& note) {
+    return note.as_string().find("--offload optimizer=cpu") != json::string::npos;
+  }));
 }
 
 TEST_F(FitTest, TheLargestMicroBatchFitsAndOneMoreDoesNot) {

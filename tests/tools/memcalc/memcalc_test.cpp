@@ -145,6 +145,11 @@ TEST(Memcalc, CommandLinesThatAreWrong) {
   expect_failure("plan llama-2-7b --seq -1", 2, "--seq");
   expect_failure("plan llama-2-7b --gpus 8 --reduction-group 0x4", 2, "--reduction-group");
   expect_failure("plan llama-2-7b --moment-dtype bool", 2, "--moment-dtype");
+  expect_failure("plan llama-2-7b --engine deepspeed --prefetch 2", 2, "--prefetch: is engine shardplan's");
+  expect_failure("plan llama-2-7b --engine fsdp2 --transport staged", 2, "--transport: is engine shardplan's");
+  expect_failure("plan llama-2-7b --engine megatron --reduction fast", 2, "--reduction: is engine shardplan's");
+  expect_failure("plan llama-2-7b --engine megatron --gpus 8 --pp 4 --virtual-stages 2 --grad-accum 6 --seq 512", 2,
+                 "--grad-accum: 6 micro-batches a step do not divide into groups of --pp 4");
   expect_failure("plan llama-2-7b --param-dtype nf4", 2, "--param-dtype");
   expect_failure("plan llama-2-7b --gpu 0GB", 2, "--gpu");
   expect_failure("plan --params 9e18", 2, "too large");

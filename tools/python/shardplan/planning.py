@@ -252,6 +252,15 @@ class FittedPlan:
 class RejectedPlan:
     setup: Any
     why: str
+    count: int
+
+
+@dataclass(frozen=True)
+class RejectionCounts:
+    contradiction: int
+    unknown: int
+    states: int
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -266,6 +275,8 @@ class Fit:
     fitting: int
     rejected: Tuple[RejectedPlan, ...]
     rejections: int
+    rejections_by_reason: RejectionCounts
+    slower: int
     decided: int
     evaluated: int
     seconds: float
@@ -336,6 +347,8 @@ def plan(
     recompute: _Word = None,
     seq: _Count = None,
     micro_batch: _Count = None,
+    images: _Count = None,
+    image_size: _Word = None,
     profile: _Word = None,
     attention: _Word = None,
     loss: _Word = None,
