@@ -10,11 +10,10 @@
 #include <string>
 
 #include "offload/tier.h"
+#include "runtime/files/files.h"
 #include "runtime/host_memory.h"
 
 namespace shardplan {
-
-inline constexpr std::uint64_t kFileAlignment = 4096;  // bytes; disks of today ask for 512 or 4096
 
 struct FileTierOptions {
   std::string path;    // made, and overwritten if it is there; its folder must be there

@@ -20,7 +20,7 @@
 
 namespace shardplan {
 
-// Blocks in which direct I/O works: of addresses, offsets and lengths.
+// Blocks in which direct I/O works: of addresses, offsets and lengths. Disks of today ask for 512 bytes or 4096.
 inline constexpr std::size_t kFileAlignment = 4096;
 
 // A file that is being written from its beginning to its end. The destructor closes it; what was not synced may be lost.
