@@ -111,8 +111,10 @@ std::uint64_t micro_batch_of(const json::object& row) {
 }  // namespace
 
 ProgramRun litgpt_run(const json::object& row) {
-  const json::value& peak = row.at("peak_memory");
-  if (!peak.is_number()) throw NotPredicted("it ran out of memory, or says nothing of it");
+  const json::value* peak = row.if_contains("peak_memory");
+  if (peak == nullptr || !peak->is_number()) {
+    throw NotPredicted("litgpt: no peak_memory: it ran out of memory, or says nothing of it");
+  }
   const std::string id = text_of(row, "id");
   std::string method = text_of(row, "method");
   if (const std::string command = text_of(row, "command"); !command.empty())
@@ -128,7 +130,7 @@ ProgramRun litgpt_run(const json::object& row) {
 
   ProgramRun run;
   run.field = "peak_allocated";
-  run.measured = peak.to_number<double>() * 1e9;
+  run.measured = peak->to_number<double>() * 1e9;
   PlanOptions& options = run.options;
   options.profile = Profile::litgpt;
   options.engine = Engine::paper;
