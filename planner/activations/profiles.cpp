@@ -36,6 +36,13 @@ const autograd::HfFamily* family_of(const Model& model, const ClientSetup& clien
                                              : find_hf_family(model.catalog.family);
 }
 
+// Whose forwards agree with PyTorch's under torch.autocast too (tests/data/activations/amp.json): Llama and its kin are one.
+bool known_under_autocast(std::string_view family) {
+  const auto llamas = autograd::hf_llama_families();
+  return family == "gpt2" || family == "mixtral" ||
+         std::any_of(llamas.begin(), llamas.end(), [&](const auto& llama) { return llama.model_type == family; });
+}
+
 std::string hf_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client) {
   const std::string_view profile = name(client.profile);
   const Parallelism& parallel = setup.parallel;
@@ -67,6 +74,9 @@ std::string hf_refuses(const Model& model, const Catalog& held, const Setup& set
   }
   if (family_of(model, client) == nullptr) {
     return fmt::format("profile {} does not know {} yet", profile, model.catalog.family);
+  }
+  if (autocasts(setup.policy) && !known_under_autocast(model.catalog.family)) {
+    return fmt::format("profile {} does not know {} under autocast yet", profile, model.catalog.family);
   }
   return {};
 }

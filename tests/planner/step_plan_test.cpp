@@ -156,7 +156,7 @@ TEST(Hash, OfOnePlanIsAsBefore) {
   setup.world_size = 8;
   setup.stage = 3;
   EXPECT_EQ(make_step_plan(llama_catalog({"llama-2-7b", 32000, 4096, 32, 11008, 4096, false}), setup).hash,
-            "537384ebb3b92d15e882f9a4679db7ca");
+            "3c1e1bcf46e77509c7069451c35729b9");
 }
 
 using Wide = boost::multiprecision::uint128_t;

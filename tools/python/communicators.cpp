@@ -32,7 +32,7 @@ std::vector<std::unique_ptr<Communicator>> local_communicators(int ranks, double
 }
 
 // `exchange` takes this rank's bytes and returns those of all ranks, in rank order.
-std::unique_ptr<Communicator> shared_communicator(int rank, int size, const nb::object& messages,
+std::unique_ptr<Communicator> shared_communicator(int rank, int size, const nb::callable& exchange,
                                                   double deadline_seconds) {
   const auto through_python = [&](std::span<const std::byte> mine, std::span<std::byte> all) {
     const nb::gil_scoped_acquire acquired;
@@ -44,7 +44,7 @@ std::unique_ptr<Communicator> shared_communicator(int rank, int size, const nb::
   return make_shared_communicator(rank, size, through_python, {.deadline = milliseconds(deadline_seconds)});
 }
 
-std::unique_ptr<Communicator> staged_communicator(int rank, int size, const nb::callable& exchange,
+std::unique_ptr<Communicator> staged_communicator(int rank, int size, const nb::object& messages,
                                                   double deadline_seconds) {
   auto exchange = std::make_unique<CallbackExchange>(rank, size, messages, milliseconds(deadline_seconds));
   const nb::gil_scoped_release released;

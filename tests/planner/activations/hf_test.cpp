@@ -121,8 +121,8 @@ std::string listed(const Activity& activity) {
 
 // Of the peak, where saved bytes always agree to the byte. T5's embedding, which encoder, decoder and head use, is the one
 // that differs: its gradients are added up in another order.
-double tolerance(std::string_view file) {
-  if (file == "amp") return 0.04;  // casts of gradients at the peak
+double tolerance(std::string_view file, const Policy& policy) {
+  if (policy.compute != policy.parameter) return 0.04;  // autocast: casts of gradients at the peak
   static const std::set<std::string_view> within_a_percent{"t5", "experts", "flow", "kimi_vl", "mamba", "sd3"};
   return within_a_percent.contains(file) ? 0.01 : 0.001;
 }
@@ -140,6 +140,7 @@ std::uint64_t hidden_bytes(const Model& model, const json::object& config, const
 class HfActivations : public testing::TestWithParam<std::string> {};
 
 TEST_P(HfActivations, SavedTensorsAndPeak) {
+  static const std::set<std::string_view> unknown_under_autocast{"bert", "gpt_neox", "t5", "vit"};
   const json::value golden = read_json(std::filesystem::path(ACTIVATION_GOLDENS) / (GetParam() + ".json"));
   std::size_t compared = 0;
   for (const json::value& c : golden.at("cases").as_array()) {
@@ -153,6 +154,10 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       if (run->lora) add_lora(model.catalog, *run->lora);
       SCOPED_TRACE(text(c.as_object(), "name") + " " + json::serialize(entry.at("setup")));
       if (model.catalog.family == "siglip_vision_model") {  // its pooling head is not written yet
+        EXPECT_FALSE(activity_of(model, model.catalog, run->setup, run->client).activity);
+        continue;
+      }
+      if (GetParam() == "amp" && unknown_under_autocast.contains(model.catalog.family)) {
         EXPECT_FALSE(activity_of(model, model.catalog, run->setup, run->client).activity);
         continue;
       }
@@ -170,7 +175,8 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       const double measured = static_cast<double>(number(step.at("peak")));
       const double planned =
           static_cast<double>(resident(step)) + static_cast<double>(sum(peak_of(*rounded.activity).held));
-      const double most = run->client.recompute == RecomputeKind::none ? tolerance(GetParam()) : 0.01;
+      const double most =
+          run->client.recompute == RecomputeKind::none ? tolerance(GetParam(), run->setup.policy) : 0.01;
       EXPECT_NEAR(planned / measured, 1.0, most) << planned << " against " << measured;
       ++compared;
     }
