@@ -42,7 +42,7 @@ INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorConformance, testing::ValuesIn(harne
 
 enum class Pieces : std::uint8_t { uneven, equal };
 
-Piece piece_of(Pieces pieces, std::uint64_t elements, const Communicator& communicator) {
+Piece own_piece(Pieces pieces, std::uint64_t elements, const Communicator& communicator) {
   if (pieces == Pieces::uneven) return piece_of(elements, communicator.rank(), communicator.size());
   const std::uint64_t count = elements / static_cast<std::uint64_t>(communicator.size());
   return {count * static_cast<std::uint64_t>(communicator.rank()), count};
@@ -54,7 +54,7 @@ void check_reduce_scatter(Communicator& communicator, Device& device, std::uint6
   const auto stream = device.make_stream();
   fill(room.full_lease.data(), wire, communicator.rank(), elements);
   fill(room.part_lease.data(), DType::f32, 50, elements);
-  ReduceScatter call = room.reduction(elements, wire, piece_of(pieces, elements, communicator));
+  ReduceScatter call = room.reduction(elements, wire, own_piece(pieces, elements, communicator));
   call.equal_pieces = pieces == Pieces::equal;
   call.group_size = group_size;
   call.scale = 1.0F / 3.0F;
@@ -106,7 +106,7 @@ void check_all_gather(Communicator& communicator, Device& device, std::uint64_t 
   Room room(communicator, device, elements * wide);
   const auto stream = device.make_stream();
   const auto byte_at = [](std::uint64_t i) { return static_cast<std::byte>((i * 2654435761U) >> 24); };
-  const Piece mine = piece_of(pieces, elements, communicator);
+  const Piece mine = own_piece(pieces, elements, communicator);
   const std::uint64_t input = in_place ? room.full + mine.first * wide : room.part;
   std::memset(room.full_lease.data(), 0xee, elements * wide);
   for (std::uint64_t i = 0; i < mine.count * wide; ++i) room.arena->data()[input + i] = byte_at(mine.first * wide + i);

@@ -133,7 +133,10 @@ TEST(StateDictsOfAllFamilies, EachFamilyHasACase) {
       with_case.insert(json::value_to<std::string>(config.at(key)));
     }
   }
-  for (const std::string& family : family_names()) EXPECT_TRUE(with_case.contains(family)) << family;
+  for (const std::string& family : family_names()) {
+    // LitGPT's is made of others' (litgpt_model()): its tensors are in tests/planner/activations/programs_test.cpp.
+    EXPECT_TRUE(with_case.contains(family) || family == "litgpt") << family;
+  }
 }
 
 }  // namespace
