@@ -23,13 +23,13 @@ TEST(RecordingDevice, ObservesFurthestEndAndLiveSum) {
     RecordingDevice recording(cpu);
     Arena arena(recording, {.tier = MemoryTier::host, .bytes = 1_MiB, .rank = rank});
     const auto report = [&] { return recording.report(MemoryTier::host); };
-    EXPECT_EQ(report(), (RecordingDevice::Report{1_MiB, kArenaShiftRoom, 0_B, 0_B}));
+    EXPECT_EQ(report(), (RecordingDevice::Report{1_MiB, 1_MiB, kArenaShiftRoom, 0_B, 0_B}));
     Lease low = arena.take(0, 1000_B);
     Lease high = arena.take(8192, 100_B);
-    EXPECT_EQ(report(), (RecordingDevice::Report{1_MiB, 8292_B + kArenaShiftRoom, 1100_B, 1100_B}));
+    EXPECT_EQ(report(), (RecordingDevice::Report{1_MiB, 1_MiB, 8292_B + kArenaShiftRoom, 1100_B, 1100_B}));
     high.give_back();
     low = arena.take(4096, 50_B);  // the new one is taken while the old one is still out
-    EXPECT_EQ(report(), (RecordingDevice::Report{1_MiB, 8292_B + kArenaShiftRoom, 50_B, 1100_B}));
+    EXPECT_EQ(report(), (RecordingDevice::Report{1_MiB, 1_MiB, 8292_B + kArenaShiftRoom, 50_B, 1100_B}));
     EXPECT_EQ(recording.report(MemoryTier::device), RecordingDevice::Report{});
   }
 }
@@ -43,9 +43,10 @@ TEST(RecordingDevice, SumsAllocationsOfATier) {
     const Lease a = first.take(0, 64_B);
     const Lease b = second.take(128, 64_B);
     EXPECT_EQ(device.report(MemoryTier::device),
-              (RecordingDevice::Report{3_MiB, 256_B + 2 * kArenaShiftRoom, 128_B, 128_B}));
+              (RecordingDevice::Report{3_MiB, 3_MiB, 256_B + 2 * kArenaShiftRoom, 128_B, 128_B}));
   }
-  EXPECT_EQ(device.report(MemoryTier::device), (RecordingDevice::Report{0_B, 256_B + 2 * kArenaShiftRoom, 0_B, 128_B}));
+  EXPECT_EQ(device.report(MemoryTier::device),
+            (RecordingDevice::Report{0_B, 3_MiB, 256_B + 2 * kArenaShiftRoom, 0_B, 128_B}));
 }
 
 TEST(LimitedDevice, RefusesBeyondItsCapacityWithNumbers) {
