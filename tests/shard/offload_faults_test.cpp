@@ -134,7 +134,7 @@ TEST(OffloadFaults, EveryFaultAtEveryOperationOfAStep) {
                                   TierFault::short_read, TierFault::read_flip}) {
       std::uint64_t failures = 0;
       // The last operations of a step are writes: a fault of reads strikes in the next step then, which is a case too.
-      for (std::uint64_t n = 1; n <= operations && !HasFailure(); n += whole_grid() ? 1U : 11U) {
+      for (std::uint64_t n = 1; n <= operations && !HasFailure(); n += whole_grid() ? 1U : 29U) {
         SCOPED_TRACE(fmt::format("{} threads, fault {}, operation {}", threads, static_cast<int>(fault), n));
         Trial run(setup);
         run.with(threads, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {

@@ -96,7 +96,7 @@ TEST_P(OffloadTest, EveryPlacementEqualsTheReference) {
       for (std::size_t i = 0; i < kPlacements.size(); ++i) {
         setup.offload = offload_of(kPlacements[i]);
         const std::size_t turn = i + static_cast<std::size_t>(stage) + shape[0] + precision.size();
-        if (!can_be_planned(setup) || (!whole_grid() && turn % 4 != (accumulates ? 1 : 0))) continue;
+        if (!can_be_planned(setup) || (!whole_grid() && turn % 8 != (accumulates ? 1 : 0))) continue;
         setup.prefetch = i % 3;
         SCOPED_TRACE(fmt::format("{} world {} / {} A {} stage {} {}", precision, shape[0], shape[1], setup.accumulation,
                                  stage, kPlacements[i]));
