@@ -70,7 +70,7 @@ struct ReduceScatter {
   ArenaPlace input = {};       // the buffer's first element; the same place on every rank
   std::uint64_t elements = 0;  // of the whole buffer
   Piece mine = {};
-  bool equal_pieces = false;     // of all ranks, in rank order: said so by all, lets data go before all calls are compared
+  bool equal_pieces = false;  // of all ranks, in rank order: said so by all, lets data go before all calls are compared
   int group_size = kWholeGroup;  // of the reduction tree
   float scale = 1.0F;
   ReductionOutput output = {};
