@@ -6,7 +6,6 @@
 #include <array>
 #include <atomic>
 #include <mutex>
-#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -58,10 +57,7 @@ class MpiExchange final : public Exchange {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   Milliseconds deadline() const override { return deadline_; }
-  void exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives) override {
-    exchange_both({sends, receives}, [] {}, {});
-  }
-  void exchange_both(const Messages& first, const std::function<void()>& look, const Messages& second) override;
+  void exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives) override;
   void give_up(std::string_view words) noexcept override;
 
  private:
@@ -71,10 +67,8 @@ class MpiExchange final : public Exchange {
     int bytes;
   };
 
-  void start(const Messages& messages);
-  void wait_for(const std::size_t& left);
+  void start(std::span<const Outgoing> sends, std::span<const Incoming> receives);
   bool some_completed();
-  void look_at(std::size_t which, const MPI_Status& status, int code);
   void check_received(const Message& message, const MPI_Status& status);
   void look_for_farewells();
   [[noreturn]] void throw_last_words(int peer);
@@ -92,16 +86,12 @@ class MpiExchange final : public Exchange {
   int size_ = 0;
   int threads_ = MPI_THREAD_SINGLE;
 
-  // Of the exchange under way, its first messages in front. A completed request is MPI_REQUEST_NULL.
+  // Of the exchange under way. A completed request is MPI_REQUEST_NULL.
   std::vector<MPI_Request> requests_;
   std::vector<Message> messages_;
   std::vector<int> completed_;
   std::vector<MPI_Status> statuses_;
-  std::size_t firsts_ = 0;
-  std::size_t firsts_left_ = 0;
-  std::size_t left_ = 0;               // of all
-  std::uint64_t awaited_ = 0;          // bytes
-  std::optional<PeerFailure> second_;  // what is wrong with a second message, until the first ones have come
+  std::size_t left_ = 0;
 
   std::atomic<bool> gave_up_{false};
   std::mutex mutex_;  // of what follows
@@ -115,7 +105,7 @@ MpiExchange::MpiExchange(MPI_Comm communicator, const MpiOptions& options)
   MPI_Comm_rank(communicator_, &rank_);
   MPI_Comm_size(communicator_, &size_);
   MPI_Query_thread(&threads_);
-  const auto most = 4 * static_cast<std::size_t>(size_);
+  const auto most = 2 * static_cast<std::size_t>(size_);
   requests_.reserve(most);
   messages_.reserve(most);
   completed_.resize(most);
@@ -160,33 +150,20 @@ bool MpiExchange::peers_said_farewell() const {
   return true;
 }
 
-void MpiExchange::exchange_both(const Messages& first, const std::function<void()>& look, const Messages& second) {
-  requests_.clear();
-  messages_.clear();
-  awaited_ = 0;
-  second_.reset();
-  start(first);
-  firsts_ = firsts_left_ = requests_.size();
-  start(second);
-  left_ = requests_.size();
-  wait_for(firsts_left_);
-  look();
-  if (second_) throw PeerFailure(*second_);
-  wait_for(left_);
-}
-
-// Until there are none of `left` left.
-void MpiExchange::wait_for(const std::size_t& left) {
+void MpiExchange::exchange(std::span<const Outgoing> sends, std::span<const Incoming> receives) {
+  start(sends, receives);
+  std::size_t awaited = 0;
+  for (const Incoming& incoming : receives) awaited += incoming.bytes.size();
   const auto begin = Clock::now();
-  for (int look = 1; left > 0; ++look) {
+  for (int look = 1; left_ > 0; ++look) {
     if (some_completed()) continue;
     const auto waited = Clock::now() - begin;
     if (look % kLooksPerProbe == 0 || waited > kPatience) look_for_farewells();
     if (waited >= deadline_) {
       take_last_look();
-      if (left > 0) throw_late();
+      if (left_ > 0) throw_late();
     }
-    if (waited > kPatience && awaited_ < kSmallBytes) {
+    if (waited > kPatience && awaited < kSmallBytes) {
       std::this_thread::sleep_for(kNap);
     } else if (yield_ || waited > kSpin) {
       std::this_thread::yield();
@@ -197,20 +174,23 @@ void MpiExchange::wait_for(const std::size_t& left) {
   for (int look = 0; look < looks; ++look) look_for_farewells();
 }
 
-void MpiExchange::start(const Messages& messages) {
+void MpiExchange::start(std::span<const Outgoing> sends, std::span<const Incoming> receives) {
+  requests_.clear();
+  messages_.clear();
+  left_ = 0;
   const auto next = [&](int peer, bool incoming, std::size_t bytes) {
     messages_.push_back({peer, incoming, static_cast<int>(bytes)});
     requests_.push_back(MPI_REQUEST_NULL);
+    ++left_;
     return &requests_.back();
   };
-  for (const Incoming& message : messages.receives) {
-    awaited_ += message.bytes.size();
+  for (const Incoming& message : receives) {
     MPI_Request* request = next(message.peer, true, message.bytes.size());
     require(MPI_Irecv(message.bytes.data(), messages_.back().bytes, MPI_BYTE, message.peer, MPI_ANY_TAG, communicator_,
                       request),
             message.peer);
   }
-  for (const Outgoing& message : messages.sends) {
+  for (const Outgoing& message : sends) {
     MPI_Request* request = next(message.peer, false, message.bytes.size());
     require(
         MPI_Isend(message.bytes.data(), messages_.back().bytes, MPI_BYTE, message.peer, kData, communicator_, request),
@@ -226,23 +206,11 @@ bool MpiExchange::some_completed() {
   if (count == MPI_UNDEFINED || count == 0) return false;
   left_ -= static_cast<std::size_t>(count);
   for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
-    const int own_code = code == MPI_ERR_IN_STATUS ? statuses_[i].MPI_ERROR : MPI_SUCCESS;
-    look_at(static_cast<std::size_t>(completed_[i]), statuses_[i], own_code);
+    const Message& message = messages_[static_cast<std::size_t>(completed_[i])];
+    if (code == MPI_ERR_IN_STATUS) require(statuses_[i].MPI_ERROR, message.peer);
+    if (message.incoming) check_received(message, statuses_[i]);
   }
   return true;
-}
-
-// A farewell counts wherever it comes. Of data that is wrong the first messages may know better why.
-void MpiExchange::look_at(std::size_t which, const MPI_Status& status, int code) {
-  const Message& message = messages_[which];
-  if (which < firsts_) --firsts_left_;
-  try {
-    require(code, message.peer);
-    if (message.incoming) check_received(message, status);
-  } catch (const PeerFailure& failure) {
-    if (which < firsts_ || firsts_left_ == 0 || (code == MPI_SUCCESS && status.MPI_TAG != kData)) throw;
-    if (!second_) second_ = failure;
-  }
 }
 
 void MpiExchange::check_received(const Message& message, const MPI_Status& status) {
