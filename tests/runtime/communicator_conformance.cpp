@@ -37,6 +37,17 @@ class CommunicatorConformance : public testing::TestWithParam<Harness> {
   }
 };
 
+// What is about bytes, of those that have some.
+class CommunicatorValues : public CommunicatorConformance {};
+
+std::vector<Harness> harnesses_with_values() {
+  std::vector<Harness> harnesses = harnesses_under_test();
+  std::erase_if(harnesses, [](const Harness& harness) { return !harness->holds_values(); });
+  return harnesses;
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorValues, testing::ValuesIn(harnesses_with_values()),
+                         [](const auto& harness) { return harness.param->name(); });
 INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorConformance, testing::ValuesIn(harnesses_under_test()),
                          [](const auto& harness) { return harness.param->name(); });
 
@@ -75,8 +86,7 @@ void check_reduce_scatter(Communicator& communicator, Device& device, std::uint6
   EXPECT_TRUE(std::equal(rounded.begin(), rounded.end(), room.arena->data() + call.output.place.offset));
 }
 
-TEST_P(CommunicatorConformance, ReduceScatterEqualsTheReference) {
-  if (!harness().holds_values()) GTEST_SKIP() << "no bytes behind this memory";
+TEST_P(CommunicatorValues, ReduceScatterEqualsTheReference) {
   for (const int ranks : harness().worlds()) {
     run(ranks, [](Communicator& communicator, Device& device) {
       for (const std::uint64_t elements : kSizes) {
@@ -93,8 +103,7 @@ TEST_P(CommunicatorConformance, ReduceScatterEqualsTheReference) {
 // Where outputs go past the caches (runtime/streaming_copy.h).
 constexpr std::uint64_t kLarge = 1'500'001;
 
-TEST_P(CommunicatorConformance, LargeReduceScatterEqualsTheReference) {
-  if (!harness().holds_values()) GTEST_SKIP() << "no bytes behind this memory";
+TEST_P(CommunicatorValues, LargeReduceScatterEqualsTheReference) {
   run(2, [](Communicator& communicator, Device& device) {
     check_reduce_scatter(communicator, device, kLarge, DType::bf16, 1);
   });
@@ -124,8 +133,7 @@ void check_all_gather(Communicator& communicator, Device& device, std::uint64_t 
                        << communicator.rank();
 }
 
-TEST_P(CommunicatorConformance, AllGatherFillsEveryRanksBuffer) {
-  if (!harness().holds_values()) GTEST_SKIP() << "no bytes behind this memory";
+TEST_P(CommunicatorValues, AllGatherFillsEveryRanksBuffer) {
   for (const int ranks : harness().worlds()) {
     run(ranks, [](Communicator& communicator, Device& device) {
       for (const std::uint64_t elements : kSizes) {
@@ -138,8 +146,7 @@ TEST_P(CommunicatorConformance, AllGatherFillsEveryRanksBuffer) {
   }
 }
 
-TEST_P(CommunicatorConformance, EqualPiecesMoveAsOthersDo) {
-  if (!harness().holds_values()) GTEST_SKIP() << "no bytes behind this memory";
+TEST_P(CommunicatorValues, EqualPiecesMoveAsOthersDo) {
   for (const int ranks : harness().worlds()) {
     run(ranks, [](Communicator& communicator, Device& device) {
       for (const std::uint64_t piece : {0U, 1U, 1023U, 30'001U}) {
@@ -152,8 +159,7 @@ TEST_P(CommunicatorConformance, EqualPiecesMoveAsOthersDo) {
   }
 }
 
-TEST_P(CommunicatorConformance, LargeAllGatherFillsEveryRanksBuffer) {
-  if (!harness().holds_values()) GTEST_SKIP() << "no bytes behind this memory";
+TEST_P(CommunicatorValues, LargeAllGatherFillsEveryRanksBuffer) {
   run(2, [](Communicator& communicator, Device& device) {
     for (const bool in_place : {false, true}) check_all_gather(communicator, device, kLarge, DType::f32, in_place);
   });
@@ -224,8 +230,7 @@ TEST_P(CommunicatorConformance, BarriersHoldEveryRankBack) {
 }
 
 // Random collectives one after another over the same bytes, with random delays: what is read is never what is next.
-TEST_P(CommunicatorConformance, CollectivesInOrderHoldUnderRandomDelays) {
-  if (!harness().holds_values()) GTEST_SKIP() << "no bytes behind this memory";
+TEST_P(CommunicatorValues, CollectivesInOrderHoldUnderRandomDelays) {
   constexpr std::uint64_t kElements = 1500;
   run(largest_world(), [](Communicator& communicator, Device& inner) {
     const int ranks = communicator.size();
@@ -430,8 +435,7 @@ void check_hybrid(Communicator& world, Device& device, int shards) {
   EXPECT_TRUE(std::equal(expected.begin(), expected.end(), room.arena->data() + result)) << "rank " << world.rank();
 }
 
-TEST_P(CommunicatorConformance, HybridEqualsOneTreeBitForBit) {
-  if (!harness().holds_values()) GTEST_SKIP() << "no bytes behind this memory";
+TEST_P(CommunicatorValues, HybridEqualsOneTreeBitForBit) {
   if (largest_world() < 4) GTEST_SKIP() << "needs four ranks";
   for (const int shards : {1, 2, 4}) {
     run(4, [&](Communicator& world, Device& device) { check_hybrid(world, device, shards); });
