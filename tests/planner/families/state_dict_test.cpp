@@ -134,7 +134,7 @@ TEST(StateDictsOfAllFamilies, EachFamilyHasACase) {
     }
   }
   for (const std::string& family : family_names()) {
-    // LitGPT's is made of others' (litgpt_model()): its tensors are in tests/planner/activations/programs_test.cpp.
+    // LitGPT's is made of others' (litgpt_model()): how many parameters it has, and its head, are in programs_test.cpp.
     EXPECT_TRUE(with_case.contains(family) || family == "litgpt") << family;
   }
 }
