@@ -466,17 +466,34 @@ Value Tape::checkpoint(std::function<Value(const Value&)> function, const Value&
                     std::span(&input, 1));
 }
 
-Value Tape::checkpoint(Function function, std::span<const Value> inputs) {
+// What a function returns, of which no node stays: one of its own will stand for all.
+template <typename Run>
+Value Tape::without_nodes(Run&& run) {
   const std::size_t first = nodes_.size();
   const bool keeps_saved = std::exchange(keeps_saved_, false);
-  Value output = function(inputs);
+  Value output = run();
   keeps_saved_ = keeps_saved;
   nodes_.resize(first);
-  if (!output.requires_grad()) return output;
+  return output;
+}
+
+Tape::Node Tape::node_of(std::string_view operation) const {
   Node node;
-  node.operation = "checkpoint";
+  node.operation = operation;
   node.unit = unit_;
   node.purpose = purpose_;
+  return node;
+}
+
+void Tape::append(Node node, Value& output) {
+  output.edge_ = {static_cast<std::uint32_t>(nodes_.size()), 0};
+  nodes_.push_back(std::move(node));
+}
+
+Value Tape::checkpoint(Function function, std::span<const Value> inputs) {
+  Value output = without_nodes([&] { return function(inputs); });
+  if (!output.requires_grad()) return output;
+  Node node = node_of("checkpoint");
   std::vector<bool> trained;
   for (const Value& input : inputs) {
     trained.push_back(input.requires_grad());
@@ -487,23 +504,15 @@ Value Tape::checkpoint(Function function, std::span<const Value> inputs) {
                      Tape& tape, std::span<const Value> saved, std::vector<Value>& incoming) {
     return tape.recompute(function, saved, trained, autocast, std::move(incoming[0]));
   };
-  nodes_.push_back(std::move(node));
-  output.edge_ = {static_cast<std::uint32_t>(first), 0};
+  append(std::move(node), output);
   return output;
 }
 
 Value Tape::invertible(Unary function, Unary inverse, const Value& input, const std::shared_ptr<Value>& last) {
-  const std::size_t first = nodes_.size();
-  const bool keeps_saved = std::exchange(keeps_saved_, false);
-  Value output = function(input);
-  keeps_saved_ = keeps_saved;
-  nodes_.resize(first);
+  Value output = without_nodes([&] { return function(input); });
   *last = output.detached();
   if (!output.requires_grad()) return output;
-  Node node;
-  node.operation = "invertible";
-  node.unit = unit_;
-  node.purpose = purpose_;
+  Node node = node_of("invertible");
   node.inputs.push_back(input.requires_grad() ? input.edge_ : Edge{});
   node.formula = [function = std::move(function), inverse = std::move(inverse), last, autocast = autocast_,
                   trained = input.requires_grad()](Tape& tape, std::span<const Value>, std::vector<Value>& incoming) {
@@ -518,8 +527,7 @@ Value Tape::invertible(Unary function, Unary inverse, const Value& input, const 
     };
     return tape.recompute(once_more, std::span(last.get(), 1), {trained}, autocast, std::move(incoming[0]));
   };
-  nodes_.push_back(std::move(node));
-  output.edge_ = {static_cast<std::uint32_t>(first), 0};
+  append(std::move(node), output);
   return output;
 }
 

@@ -288,6 +288,10 @@ class Tape {
               std::vector<Value>& saved);
   void unmake(Value& value);
   Value leaf(const Value& value);
+  template <typename Run>
+  Value without_nodes(Run&& run);
+  Node node_of(std::string_view operation) const;
+  void append(Node node, Value& output);
   std::vector<Value> recompute(const Function& function, std::span<const Value> inputs,
                                const std::vector<bool>& trained, std::optional<DType> autocast, Value gradient);
   void run(std::size_t first);

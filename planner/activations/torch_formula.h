@@ -42,4 +42,8 @@ Value simple(std::string_view operation, const Value& x, Value output, std::vect
 // As at::empty_like and elementwise operations lay their output: like the input, without its gaps.
 Value like(std::string_view operation, const Value& x);
 
+// Under autocast: as operations of the list lower_precision_fp take it, and as those of fp32 do.
+Value lowered(const Value& x);
+Value widened(const Value& x);
+
 }  // namespace shardplan::autograd
