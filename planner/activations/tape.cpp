@@ -254,11 +254,8 @@ std::vector<Value> Tape::record(std::string_view operation, std::span<const Valu
         recorded ? Edge{static_cast<std::uint32_t>(nodes_.size()), static_cast<std::uint32_t>(i)} : Edge{};
   }
   if (!recorded) return outputs;
-  Node node;
-  node.operation = operation;
+  Node node = node_of(operation);
   node.parameter = parameter;
-  node.unit = unit_;
-  node.purpose = purpose_;
   node.inputs.reserve(inputs.size());
   for (const Value& input : inputs) node.inputs.push_back(input.requires_grad() ? input.edge_ : Edge{});
   // What a node saves has no history of its own: it is the graph that leads to it.
