@@ -6,10 +6,13 @@
 // does not depend on the rank.
 #pragma once
 
+#include "planner/report.h"
 #include "planner/step_plan.h"
 
 namespace shardplan {
 
 Bytes snapshot_bytes(const StepPlan& plan);
+// To a report's host memory, and to its arenas.
+void add_snapshot(RankReport& rank, Bytes snapshot);
 
 }  // namespace shardplan

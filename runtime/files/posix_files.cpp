@@ -106,6 +106,10 @@ class PosixInput final : public InputFile {
     }
   }
 
+  void expect(std::uint64_t offset, std::uint64_t bytes) const override {
+    ::posix_fadvise(*file_, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_WILLNEED);
+  }
+
  private:
   std::string path_;
   Descriptor file_;

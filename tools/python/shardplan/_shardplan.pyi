@@ -44,7 +44,8 @@ class Engine:
         self,
         tensors: str,
         words: Sequence[str],
-        groups: Sequence[Tuple[str, float, float, float, float, float]],
+        groups: Sequence[Tuple[float, float, float, float, float]],
+        group_of: Sequence[Tuple[str, int]],
         clip_norm: float,
         loss_scaling: Optional[Tuple[float, float, float, int]],
         communicator: Communicator,
@@ -80,3 +81,5 @@ class Engine:
     def write_state(
         self, steps_applied: int, loss_scale: float, clean_steps: int, from_: Sequence[_Addressed]
     ) -> None: ...
+    def save(self, folder: str, client: bytes, keep: int, memory_bytes: int) -> str: ...
+    def load(self, folder: str) -> Tuple[str, bytes, List[str]]: ...
