@@ -14,8 +14,7 @@ SaveOptions options_of(const shardplan_save_options* given) {
   const shardplan_save_options known = taken(given, "options");
   SaveOptions options{.client = {}, .keep = known.keep};
   if (known.client_bytes > 0) {
-    options.client.assign(&required(static_cast<const char*>(known.client), "client"),
-                          known.client_bytes);
+    options.client.assign(&required(static_cast<const char*>(known.client), "client"), known.client_bytes);
   }
   if (known.memory_bytes > 0) options.memory = Bytes{known.memory_bytes};
   return options;
@@ -58,9 +57,9 @@ shardplan_status shardplan_optimizer_load(shardplan_optimizer* optimizer, const 
   return guarded(error, [&] {
     shardplan_optimizer& handle = required(optimizer, "optimizer");
     shardplan::PosixFiles files;
-    const shardplan_load_report loaded =
-        keep(handle, shardplan::load_checkpoint(*handle.optimizer, *handle.world->communicator, files,
-                                                &required(folder, "folder")));
+    const shardplan_load_report loaded = keep(
+        handle,
+        shardplan::load_checkpoint(*handle.optimizer, *handle.world->communicator, files, &required(folder, "folder")));
     if (report != nullptr) give(report, loaded, "report");
   });
 }

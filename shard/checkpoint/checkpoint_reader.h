@@ -75,7 +75,7 @@ class CheckpointReader {
   Manifest manifest_;
   std::vector<TensorEntry> tensors_;
   std::unordered_map<std::string_view, std::uint64_t> by_name_;
-  std::vector<Part> parts_;  // by tensor, kind and element
+  std::vector<Part> parts_;     // by tensor, kind and element
   std::vector<Opened> opened_;  // by file
   std::array<Cached, kStateKinds> cache_;
 };

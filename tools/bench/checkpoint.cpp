@@ -44,10 +44,11 @@ class Rank {
   explicit Rank(std::uint64_t bytes) {
     constexpr std::uint64_t kWidth = 2048;
     const std::uint64_t layers = bytes / (12 * (kWidth * kWidth + kWidth));
-    catalog_.runs.push_back({.name = "layers",
-                             .numbered = true,
-                             .count = layers,
-                             .tensors = {{.name = "weight", .shape = {kWidth, kWidth}}, {.name = "norm", .shape = {kWidth}}}});
+    catalog_.runs.push_back(
+        {.name = "layers",
+         .numbered = true,
+         .count = layers,
+         .tensors = {{.name = "weight", .shape = {kWidth, kWidth}}, {.name = "norm", .shape = {kWidth}}}});
     Setup setup;
     setup.policy = policy_named("fp32");
     world_ = std::move(make_local_communicators(1).front());
@@ -56,9 +57,8 @@ class Rank {
       for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>((range.first + i) % 8191) * 0.001F;
     };
     plan_ = make_step_plan(catalog_, setup);
-    optimizer_ =
-        std::make_unique<ZeroOptimizer>(catalog_, plan_, device_,
-                                        Communicators{.world = world_.get(), .shard_group = world_.get()}, options);
+    optimizer_ = std::make_unique<ZeroOptimizer>(
+        catalog_, plan_, device_, Communicators{.world = world_.get(), .shard_group = world_.get()}, options);
   }
 
   std::string save(Files& files, const std::string& folder) {

@@ -31,9 +31,8 @@ ZeroOptions with_values(ZeroOptions options, const ClientTensors& initial) {
 }
 
 ZeroOptions with_groups(ZeroOptions options, const Catalog& catalog, const ClientGroups& groups) {
-  for_each_tensor(catalog, [&](const std::string& name, const Tensor&) {
-    options.group_of_tensor.push_back(groups.at(name));
-  });
+  for_each_tensor(catalog,
+                  [&](const std::string& name, const Tensor&) { options.group_of_tensor.push_back(groups.at(name)); });
   return options;
 }
 

@@ -21,8 +21,8 @@ namespace shardplan::python {
 namespace {
 
 using Addressed = std::vector<std::tuple<std::string, std::uintptr_t, std::string>>;  // name, address, dtype
-using Group = std::tuple<double, double, double, double, double>;               // lr, betas, eps, weight_decay
-using Scaling = std::tuple<double, double, double, std::uint64_t>;              // initial, growth, backoff, window
+using Group = std::tuple<double, double, double, double, double>;                     // lr, betas, eps, weight_decay
+using Scaling = std::tuple<double, double, double, std::uint64_t>;  // initial, growth, backoff, window
 
 DType dtype_of(const std::string& text) {
   const auto dtype = parse_dtype(text);
@@ -140,9 +140,9 @@ nb::tuple load(Engine& engine, const std::string& folder) {
 void bind_engine(nb::module_& module) {
   using Released = nb::call_guard<nb::gil_scoped_release>;
   nb::class_<Engine>(module, "Engine")
-      .def("__init__", construct, nb::arg("tensors"), nb::arg("words"), nb::arg("groups"),
-           nb::arg("group_of"), nb::arg("clip_norm"), nb::arg("loss_scaling").none(), nb::arg("communicator"),
-           nb::arg("initial"), nb::keep_alive<1, 8>())
+      .def("__init__", construct, nb::arg("tensors"), nb::arg("words"), nb::arg("groups"), nb::arg("group_of"),
+           nb::arg("clip_norm"), nb::arg("loss_scaling").none(), nb::arg("communicator"), nb::arg("initial"),
+           nb::keep_alive<1, 8>())
       .def_prop_ro("units", units)
       .def_prop_ro("shards_parameters", &Engine::shards_parameters)
       .def_prop_ro("plan_hash", [](const Engine& engine) { return engine.plan().hash; })

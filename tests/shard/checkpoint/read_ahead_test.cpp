@@ -57,7 +57,8 @@ TEST(ReadAhead, NoMoreIsAskedForThanWasReadInARow) {
   // One block here and one there.
   const ToldFile other(1000 * kMiB);
   ReadAhead jumping;
-  for (std::uint64_t i = 0; i < 100; ++i) jumping.next(other, i * 37 % 100 * 10 * kMiB, i * 37 % 100 * 10 * kMiB + kMiB);
+  for (std::uint64_t i = 0; i < 100; ++i)
+    jumping.next(other, i * 37 % 100 * 10 * kMiB, i * 37 % 100 * 10 * kMiB + kMiB);
   EXPECT_TRUE(other.told.empty());
 }
 

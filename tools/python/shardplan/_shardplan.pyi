@@ -36,6 +36,16 @@ def staged_communicator(
     deadline_seconds: float,
 ) -> Communicator: ...
 
+# A checkpoint of whole tensors. Slices: tensor, kind of state, dtype; values(tensor, kind) is an address.
+def write_checkpoint(
+    folder: str,
+    tensors: str,
+    steps_applied: int,
+    loss_scale: float,
+    slices: Sequence[Tuple[str, int, str]],
+    values: Callable[[str, int], int],
+) -> str: ...
+
 # Name, address and dtype of a contiguous tensor on the CPU.
 _Addressed = Sequence[Tuple[str, int, str]]
 
