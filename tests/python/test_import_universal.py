@@ -109,6 +109,37 @@ def test_a_tensor_without_a_gradient_has_no_moments(tmp_path: Path) -> None:
     assert torch.count_nonzero(states["model.embed_tokens.weight"]["exp_avg"]) > 0
 
 
+def test_a_frozen_tensor_keeps_its_dtype(tmp_path: Path) -> None:
+    """Of stage 1: it is in the module and in no list, and widened to fp32."""
+    model = models.llama()
+    model.model.norm.requires_grad_(False)
+    theirs = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], **OPTIONS)
+    train(model, theirs, range(1))
+    with torch.no_grad():
+        model.model.norm.weight.copy_(torch.linspace(0.5, 1.5, 64).bfloat16())
+    model.model.norm.requires_grad_(True)
+    theirs.state[model.model.norm.weight] = {
+        "step": torch.tensor(1.0), **{kind: torch.zeros(64) for kind in ("exp_avg", "exp_avg_sq")}
+    }
+    folder = tmp_path / "universal"
+    write_universal(folder, model, theirs, 1)
+    for state in ("exp_avg", "exp_avg_sq", "step"):
+        (folder / "zero" / "model.norm.weight" / f"{state}.pt").unlink()
+    saved = torch.load(folder / "mp_rank_00_model_states.pt", weights_only=True)
+    del saved["param_shapes"][0]["model.norm.weight"]
+    saved["module"]["model.norm.weight"] = saved["module"]["model.norm.weight"].bfloat16()
+    torch.save(saved, folder / "mp_rank_00_model_states.pt")
+    import_universal(folder, tmp_path / "run")
+
+    ours = models.llama().to(torch.bfloat16)
+    ours.model.norm.requires_grad_(False)
+    optimizer = shardplan.ZeroAdamW(ours, **OPTIONS)
+    optimizer.load(tmp_path / "run")
+    full = optimizer.full_parameters()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(full[name], parameter.detach()), name
+
+
 def test_what_is_no_universal_checkpoint_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(shardplan.ConfigError, match="is no universal checkpoint"):
         import_universal(tmp_path, tmp_path / "out")

@@ -30,7 +30,12 @@ class _Inert:
     """Stands for an object of DeepSpeed's: what it held, and nothing of what it did."""
 
 
-_SCALERS = ("DynamicLossScaler", "LossScaler")
+# What DeepSpeed pickles besides tensors and plain values, and what is read in its place.
+_STAND_INS = [
+    (_Inert, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
+    (_Inert, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
+    (int, "deepspeed.runtime.zero.config.ZeroStageEnum"),
+]
 
 
 def import_universal(folder: "str | Path", out: "str | Path", *, loss_scale: Optional[float] = None) -> str:
@@ -63,19 +68,23 @@ class _Universal:
                 "ds_to_universal writes them",
                 str(folder),
             )
-        self._model: Dict[str, Any] = _read(models[0])
-        shapes: Dict[str, Any] = {}
-        for group in self._model.get("param_shapes") or []:
-            shapes.update(group)
-        frozen = dict(self._model.get("frozen_param_shapes") or {})
-        left_out = set(self._model.get("buffer_names") or []) | set(self._model.get("shared_params") or {})
-        self._module: Mapping[str, Any] = self._model.get("module") or {}
+        shapes: Dict[str, Any] = {}  # of what is trained
+        frozen: Dict[str, Any] = {}
+        left_out = set()
+        self._module: Dict[str, Any] = {}
+        for path in models:  # of each stage of a pipeline
+            self._model: Mapping[str, Any] = _read(path)
+            for group in self._model.get("param_shapes") or []:
+                shapes.update(group)
+            frozen.update(self._model.get("frozen_param_shapes") or {})
+            left_out |= set(self._model.get("buffer_names") or []) | set(self._model.get("shared_params") or {})
+            self._module.update(self._model.get("module") or {})
         found = {str(path.parent.relative_to(self._zero)) for path in self._zero.rglob("fp32.pt")}
         missing = sorted((set(shapes) | set(frozen)) - found)
         if missing:
             raise ConfigError(f"{self._zero / missing[0]}: has no fp32.pt", str(folder), missing[0])
         self.names = sorted(found - left_out, key=_natural)
-        self.frozen = set(frozen)
+        self.frozen = {name for name in self.names if name not in shapes}
         self.shapes: Dict[str, List[int]] = {}
         for name in self.names:
             values = self._tensor(name, 0)
@@ -119,7 +128,10 @@ class _Universal:
         path = self._zero / "optimizer_state.pt"
         if not path.exists():
             return 1.0
-        scaler = _read(path).get("loss_scaler")
+        try:
+            scaler = _read(path).get("loss_scaler")
+        except ConfigError as error:
+            raise ConfigError(f"{error}: say the loss scale (--loss-scale)", str(path)) from error
         return float(getattr(scaler, "cur_scale", 1.0))
 
     def _path(self, name: str, kind: int) -> Path:
@@ -137,12 +149,13 @@ class _Universal:
 
 def _read(path: Path) -> Any:
     """Tensors stay in the file until they are used."""
-    scalers = [(_Inert, f"deepspeed.runtime.fp16.loss_scaler.{name}") for name in _SCALERS]
     try:
-        with torch.serialization.safe_globals(scalers):
+        with torch.serialization.safe_globals(_STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever torch and pickle raise
-        raise ConfigError(f"{path}: cannot be read: {error}", str(path)) from error
+        other = re.search(r"Unsupported \w+: \w+ ([\w.]+)", str(error))
+        why = f"it holds {other[1]}, expected tensors and plain values" if other else str(error).split("\n")[0]
+        raise ConfigError(f"{path}: cannot be read: {why}", str(path)) from error
 
 
 def _natural(name: str) -> List[Any]:
