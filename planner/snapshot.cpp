@@ -31,4 +31,11 @@ Bytes snapshot_bytes(const StepPlan& plan) {
   return sum;
 }
 
+void add_snapshot(RankReport& rank, Bytes snapshot) {
+  for (std::optional<Bytes>* bytes : {&rank.host.pageable, &rank.host.total}) {
+    if (*bytes) **bytes += snapshot;
+  }
+  if (rank.arenas) rank.arenas->host += snapshot;
+}
+
 }  // namespace shardplan

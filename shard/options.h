@@ -51,6 +51,8 @@ struct OffloadOptions {
 
 struct ZeroOptions {
   std::vector<ParameterGroup> groups{ParameterGroup{}};
+  // The group of each tensor in the catalog's order, tied ones counted, for whose groups follow no names; empty: the globs say.
+  std::vector<std::uint32_t> group_of_tensor{};
   // Gradients are scaled down to this norm (of all, or of each group); 0 switches clipping off.
   double clip_norm = 0;
   ClipNorm clip = ClipNorm::global;

@@ -11,9 +11,14 @@
 namespace shardplan {
 namespace {
 
-std::uint32_t group_of(const std::string& tensor, std::span<const ParameterGroup> groups) {
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    if (glob_matches(groups[i].match, tensor)) return static_cast<std::uint32_t>(i);
+std::uint32_t group_of(const std::string& tensor, std::uint64_t ordinal, const ZeroOptions& options) {
+  if (!options.group_of_tensor.empty()) {
+    const std::uint32_t group = options.group_of_tensor[ordinal];
+    if (group < options.groups.size()) return group;
+    throw ConfigError("parameter groups", tensor, fmt::format("is of group {} of {}", group, options.groups.size()));
+  }
+  for (std::size_t i = 0; i < options.groups.size(); ++i) {
+    if (glob_matches(options.groups[i].match, tensor)) return static_cast<std::uint32_t>(i);
   }
   throw ConfigError("parameter groups", tensor,
                     "belongs to no group: expected one whose glob matches it, as \"*\" does");
@@ -21,10 +26,15 @@ std::uint32_t group_of(const std::string& tensor, std::span<const ParameterGroup
 
 }  // namespace
 
-ParameterIndex::ParameterIndex(const Catalog& catalog, const StepPlan& plan, std::span<const ParameterGroup> groups) {
+ParameterIndex::ParameterIndex(const Catalog& catalog, const StepPlan& plan, const ZeroOptions& options) {
+  const std::size_t tensors = tensor_count(catalog);
+  if (!options.group_of_tensor.empty() && options.group_of_tensor.size() != tensors) {
+    throw ConfigError("parameter groups", "",
+                      fmt::format("{} tensors have one: expected {}", options.group_of_tensor.size(), tensors));
+  }
   std::unordered_map<std::string, std::size_t> by_name;
   is_owner_.assign(plan.layout.units, false);
-  places_.reserve(tensor_count(catalog));
+  places_.reserve(tensors);
   first_.reserve(plan.layout.units + 1);
   std::uint64_t unit = 0;
   for (std::size_t r = 0; r < catalog.runs.size(); ++r) {
@@ -45,7 +55,7 @@ ParameterIndex::ParameterIndex(const Catalog& catalog, const StepPlan& plan, std
         if (tensor.tied_to.empty()) {
           by_name.emplace(name, first_.back() + t);
           unit_places[t].ordinal = first_.back() + t;
-          unit_places[t].group = group_of(name, groups);
+          unit_places[t].group = group_of(name, first_.back() + t, options);
         } else {
           unit_places[t] = places_[by_name.at(tensor.tied_to)];  // it comes earlier: unit_ties has checked it
           unit_places[t].tied = true;

@@ -23,7 +23,7 @@ struct TensorPlace {
 class ParameterIndex {
  public:
   // Throws ConfigError for a tensor that belongs to no group, naming it.
-  ParameterIndex(const Catalog& catalog, const StepPlan& plan, std::span<const ParameterGroup> groups);
+  ParameterIndex(const Catalog& catalog, const StepPlan& plan, const ZeroOptions& options);
 
   // In the order of the unit's tensors in the catalog.
   std::span<const TensorPlace> tensors(std::uint64_t unit) const;

@@ -1,6 +1,7 @@
 #include "shard/zero_optimizer.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -60,6 +61,7 @@ std::string digest_of(const ZeroOptions& options) {
     const Hyperparameters& h = group.values;
     text += fmt::format("|{} {} {} {} {} {}", group.match, h.learning_rate, h.beta1, h.beta2, h.eps, h.weight_decay);
   }
+  text += fmt::format("|{}", fmt::join(options.group_of_tensor, " "));
   const LossScaling& scaling = options.loss_scaling;
   text += fmt::format("|{} {} {} {} {} {} {}", static_cast<int>(scaling.rule), scaling.initial, scaling.growth,
                       scaling.backoff, scaling.window, scaling.hysteresis, scaling.minimum);
@@ -127,7 +129,7 @@ ZeroOptimizer::ZeroOptimizer(const Catalog& catalog, const StepPlan& plan, Devic
       place_(place_of_rank(plan.layout, static_cast<std::uint64_t>(communicators.world->rank()))),
       events_(plan, device),
       memory_(plan, device, *communicators.world),
-      index_(catalog, plan, options_.groups),
+      index_(catalog, plan, options_),
       reducer_(plan, memory_, communicators_, kernels(), events_, place_.shard),
       scaler_(options_.loss_scaling),
       prepared_(plan.layout.units, false),

@@ -38,6 +38,8 @@ class InputFile {
   virtual std::uint64_t bytes() const = 0;
   // All of `to`, from `offset` on; IoError where the file ends before that.
   virtual void read(std::uint64_t offset, std::span<std::byte> to) const = 0;
+  // Will be read soon: a hint, so that it may be on its way by then. Does not wait, and fails silently.
+  virtual void expect(std::uint64_t /*offset*/, std::uint64_t /*bytes*/) const {}
 };
 
 struct FolderEntry {

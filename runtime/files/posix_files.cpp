@@ -53,7 +53,21 @@ class PosixOutput final : public OutputFile {
       : path_(std::move(path)), file_(std::move(file)), direct_(direct) {}
 
   void write(std::span<const std::byte> bytes) override {
-    if (direct_ && !aligned(bytes)) leave_direct();
+    if (direct_) {  // but for the last bytes of a file
+      const auto whole = bytes.first(bytes.size() / kFileAlignment * kFileAlignment);
+      if (aligned(whole)) {
+        write_all(whole);
+        bytes = bytes.subspan(whole.size());
+      }
+      if (direct_ && !bytes.empty()) leave_direct();
+    }
+    write_all(bytes);
+  }
+
+  void sync() override { sync_descriptor(*file_, path_); }
+
+ private:
+  void write_all(std::span<const std::byte> bytes) {
     while (!bytes.empty()) {
       const ssize_t written =
           uninterrupted([&] { return ::pwrite(*file_, bytes.data(), bytes.size(), static_cast<off_t>(offset_)); });
@@ -63,10 +77,6 @@ class PosixOutput final : public OutputFile {
       if (direct_ && !aligned(bytes)) leave_direct();  // a write that was cut short
     }
   }
-
-  void sync() override { sync_descriptor(*file_, path_); }
-
- private:
   bool aligned(std::span<const std::byte> bytes) const {
     return (offset_ | bytes.size() | reinterpret_cast<std::uintptr_t>(bytes.data())) % kFileAlignment == 0;
   }
@@ -104,6 +114,10 @@ class PosixInput final : public InputFile {
       offset += static_cast<std::uint64_t>(count);
       to = to.subspan(static_cast<std::size_t>(count));
     }
+  }
+
+  void expect(std::uint64_t offset, std::uint64_t bytes) const override {
+    ::posix_fadvise(*file_, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_WILLNEED);
   }
 
  private:

@@ -11,6 +11,7 @@
 #include "runtime/communicator.h"
 #include "runtime/device.h"
 #include "shard/c_api/call.h"
+#include "shard/checkpoint/checkpoint.h"
 #include "shard/cuda_backend.h"
 #include "shard/zero_optimizer.h"
 
@@ -66,4 +67,7 @@ struct shardplan_optimizer {
   std::vector<shardplan_view> parameters;
   std::vector<shardplan_view> gradients;
   std::vector<shardplan::ConstElements> contributions;
+  std::string saved;  // the last checkpoint's name
+  shardplan::LoadReport loaded;
+  std::vector<const char*> notes;  // of `loaded`
 };

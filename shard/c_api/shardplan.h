@@ -437,6 +437,42 @@ SHARDPLAN_API shardplan_status shardplan_optimizer_load_state(shardplan_optimize
                                                               shardplan_state_loader load, void* user,
                                                               shardplan_error* error);
 
+/* ------------------------------------------------------------------------------------------------------ checkpoints */
+
+/* A folder of checkpoints that any number of ranks at any stage can load, and that is the old one or the new one, whole,
+ * after a crash at any instant: docs/checkpoints.md. All ranks see one folder, into which one program at a time saves.
+ * Both calls are collective and happen between steps; where one rank fails, all fail, with the same error. */
+typedef struct shardplan_save_options {
+  size_t struct_size;
+  const void* client;    /* the caller's own bytes, as generators and its place in the data; rank 0's are kept */
+  uint64_t client_bytes; /* at most 16 MiB */
+  uint64_t keep;         /* whole checkpoints that stay in the folder; 0: all */
+  uint64_t memory_bytes; /* that a rank may hold beyond its arena, at least 4 MiB; 0: 64 MiB */
+} shardplan_save_options;
+
+/* `options` may be NULL: no bytes of the caller's, and all checkpoints stay. `name`, which may be NULL, is set to that of
+ * the new checkpoint, valid until the next save. SHARDPLAN_CHECKPOINT_ERROR where a rank could not write: the folder is
+ * then as it was. */
+SHARDPLAN_API shardplan_status shardplan_optimizer_save(shardplan_optimizer* optimizer, const char* folder,
+                                                        const shardplan_save_options* options, const char** name,
+                                                        shardplan_error* error);
+
+/* Valid until the next load. */
+typedef struct shardplan_load_report {
+  size_t struct_size;
+  const char* name;   /* of the checkpoint; "." where the folder is one; "": there was no whole one, and the optimizer
+                         has its initial values */
+  const void* client; /* as it was saved */
+  uint64_t client_bytes;
+  const char* const* notes; /* which checkpoints were passed over, and why */
+  size_t note_count;
+} shardplan_load_report;
+
+/* Loads what the folder's `latest` names, or the newest checkpoint that is whole. `report` may be NULL.
+ * SHARDPLAN_CONFIG_ERROR, with the tensor's name, for a checkpoint of another model, or of state in other dtypes. */
+SHARDPLAN_API shardplan_status shardplan_optimizer_load(shardplan_optimizer* optimizer, const char* folder,
+                                                        shardplan_load_report* report, shardplan_error* error);
+
 #ifdef __cplusplus
 }
 #endif

@@ -70,16 +70,17 @@ std::string CheckpointReader::name_of(const Slice& slice) const {
 }
 
 // With its header checked.
-const InputFile& CheckpointReader::opened(std::uint32_t file) {
-  if (opened_[file]) return *opened_[file];
+CheckpointReader::Opened& CheckpointReader::opened(std::uint32_t file) {
+  Opened& opened = opened_[file];
+  if (opened.input) return opened;
   const CheckpointFile& known = manifest_.files[file];
   auto input = files_.open(path_of(known));
   std::vector<std::byte> header(known.data_begin);
   input->read(0, header);
   const std::string problem = difference(header, known.header);
   if (!problem.empty()) throw CheckpointError(path_of(known), "its header " + problem);
-  opened_[file] = std::move(input);
-  return *opened_[file];
+  opened.input = std::move(input);
+  return opened;
 }
 
 const CheckpointReader::Cached& CheckpointReader::block(const Part& part, std::uint64_t index) {
@@ -90,7 +91,10 @@ const CheckpointReader::Cached& CheckpointReader::block(const Part& part, std::u
   cached.slice = nullptr;
   const std::uint64_t slice_bytes = bytes_for(file.dtype, slice.elements).count();
   cached.bytes.resize(bytes_of_block(slice_bytes, manifest_.block_bytes, index));
-  opened(part.file).read(slice.begin + index * manifest_.block_bytes, cached.bytes);
+  const std::uint64_t begin = slice.begin + index * manifest_.block_bytes;
+  Opened& from = opened(part.file);
+  from.ahead.next(*from.input, begin, begin + cached.bytes.size());
+  from.input->read(begin, cached.bytes);
   const std::string problem = difference(cached.bytes, file.blocks[slice.first_block + index]);
   if (!problem.empty()) {
     throw CheckpointError(path_of(file), fmt::format("{}: block {} {}", name_of(slice), index, problem));
@@ -119,19 +123,36 @@ void CheckpointReader::read(std::uint64_t tensor, StateKind kind, std::uint64_t 
 }
 
 void CheckpointReader::verify_file(std::size_t index, const Bad& bad) const {
+  verify_header(index, bad);
+  verify_blocks(index, 0, manifest_.files[index].blocks.size(), bad);
+}
+
+void CheckpointReader::verify_header(std::size_t index, const Bad& bad) const {
+  const CheckpointFile& file = manifest_.files[index];
+  std::vector<std::byte> bytes(file.data_begin);
+  files_.open(path_of(file))->read(0, bytes);
+  if (const std::string problem = difference(bytes, file.header); !problem.empty()) bad("", "its header " + problem);
+}
+
+void CheckpointReader::verify_blocks(std::size_t index, std::size_t first, std::size_t end, const Bad& bad) const {
+  if (first >= end) return;
   const CheckpointFile& file = manifest_.files[index];
   const auto input = files_.open(path_of(file));
-  std::vector<std::byte> bytes(file.data_begin);
-  input->read(0, bytes);
-  if (const std::string problem = difference(bytes, file.header); !problem.empty()) bad("", "its header " + problem);
-  for (const Slice& slice : file.slices) {
-    const std::uint64_t slice_bytes = bytes_for(file.dtype, slice.elements).count();
-    for (std::uint64_t block = 0; block < block_count(slice_bytes, manifest_.block_bytes); ++block) {
-      bytes.resize(bytes_of_block(slice_bytes, manifest_.block_bytes, block));
-      input->read(slice.begin + block * manifest_.block_bytes, bytes);
-      const std::string problem = difference(bytes, file.blocks[slice.first_block + block]);
-      if (!problem.empty()) bad(name_of(slice), fmt::format("block {} {}", block, problem));
-    }
+  ReadAhead ahead;
+  std::vector<std::byte> bytes;
+  // The slice of the first block: the last that begins at it or before.
+  auto slice = std::upper_bound(file.slices.begin(), file.slices.end(), first,
+                                [](std::size_t block, const Slice& s) { return block < s.first_block; });
+  --slice;
+  for (std::size_t i = first; i < end; ++i) {
+    while (slice + 1 != file.slices.end() && (slice + 1)->first_block <= i) ++slice;
+    const std::uint64_t block = i - slice->first_block;
+    bytes.resize(bytes_of_block(bytes_for(file.dtype, slice->elements).count(), manifest_.block_bytes, block));
+    const std::uint64_t begin = slice->begin + block * manifest_.block_bytes;
+    ahead.next(*input, begin, begin + bytes.size());
+    input->read(begin, bytes);
+    const std::string problem = difference(bytes, file.blocks[i]);
+    if (!problem.empty()) bad(name_of(*slice), fmt::format("block {} {}", block, problem));
   }
 }
 

@@ -16,6 +16,7 @@
 
 #include "runtime/files/files.h"
 #include "shard/checkpoint/manifest.h"
+#include "shard/checkpoint/read_ahead.h"
 
 namespace shardplan {
 
@@ -36,10 +37,13 @@ class CheckpointReader {
   // CheckFailure for elements that are not there.
   void read(std::uint64_t tensor, StateKind kind, std::uint64_t first, const Elements& to);
 
-  // Checks the header and all blocks of one file, and calls bad(tensor's slice, what is wrong) for each that is not as it
-  // was written; of the header, with the slice's name empty. Any number of threads, on different files.
+  // Checks the header of a file, and all blocks or those [first, end) of CheckpointFile::blocks; calls bad(tensor's slice,
+  // what is wrong) for each that is not as it was written; of the header, with the slice's name empty. Any number of
+  // threads.
   using Bad = std::function<void(const std::string& slice, const std::string& problem)>;
   void verify_file(std::size_t file, const Bad& bad) const;
+  void verify_header(std::size_t file, const Bad& bad) const;
+  void verify_blocks(std::size_t file, std::size_t first, std::size_t end, const Bad& bad) const;
 
  private:
   struct Part {
@@ -55,10 +59,14 @@ class CheckpointReader {
     std::uint64_t block = 0;
     std::vector<std::byte> bytes;
   };
+  struct Opened {
+    std::unique_ptr<InputFile> input;  // null: not yet
+    ReadAhead ahead;
+  };
 
   std::string path_of(const CheckpointFile& file) const { return join_path(folder_, file.name); }
   const Part* part_holding(std::uint64_t tensor, StateKind kind, std::uint64_t element) const;
-  const InputFile& opened(std::uint32_t file);
+  Opened& opened(std::uint32_t file);
   const Cached& block(const Part& part, std::uint64_t index);
   std::string name_of(const Slice& slice) const;
 
@@ -67,8 +75,8 @@ class CheckpointReader {
   Manifest manifest_;
   std::vector<TensorEntry> tensors_;
   std::unordered_map<std::string_view, std::uint64_t> by_name_;
-  std::vector<Part> parts_;  // by tensor, kind and element
-  std::vector<std::unique_ptr<InputFile>> opened_;
+  std::vector<Part> parts_;     // by tensor, kind and element
+  std::vector<Opened> opened_;  // by file
   std::array<Cached, kStateKinds> cache_;
 };
 

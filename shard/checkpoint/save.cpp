@@ -12,8 +12,8 @@ namespace {
 
 constexpr Bytes kLeastMemory = 4_MiB;
 constexpr std::size_t kLargestBuffer = 8 << 20;
-// Of a rank's files, two for each dtype: fp32, bf16 and fp16 at most, and room for the optimizer's own chunk.
-constexpr std::size_t kBuffers = 8;
+// Of a rank's files: fp32, bf16 and fp16 at most, and room for the optimizer's own chunk.
+constexpr std::size_t kBuffers = 4 * kOutputBuffers;
 
 std::string joined(const std::vector<std::string>& texts) {
   std::string all;

@@ -12,33 +12,29 @@
 namespace shardplan {
 
 BufferedOutput::BufferedOutput(Files& files, const std::string& path, std::size_t buffer_bytes)
-    : file_(files.create(path)),
-      filling_(buffer_bytes),
-      writing_(buffer_bytes),
-      writer_(std::make_unique<Background>()) {}
+    : file_(std::make_unique<WriteBehind>(files.create(path), buffer_bytes, kOutputBuffers)) {}
 
 void BufferedOutput::append(std::span<const std::byte> bytes) {
+  bytes_ += bytes.size();
   while (!bytes.empty()) {
-    const std::span<std::byte> room = filling_.bytes().subspan(used_);
-    const std::size_t count = std::min(room.size(), bytes.size());
-    std::memcpy(room.data(), bytes.data(), count);
+    if (room_.empty()) room_ = file_->room();
+    const std::span<std::byte> free = room_.subspan(used_);
+    const std::size_t count = std::min(free.size(), bytes.size());
+    std::memcpy(free.data(), bytes.data(), count);
     bytes = bytes.subspan(count);
     used_ += count;
-    if (used_ < filling_.bytes().size()) continue;
-    writer_->wait();
-    std::swap(filling_, writing_);
-    writer_->start([file = file_.get(), full = writing_.bytes()] { file->write(full); });
-    written_ += used_;
+    if (used_ < room_.size()) continue;
+    file_->hand_in(used_);
+    room_ = {};
     used_ = 0;
   }
 }
 
 void BufferedOutput::finish() {
-  writer_->wait();
-  if (used_ > 0) file_->write(filling_.bytes().first(used_));
-  written_ += used_;
+  if (used_ > 0) file_->hand_in(used_);
+  room_ = {};
   used_ = 0;
-  file_->sync();
+  file_->finish();
 }
 
 namespace {

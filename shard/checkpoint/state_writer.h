@@ -1,16 +1,18 @@
 // Writes state into safetensors files as it comes: one file per dtype, slices in the order in which they were announced.
 //
-// Holds two buffers per file beyond what it is given: one is filled while the other is written. Digests are of the bytes in memory, taken before they are written.
+// Holds some buffers per file beyond what it is given: one is filled while others are written. Digests are of the bytes
+// in memory, taken before they are written.
 // Nothing is published: see folder.h. Throws IoError. Threads: one.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "runtime/files/background.h"
 #include "runtime/files/files.h"
+#include "runtime/files/write_behind.h"
 #include "shard/checkpoint/manifest.h"
 
 namespace shardplan {
@@ -24,24 +26,25 @@ struct AnnouncedSlice {
   DType dtype = DType::f32;
 };
 
+// One is filled, one is written, and one waits, so that the disk never does.
+inline constexpr std::size_t kOutputBuffers = 4;
+
 // A file that is written from its beginning to its end, every write but the last aligned, by a thread of its own: what it
 // fails with is thrown by a later call.
 class BufferedOutput {
  public:
-  // Two buffers of `buffer_bytes` each.
+  // kOutputBuffers of `buffer_bytes` each.
   BufferedOutput(Files& files, const std::string& path, std::size_t buffer_bytes);
   void append(std::span<const std::byte> bytes);
   // Writes the rest and syncs.
   void finish();
-  std::uint64_t bytes() const { return written_ + used_; }
+  std::uint64_t bytes() const { return bytes_; }
 
  private:
-  std::unique_ptr<OutputFile> file_;
-  FileBuffer filling_;
-  FileBuffer writing_;
-  std::size_t used_ = 0;
-  std::uint64_t written_ = 0;
-  std::unique_ptr<Background> writer_;  // the last member: its thread uses the others
+  std::unique_ptr<WriteBehind> file_;
+  std::span<std::byte> room_;  // that is being filled
+  std::size_t used_ = 0;       // of it
+  std::uint64_t bytes_ = 0;
 };
 
 class StateWriter {

@@ -26,6 +26,12 @@ void register_gpu();
 // of the same size, past the page cache.
 void register_offload();
 
+// checkpoint_save and checkpoint_load/bytes:N: of one rank (fp32), into the folder for temporary files and from there with
+// nothing in the page cache. Counters bytes_per_second; ratio_to_limit: against the same bytes written, and synced, or read
+// past the page cache in blocks of 8 MiB by one thread; where fio is installed, ratio_to_fio: against what fio --direct=1
+// does of that, in turns with it, and the least and the most of the pairs.
+void register_checkpoints();
+
 // plan_7b and plan_405b: one make_step_plan, the catalog in memory. fit_space/MODEL: memcalc fit over a space of more than 100,000
 // set-ups; counters set_ups and set_ups_per_second.
 void register_planner();

@@ -12,6 +12,7 @@ int main(int argc, char** argv) {
   shardplan::bench::register_adamw();
   shardplan::bench::register_norm();
   shardplan::bench::register_offload();
+  shardplan::bench::register_checkpoints();
   shardplan::bench::register_planner();
   shardplan::bench::register_collectives();
   shardplan::bench::register_gpu();

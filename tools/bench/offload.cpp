@@ -1,10 +1,8 @@
 // What offloading optimizer states costs a step: in host memory, and in a file.
 #include <benchmark/benchmark.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
@@ -14,6 +12,7 @@
 #include "runtime/cpu_device.h"
 #include "runtime/local_communicator.h"
 #include "shard/zero_optimizer.h"
+#include "tools/bench/bench_folder.h"
 #include "tools/bench/cases.h"
 #include "tools/bench/limit.h"
 
@@ -111,24 +110,6 @@ class Disk {
   FileTier file_;
   Bytes block_;
   HostMapping buffers_;
-};
-
-// Gone at the end of the scope.
-class Folder {
- public:
-  Folder() : path_(std::filesystem::temp_directory_path() / ("shardplan-bench-" + std::to_string(getpid()))) {
-    std::filesystem::create_directories(path_);
-  }
-  ~Folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  std::string path() const { return path_.string(); }
-
- private:
-  std::filesystem::path path_;
 };
 
 void offload_step_host(benchmark::State& state) {

@@ -122,7 +122,7 @@ int main_with_errors(int argc, char** argv) {
   CLI::App* sub = add("inspect", "say what a checkpoint holds", run_inspect);
   sub->add_flag("--json", words.json, "as JSON");
   sub = add("verify", "compare every byte with its checksum; of a folder, all checkpoints in it", run_verify);
-  sub->add_option("--threads", words.threads, "files that are read at once (the machine's)")
+  sub->add_option("--threads", words.threads, "that read and compare, within a file too (the machine's)")
       ->check(CLI::Range(1, 1024));
   sub->add_flag("--json", words.json, "as JSON");
   sub = add("consolidate", "write Hugging Face safetensors files: whole tensors, by their own names", run_consolidate);

@@ -46,6 +46,7 @@ struct PlanOptions {
   EngineOptions engine_options;        // of engines other than ours
   std::optional<std::string> offload;  // as given: CLASS=TIER,...
   Setup setup;
+  bool save_background = false;                // checkpoints are written while training goes on (planner/snapshot.h)
   std::optional<std::uint64_t> gpus_per_node;  // 8; to simulate, the cluster's
   std::optional<std::string> gpu;              // a name or a size
   std::vector<std::string> gpu_files;          // tables of the user's own

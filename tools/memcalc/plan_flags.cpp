@@ -300,6 +300,9 @@ void settle(PlanOptions& options, PlanFlags& flags, const std::set<std::string>&
   if (config) apply_batch(*config, given, options);
   validate(options.setup);
   apply_engine_flags(options, given);
+  if (options.save_background && options.engine != Engine::shardplan) {
+    throw ConfigError("--save-background", "", fmt::format("is not known of engine {}", name(options.engine)));
+  }
 }
 
 // The first MODEL, and those beside it.
@@ -379,6 +382,8 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PlanFlags& flags) {
   app->add_flag("--optimizer-in-backward", setup.optimizer_in_backward,
                 "update each tensor as soon as its gradient is there (engine paper)");
   app->add_flag("--ema", setup.ema, "keep an fp32 moving average of the parameters");
+  app->add_flag("--save-background", options.save_background,
+                "checkpoints are written while training goes on: a copy of a rank's state in host memory more");
   app->add_flag("--json", options.json, "one JSON object on stdout and nothing else");
   app->add_flag("--verbose", options.verbose, "also the units, their layout and the programs");
 }

@@ -75,6 +75,7 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
           {"adafactor_first_moment", setup.adafactor_first_moment},
           {"optimizer_in_backward", setup.optimizer_in_backward},
           {"ema", setup.ema},
+          {"save_background", options.save_background},
           {"micro_batch", options.micro_batch},
           {"sequence", value_of(options.sequence)},
           {"images", options.client.images},

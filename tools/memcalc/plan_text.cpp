@@ -221,11 +221,14 @@ std::string table(const PlanOptions& options, const Planned& planned, const Styl
   if (rank.arenas) {
     text += fmt::format("  {:<22}{:>24}   {}{}, one allocation at the start{}\n", "device arena",
                         in_gb(rank.arenas->device), style.dim, in_gib(rank.arenas->device), style.off);
-    const bool offloaded = rank.arenas->pinned + rank.arenas->host + rank.arenas->file > Bytes{};
+    const bool offloaded = rank.arenas->pinned + rank.arenas->file > Bytes{};
     text += fmt::format("  {:<22}{:>24}   {}{}{}\n", "host, file",
-                        fmt::format("{}, {}", in_gb(rank.arenas->pinned + rank.arenas->host), in_gb(rank.arenas->file)),
-                        style.dim, offloaded ? "pinned memory, and a file for each rank" : "nothing is offloaded",
-                        style.off);
+                        fmt::format("{}, {}", in_gb(rank.arenas->pinned), in_gb(rank.arenas->file)), style.dim,
+                        offloaded ? "pinned memory, and a file for each rank" : "nothing is offloaded", style.off);
+    if (rank.arenas->host > Bytes{}) {
+      text += fmt::format("  {:<22}{:>24}   {}host memory, for saving in the background{}\n", "snapshot",
+                          in_gb(rank.arenas->host), style.dim, style.off);
+    }
   }
   if (planned.terms) text += host_lines(rank, style);
   return text + client_lines(options, rank, style);

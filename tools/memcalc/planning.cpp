@@ -11,6 +11,7 @@
 #include "planner/families/litgpt.h"
 #include "planner/formats/parameter_count.h"
 #include "planner/formats/read_model.h"
+#include "planner/snapshot.h"
 #include "planner/world_report.h"
 
 namespace shardplan::memcalc {
@@ -46,6 +47,14 @@ bool holds_experts(const Catalog& catalog) {
   });
 }
 
+// Each optimizer of a rank has a snapshot of its own.
+void add_snapshots(const PlanOptions& options, Sized& sized) {
+  if (!options.save_background) return;
+  RankReport& rank = sized.report.ranks.front();
+  add_snapshot(rank, snapshot_bytes(*sized.plan));
+  if (sized.experts) add_snapshot(rank, snapshot_bytes(sized.experts->plan));
+}
+
 Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   const auto [others, experts] = split_by_data_axis(catalog);
   const Setup setup = expert_setup(options.setup);
@@ -57,6 +66,7 @@ Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   sized.plan = make_step_plan(others, options.setup);
   sized.experts = {experts, make_step_plan(experts, setup)};
   sized.report = with_experts(report_shardplan(others, *sized.plan), report_shardplan(experts, sized.experts->plan));
+  add_snapshots(options, sized);
   return sized;
 }
 
@@ -271,6 +281,7 @@ Sized size_kind(const PlanOptions& options, const Catalog& catalog) {
   } else {
     sized.plan = make_step_plan(catalog, options.setup);
     sized.report = report_shardplan(catalog, *sized.plan);
+    add_snapshots(options, sized);
   }
   return sized;
 }

@@ -15,5 +15,7 @@ void bind_planning(nb::module_& module);
 void bind_communicators(nb::module_& module);
 // Engine: a ZeroOptimizer on the CPU, with addresses for views. The rest of ZeroAdamW is in Python.
 void bind_engine(nb::module_& module);
+// write_checkpoint: what another program has trained as a checkpoint.
+void bind_checkpoint_writer(nb::module_& module);
 
 }  // namespace shardplan::python

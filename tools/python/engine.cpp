@@ -30,6 +30,12 @@ ZeroOptions with_values(ZeroOptions options, const ClientTensors& initial) {
   return options;
 }
 
+ZeroOptions with_groups(ZeroOptions options, const Catalog& catalog, const ClientGroups& groups) {
+  for_each_tensor(catalog,
+                  [&](const std::string& name, const Tensor&) { options.group_of_tensor.push_back(groups.at(name)); });
+  return options;
+}
+
 std::vector<UnitNamesOfTensors> units_of(const Catalog& catalog) {
   std::vector<UnitNamesOfTensors> units;
   for (const UnitRun& run : catalog.runs) {
@@ -50,15 +56,15 @@ std::vector<std::uintptr_t> addresses(std::span<const TensorView> views) {
 
 }  // namespace
 
-Engine::Engine(const std::string& tensors, const Setup& setup, ZeroOptions options, Communicator& communicator,
-               const ClientTensors& initial)
+Engine::Engine(const std::string& tensors, const ClientGroups& groups, const Setup& setup, ZeroOptions options,
+               Communicator& communicator, const ClientTensors& initial)
     : catalog_(model_from_tensor_list(tensors, "parameters").catalog),
       plan_(make_step_plan(catalog_, setup)),
       units_(units_of(catalog_)),
       device_(communicator.size() > 1 ? HostPages::shareable : HostPages::own),
       communicator_(communicator),
       optimizer_(catalog_, plan_, device_, {.world = &communicator, .shard_group = &communicator, .replicas = nullptr},
-                 with_values(std::move(options), initial)) {}
+                 with_groups(with_values(std::move(options), initial), catalog_, groups)) {}
 
 std::vector<std::uintptr_t> Engine::resident_parameters(std::uint64_t unit) {
   return addresses(optimizer_.parameters(unit));
@@ -133,6 +139,15 @@ void Engine::write_state(const StepState& step_state, const std::map<StateKind, 
     const ClientTensor& tensor = find(from.at(range.kind), range.name, name(range.kind));
     cast(values, ConstElements(tensor.dtype, element(tensor, range.first), values.elements));
   });
+}
+
+std::string Engine::save(const std::string& folder, const SaveOptions& options) {
+  return save_checkpoint(optimizer_, communicator_, files_, folder, options);
+}
+
+LoadReport Engine::load(const std::string& folder) {
+  begun_ = 0;
+  return load_checkpoint(optimizer_, communicator_, files_, folder);
 }
 
 }  // namespace shardplan::python

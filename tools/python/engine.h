@@ -12,6 +12,8 @@
 
 #include "planner/step_plan.h"
 #include "runtime/cpu_device.h"
+#include "runtime/files/posix_files.h"
+#include "shard/checkpoint/checkpoint.h"
 #include "shard/zero_optimizer.h"
 
 namespace shardplan::python {
@@ -24,6 +26,8 @@ struct ClientTensor {
 
 // By the tensor's whole name. What stands in a state besides a tensor's name is its kind.
 using ClientTensors = std::map<std::string, ClientTensor, std::less<>>;
+// Of each tensor: an index into ZeroOptions::groups.
+using ClientGroups = std::map<std::string, std::uint32_t, std::less<>>;
 
 struct UnitNamesOfTensors {
   std::string name;
@@ -32,11 +36,11 @@ struct UnitNamesOfTensors {
 
 class Engine {
  public:
-  // `tensors` is a tensor list (planner/formats/tensor_list.h). `initial` has the values of each tensor that owns
+  // `tensors` is a tensor list (planner/formats/tensor_list.h), `groups` says of which group each is. `initial` has the values of each tensor that owns
   // elements, takes the place of options.initial_values and is read here only. Collective; the communicator must
   // outlive the engine.
-  Engine(const std::string& tensors, const Setup& setup, ZeroOptions options, Communicator& communicator,
-         const ClientTensors& initial);
+  Engine(const std::string& tensors, const ClientGroups& groups, const Setup& setup, ZeroOptions options,
+         Communicator& communicator, const ClientTensors& initial);
 
   const std::vector<UnitNamesOfTensors>& units() const { return units_; }
   const StepPlan& plan() const { return plan_; }
@@ -60,11 +64,16 @@ class Engine {
   // No collective. Each kind has all tensors that own elements.
   void write_state(const StepState& step_state, const std::map<StateKind, ClientTensors>& from);
 
+  // Checkpoints (shard/checkpoint/checkpoint.h). Collective.
+  std::string save(const std::string& folder, const SaveOptions& options);
+  LoadReport load(const std::string& folder);
+
  private:
   Catalog catalog_;
   StepPlan plan_;
   std::vector<UnitNamesOfTensors> units_;
   CpuDevice device_;
+  PosixFiles files_;
   Communicator& communicator_;
   ZeroOptimizer optimizer_;
   std::span<const TensorView> gradients_;  // of the unit that is entered

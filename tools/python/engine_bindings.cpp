@@ -21,8 +21,8 @@ namespace shardplan::python {
 namespace {
 
 using Addressed = std::vector<std::tuple<std::string, std::uintptr_t, std::string>>;  // name, address, dtype
-using Group = std::tuple<std::string, double, double, double, double, double>;  // match, lr, betas, eps, weight_decay
-using Scaling = std::tuple<double, double, double, std::uint64_t>;              // initial, growth, backoff, window
+using Group = std::tuple<double, double, double, double, double>;                     // lr, betas, eps, weight_decay
+using Scaling = std::tuple<double, double, double, std::uint64_t>;  // initial, growth, backoff, window
 
 DType dtype_of(const std::string& text) {
   const auto dtype = parse_dtype(text);
@@ -46,24 +46,26 @@ LossScaling scaling_of(const std::optional<Scaling>& given) {
   return scaling;
 }
 
-// `words` are flags of memcalc plan; the model is `tensors`.
+// `words` are flags of memcalc plan; the model is `tensors`, of which `group_of` says of which group each is.
 void construct(Engine* self, const std::string& tensors, std::vector<std::string> words,
-               const std::vector<Group>& given, double clip_norm, const std::optional<Scaling>& scaling,
-               Communicator& communicator, const Addressed& initial) {
+               const std::vector<Group>& given, const std::vector<std::pair<std::string, std::uint32_t>>& group_of,
+               double clip_norm, const std::optional<Scaling>& scaling, Communicator& communicator,
+               const Addressed& initial) {
   words.insert(words.begin(), {"plan", "parameters"});
   const Setup setup = memcalc::read_command_line(std::move(words)).plan.setup;
   ZeroOptions options;
   options.groups.clear();
-  for (const auto& [match, learning_rate, beta1, beta2, eps, weight_decay] : given) {
+  for (const auto& [learning_rate, beta1, beta2, eps, weight_decay] : given) {
     options.groups.push_back(
-        {match,
+        {fmt::format("param_groups[{}]", options.groups.size()),
          {.learning_rate = learning_rate, .beta1 = beta1, .beta2 = beta2, .eps = eps, .weight_decay = weight_decay}});
   }
   options.clip_norm = clip_norm;
   options.loss_scaling = scaling_of(scaling);
   const ClientTensors values = tensors_of(initial);
+  const ClientGroups groups(group_of.begin(), group_of.end());
   const nb::gil_scoped_release released;
-  new (self) Engine(tensors, setup, std::move(options), communicator, values);
+  new (self) Engine(tensors, groups, setup, std::move(options), communicator, values);
 }
 
 // The bytes at an address that the engine gave out: no copy. They keep the engine alive.
@@ -116,13 +118,31 @@ void write_state(Engine& engine, std::uint64_t steps_applied, double loss_scale,
   engine.write_state(step_state, kinds);
 }
 
+std::string save(Engine& engine, const std::string& folder, const nb::bytes& client, std::uint64_t keep,
+                 std::uint64_t memory_bytes) {
+  const SaveOptions options{
+      .client = {client.c_str(), client.size()}, .keep = keep, .memory = shardplan::Bytes{memory_bytes}};
+  const nb::gil_scoped_release released;
+  return engine.save(folder, options);
+}
+
+// Name, the client's bytes, notes.
+nb::tuple load(Engine& engine, const std::string& folder) {
+  const LoadReport report = [&] {
+    const nb::gil_scoped_release released;
+    return engine.load(folder);
+  }();
+  return nb::make_tuple(report.name, nb::bytes(report.client.data(), report.client.size()), report.notes);
+}
+
 }  // namespace
 
 void bind_engine(nb::module_& module) {
   using Released = nb::call_guard<nb::gil_scoped_release>;
   nb::class_<Engine>(module, "Engine")
-      .def("__init__", construct, nb::arg("tensors"), nb::arg("words"), nb::arg("groups"), nb::arg("clip_norm"),
-           nb::arg("loss_scaling").none(), nb::arg("communicator"), nb::arg("initial"), nb::keep_alive<1, 7>())
+      .def("__init__", construct, nb::arg("tensors"), nb::arg("words"), nb::arg("groups"), nb::arg("group_of"),
+           nb::arg("clip_norm"), nb::arg("loss_scaling").none(), nb::arg("communicator"), nb::arg("initial"),
+           nb::keep_alive<1, 8>())
       .def_prop_ro("units", units)
       .def_prop_ro("shards_parameters", &Engine::shards_parameters)
       .def_prop_ro("plan_hash", [](const Engine& engine) { return engine.plan().hash; })
@@ -160,6 +180,8 @@ void bind_engine(nb::module_& module) {
           nb::arg("group"), nb::arg("lr"), nb::arg("beta1"), nb::arg("beta2"), nb::arg("eps"), nb::arg("weight_decay"))
       .def("step", step)
       .def("read_state", read_state, nb::arg("kind"), nb::arg("into"))
+      .def("save", save, nb::arg("folder"), nb::arg("client"), nb::arg("keep"), nb::arg("memory_bytes"))
+      .def("load", load, nb::arg("folder"))
       .def("write_state", write_state, nb::arg("steps_applied"), nb::arg("loss_scale"), nb::arg("clean_steps"),
            nb::arg("from_"));
 }

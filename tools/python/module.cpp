@@ -9,4 +9,5 @@ NB_MODULE(_shardplan, module) {
   shardplan::python::bind_planning(module);
   shardplan::python::bind_communicators(module);
   shardplan::python::bind_engine(module);
+  shardplan::python::bind_checkpoint_writer(module);
 }

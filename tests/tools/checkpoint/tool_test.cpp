@@ -3,8 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <cstring>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -14,6 +18,7 @@
 #include "runtime/files/posix_files.h"
 #include "shard/checkpoint/checkpoint.h"
 #include "shard/checkpoint/folder.h"
+#include "shard/checkpoint/state_writer.h"
 #include "tests/shard/training_run.h"
 #include "tests/shard/worlds.h"
 #include "tests/support/config_error.h"
@@ -115,7 +120,7 @@ TEST(Consolidate, WritesWholeTensorsAndAnIndex) {
   }
   test_support::expect_config_error([&] { consolidate(files, checkpoint, folder.path("half"), {}); },
                                     folder.path("half"), "", "is there already");
-  EXPECT_EQ(consolidate(files, checkpoint, folder.path("ema"), {.ema = true}).size(), 1U);
+  EXPECT_EQ(consolidate(files, checkpoint, folder.path("ema"), {.dtype = {}, .ema = true}).size(), 1U);
   EXPECT_NE(floats_in(files, folder.path("ema")).at("embed.weight"), whole.at("embed.weight"));
 }
 
@@ -144,9 +149,8 @@ TEST(Import, WeightsAreInitialValuesInAnyDtype) {
             EXPECT_EQ(mine, half.at(name)) << name;
           });
           rank.optimizer.visit_state([&](const StateRange& range, const ConstElements& values) {
-            const bool moment = range.kind == StateKind::first_moment || range.kind == StateKind::second_moment;
+            if (range.kind != StateKind::first_moment && range.kind != StateKind::second_moment) return;
             const std::uint64_t bytes = bytes_for(values.dtype, values.elements).count();
-            if (!moment) return;
             EXPECT_TRUE(std::all_of(values.data, values.data + bytes, [](std::byte b) { return b == std::byte{0}; }))
                 << range.name;
           });
@@ -173,6 +177,101 @@ TEST(Verify, NamesEachFlaw) {
   EXPECT_EQ(verified.flaws[2].file, path);
   EXPECT_NE(verified.flaws[2].slice.find("large.weight["), std::string::npos) << verified.flaws[2].slice;
   EXPECT_THROW(verify(files, "elsewhere", 1), CheckpointError);
+}
+
+// Reads of blocks return once so many of them are under way at once, or after some seconds.
+class MeetingFiles final : public Files {
+ public:
+  static constexpr std::size_t kMeetingBlock = 64 << 10;
+
+  MeetingFiles(Files& files, unsigned readers) : files_(files), readers_(readers) {}
+  bool met() const { return met_; }
+
+  std::unique_ptr<InputFile> open(const std::string& path) override {
+    return std::make_unique<Input>(*this, files_.open(path));
+  }
+  bool exists(const std::string& path) override { return files_.exists(path); }
+  std::vector<FolderEntry> list(const std::string& path) override { return files_.list(path); }
+  std::unique_ptr<OutputFile> create(const std::string& path) override { return files_.create(path); }
+  void make_folder(const std::string& path) override { files_.make_folder(path); }
+  void sync_folder(const std::string& path) override { files_.sync_folder(path); }
+  void rename(const std::string& from, const std::string& to) override { files_.rename(from, to); }
+  void remove_file(const std::string& path) override { files_.remove_file(path); }
+  void remove_folder(const std::string& path) override { files_.remove_folder(path); }
+
+ private:
+  class Input final : public InputFile {
+   public:
+    Input(MeetingFiles& all, std::unique_ptr<InputFile> file) : all_(all), file_(std::move(file)) {}
+    std::uint64_t bytes() const override { return file_->bytes(); }
+    void read(std::uint64_t offset, std::span<std::byte> to) const override {
+      if (to.size() == kMeetingBlock) all_.meet();
+      file_->read(offset, to);
+    }
+
+   private:
+    MeetingFiles& all_;
+    std::unique_ptr<InputFile> file_;
+  };
+
+  void meet() {
+    std::unique_lock lock(mutex_);
+    met_ = met_ || ++reading_ == readers_;
+    if (met_) changed_.notify_all();
+    if (!gave_up_) gave_up_ = !changed_.wait_for(lock, std::chrono::seconds{10}, [&] { return met_; });
+    --reading_;
+  }
+
+  Files& files_;
+  unsigned readers_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  unsigned reading_ = 0;
+  bool met_ = false;
+  bool gave_up_ = false;
+};
+
+TEST(Verify, AllThreadsShareOneFile) {
+  CrashingFiles files;
+  files.make_folder("one");
+  CatalogBuilder builder("one", "tensors");
+  builder.begin_unit("one");
+  builder.add({.name = "one.weight", .shape = {1 << 20}});
+  builder.add({.name = "one.bias", .shape = {3}});
+  Manifest manifest;
+  manifest.content = CheckpointContent::weights;
+  manifest.catalog = builder.finish();
+  manifest.block_bytes = MeetingFiles::kMeetingBlock;
+  const std::vector<TensorEntry> table = tensor_table(manifest.catalog);
+  const std::vector<AnnouncedSlice> slices{{.elements = 1 << 20}, {.tensor = 1, .elements = 3}};
+  StateWriter writer(files, table, slices, {.folder = "one", .prefix = "all", .block_bytes = manifest.block_bytes});
+  std::vector<float> values(1 << 20);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+  writer.append({.name = "one.weight"}, ConstElements(std::span<const float>(values)));
+  writer.append({.name = "one.bias", .tensor = 1}, ConstElements(std::span<const float>(values).first(3)));
+  manifest.files = writer.finish();
+  ASSERT_EQ(manifest.files.size(), 1U);
+  ASSERT_EQ(manifest.files[0].blocks.size(), 64U + 1U);
+  write_whole(files, "one/manifest.json", manifest_text(manifest));
+
+  MeetingFiles meeting(files, 4);
+  const Verified verified = verify(meeting, "one", 4);
+  EXPECT_TRUE(meeting.met()) << "4 threads have not read the file at once";
+  EXPECT_TRUE(verified.flaws.empty());
+  EXPECT_EQ(verified.bytes, manifest.files[0].bytes);
+
+  // Every block is looked at, whoever's it is, and flaws come in order.
+  std::string& content = files.content("one/all-fp32.safetensors");
+  for (const std::size_t block : {0U, 7U, 8U, 40U, 63U}) content[manifest.files[0].data_begin + block * 65536 + 9] ^= 4;
+  content.back() ^= 1;
+  for (const unsigned threads : {1U, 3U, 64U}) {
+    const std::vector<Flaw> flaws = verify(files, "one", threads).flaws;
+    ASSERT_EQ(flaws.size(), 6U);
+    EXPECT_EQ(flaws[0].slice, "parameter/one.weight[0:1048576]");
+    EXPECT_TRUE(flaws[1].problem.starts_with("block 7 has the digest")) << flaws[1].problem;
+    EXPECT_TRUE(flaws[4].problem.starts_with("block 63 has the digest")) << flaws[4].problem;
+    EXPECT_EQ(flaws[5].slice, "parameter/one.bias[0:3]");
+  }
 }
 
 TEST(Inspect, SaysWhatIsThere) {

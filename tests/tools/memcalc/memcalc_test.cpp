@@ -99,6 +99,31 @@ TEST(Memcalc, ThePaperEngineHasNoArenas) {
   EXPECT_TRUE(result.at("worst").at("device").at("at_peak").at("gathered_parameters").is_null());
 }
 
+// 12 bytes of state for each parameter of the shard, which replicas share out; nothing else changes.
+TEST(Memcalc, SavingInTheBackgroundIsHostMemory) {
+  for (const char* words : {"gpt2 --gpus 8 --zero 3", "gpt2 --gpus 8 --zero 1 --replicate 2", "gpt2 --ema"}) {
+    const json::object without = plan(words);
+    const json::object with = plan(std::string(words) + " --save-background");
+    json::object worst = with.at("worst").as_object();
+    const std::uint64_t snapshot = number(worst.at("arenas").at("host"));
+    const bool ema = std::string(words).ends_with("ema");
+    const std::uint64_t state = number(with.at("model").at("parameters")) * (ema ? 16 : 12) / (ema ? 1 : 8);
+    EXPECT_GE(snapshot, state) << words;
+    EXPECT_LT(snapshot, state + state / 16) << words;  // padding
+    EXPECT_EQ(number(worst.at("host").at("pageable")), snapshot);
+    EXPECT_EQ(number(worst.at("host").at("total")), snapshot);
+    worst.at("arenas").as_object().at("host") = 0;
+    for (const char* key : {"pageable", "total"}) worst.at("host").as_object().at(key) = 0;
+    EXPECT_EQ(json::serialize(worst), json::serialize(without.at("worst")));
+    EXPECT_EQ(with.at("setup").at("plan_hash"), without.at("setup").at("plan_hash"));
+    EXPECT_TRUE(with.at("setup").at("save_background").as_bool());
+  }
+  EXPECT_NE(memcalc("plan gpt2 --save-background").out.find("snapshot"), std::string::npos);
+  const Outcome other = memcalc("plan gpt2 --engine fsdp2 --save-background");
+  EXPECT_EQ(other.status, 2);
+  EXPECT_NE(other.error.find("--save-background: is not known of engine fsdp2"), std::string::npos) << other.error;
+}
+
 TEST(Memcalc, HybridShardingSendsBetweenReplicas) {
   // Eight replicas of one rank are plain data parallelism: an all-reduce of fp32 sums, 2 x 4 psi (R-1)/R.
   const json::object result = plan("--params 7e9 --gpus 8 --replicate 8 --engine paper");

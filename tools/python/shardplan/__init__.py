@@ -38,9 +38,9 @@ from .planning import (
 )
 
 if TYPE_CHECKING:
-    from .zero_adamw import GradScaler, LossScaling, StepReport, ZeroAdamW
+    from .zero_adamw import GradScaler, Loaded, LossScaling, StepReport, ZeroAdamW
 
-_WITH_TORCH = ("GradScaler", "LossScaling", "StepReport", "ZeroAdamW")
+_WITH_TORCH = ("GradScaler", "Loaded", "LossScaling", "StepReport", "ZeroAdamW")
 
 __all__ = [
     "ArithmeticOverflow",
@@ -55,6 +55,7 @@ __all__ = [
     "Gpu",
     "GradScaler",
     "IoError",
+    "Loaded",
     "LossScaling",
     "OutOfMemory",
     "Plan",

@@ -181,7 +181,7 @@ class ByModule(_Client):
 
     def _hook_modules(self, module: torch.nn.Module) -> None:
         self.hook_gradients()
-        unit_of_name = {entry.name.split("@")[0]: unit for unit, entries in enumerate(self.units) for entry in entries}
+        unit_of_name = {entry.name: unit for unit, entries in enumerate(self.units) for entry in entries}
         for path, child in module.named_modules(remove_duplicate=False):
             names = [f"{path}.{name}" if path else name for name, _ in child.named_parameters(recurse=False)]
             for unit in sorted({unit_of_name[name] for name in names if name in unit_of_name}):

@@ -59,8 +59,6 @@ def entries_of(groups: List[Dict[str, Any]], module: Optional[torch.nn.Module]) 
             owner = next(entry for entry in entries if entry.name == owners[id(parameter)])
             entries.append(Entry(name, parameter, owner.group, tied_to=owner.name))
             continue
-        if len(groups) > 1:
-            name = f"{name}@{group or 0}"
         owners[id(parameter)] = name
         entries.append(Entry(name, parameter, group if parameter.requires_grad else None))
     if group_of:

@@ -36,6 +36,16 @@ def staged_communicator(
     deadline_seconds: float,
 ) -> Communicator: ...
 
+# A checkpoint of whole tensors. Slices: tensor, kind of state, dtype; values(tensor, kind) is an address.
+def write_checkpoint(
+    folder: str,
+    tensors: str,
+    steps_applied: int,
+    loss_scale: float,
+    slices: Sequence[Tuple[str, int, str]],
+    values: Callable[[str, int], int],
+) -> str: ...
+
 # Name, address and dtype of a contiguous tensor on the CPU.
 _Addressed = Sequence[Tuple[str, int, str]]
 
@@ -44,7 +54,8 @@ class Engine:
         self,
         tensors: str,
         words: Sequence[str],
-        groups: Sequence[Tuple[str, float, float, float, float, float]],
+        groups: Sequence[Tuple[float, float, float, float, float]],
+        group_of: Sequence[Tuple[str, int]],
         clip_norm: float,
         loss_scaling: Optional[Tuple[float, float, float, int]],
         communicator: Communicator,
@@ -80,3 +91,5 @@ class Engine:
     def write_state(
         self, steps_applied: int, loss_scale: float, clean_steps: int, from_: Sequence[_Addressed]
     ) -> None: ...
+    def save(self, folder: str, client: bytes, keep: int, memory_bytes: int) -> str: ...
+    def load(self, folder: str) -> Tuple[str, bytes, List[str]]: ...

@@ -381,6 +381,7 @@ def plan(
     adafactor_first_moment: _Flag = None,
     optimizer_in_backward: _Flag = None,
     ema: _Flag = None,
+    save_background: _Flag = None,
 ) -> Plan:
     """How much memory a training needs, and where. `model` is a preset (see models()), a config.json, safetensors, a
     folder of either or a tensor list; `params` a count ("7e9", "7B", 7_000_000_000) instead, for model states only.

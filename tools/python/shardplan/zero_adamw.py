@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -41,6 +42,16 @@ class StepReport:
     update_seconds: float
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint that was loaded. `name` is empty where there was no whole one: the optimizer then has its initial
+    values. `client`: as it was saved. `notes`: which checkpoints were passed over, and why."""
+
+    name: str
+    client: bytes
+    notes: Tuple[str, ...]
+
+
 class ZeroAdamW(torch.optim.Optimizer):
     """AdamW whose states (stage 1), gradients (2) and parameters (3) are shared out over the ranks.
 
@@ -63,7 +74,7 @@ class ZeroAdamW(torch.optim.Optimizer):
     for a rank is longer than `deadline_seconds`.
 
     state_dict() is collective, has whole tensors in torch.optim.AdamW's format, and the parameters in full precision
-    under "master": it loads at any stage and on any number of ranks.
+    under "master": it loads at any stage and on any number of ranks. save() and load() do the same with files, streamed.
 
     Raises ConfigError, OutOfMemory (when constructed, never later) and CommunicationError.
     """
@@ -116,6 +127,7 @@ class ZeroAdamW(torch.optim.Optimizer):
             tensor_list(self._entries, trained.dtype),
             words_of(None, setup),
             self._hyperparameters(),
+            [(entry.name, entry.group or 0) for entry in self._entries],
             max_norm or 0.0,
             (
                 None
@@ -181,7 +193,7 @@ class ZeroAdamW(torch.optim.Optimizer):
 
     def full_parameters(self) -> Dict[str, torch.Tensor]:
         """Collective: the parameters in full precision, by name, whatever the stage."""
-        return {name.split("@")[0]: tensor for name, tensor in self._read("master", self._owned()).items()}
+        return self._read("master", self._owned())
 
     def state_dict(self) -> Dict[str, Any]:
         trained = self._trained()
@@ -227,6 +239,22 @@ class ZeroAdamW(torch.optim.Optimizer):
         )
         self._set_hyperparameters()
 
+    def save(
+        self, folder: "str | os.PathLike[str]", *, client: bytes = b"", keep: int = 0, memory_bytes: int = 64 << 20
+    ) -> str:
+        """Collective: a new checkpoint in `folder` (docs/checkpoints.md), and its name. Every rank writes what it holds,
+        with at most `memory_bytes` beyond its arena; the folder has the old checkpoints or the new one too, whole,
+        after a crash at any instant. `client` are bytes of the caller's, rank 0's are kept. `keep`: how many whole
+        checkpoints stay; 0: all. Raises CheckpointError, on every rank, where one could not write."""
+        return self._engine.save(os.fspath(folder), client, keep, memory_bytes)
+
+    def load(self, folder: "str | os.PathLike[str]") -> Loaded:
+        """Collective: what `folder` says is the latest checkpoint, or the newest that is whole; of any stage and any
+        number of ranks. Learning rates and other hyperparameters stay. Raises ConfigError, with the tensor's name, for
+        a checkpoint of another model or of state in other dtypes."""
+        name, client, notes = self._engine.load(os.fspath(folder))
+        return Loaded(name, client, tuple(notes))
+
     def close(self) -> None:
         """Removes the hooks on parameters and modules."""
         self._client.close()
@@ -237,15 +265,11 @@ class ZeroAdamW(torch.optim.Optimizer):
     def _trained(self) -> List[Entry]:
         return [entry for entry in self._entries if entry.owns_gradient]
 
-    def _hyperparameters(self) -> List[Tuple[str, float, float, float, float, float]]:
-        match = "*@{}" if len(self.param_groups) > 1 else "*"
-        return [
-            (match.format(i), float(g["lr"]), g["betas"][0], g["betas"][1], g["eps"], g["weight_decay"])
-            for i, g in enumerate(self.param_groups)
-        ]
+    def _hyperparameters(self) -> List[Tuple[float, float, float, float, float]]:
+        return [(float(g["lr"]), *g["betas"], g["eps"], g["weight_decay"]) for g in self.param_groups]
 
     def _set_hyperparameters(self) -> None:
-        for index, (_, *values) in enumerate(self._hyperparameters()):
+        for index, values in enumerate(self._hyperparameters()):
             self._engine.set_hyperparameters(index, *values)
 
     @staticmethod
