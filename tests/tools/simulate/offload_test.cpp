@@ -132,7 +132,7 @@ TEST(OffloadedSimulation, ParametersAndGradientsOverTheLinkCostTime) {
 
 TEST(OffloadedSimulation, AKilledRankEndsInTheMiddleOfItsBlocks) {
   SimulationOptions options = options_of();
-  const Setup setup = setup_of(1, 2, "optimizer=file");
+  const shardplan::Setup setup = setup_of(1, 2, "optimizer=file");
   const Simulation whole = simulated(setup, options);
   options.faults = {{.kind = FaultKind::kill, .rank = 1, .operation = whole.ranks[1].outcome.operations - 5}};
   const Simulation killed = simulated(setup, options);
