@@ -125,8 +125,8 @@ TEST_P(VirtualWorlds, ACollectiveOverHostMemoryTakesItsLinks) {
     const std::uint64_t elements = 100'000'000;
     const Bytes bytes = bytes_for(DType::f32, elements);
     Communicator& world = rank.communicator();
-    const auto host = world.make_arena(rank.device(), {.tier = MemoryTier::pinned_host, .bytes = bytes});
-    const auto device = world.make_arena(rank.device(), {.tier = MemoryTier::device, .bytes = bytes});
+    const auto host = world.make_arena(rank.device(), {.tier = MemoryTier::pinned_host, .bytes = bytes + 1_MiB});
+    const auto device = world.make_arena(rank.device(), {.tier = MemoryTier::device, .bytes = bytes + 1_MiB});
     const Lease of_host = host->take(0, bytes);
     const Lease of_device = device->take(0, bytes);
     const auto stream = rank.device().make_stream();
