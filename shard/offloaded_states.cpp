@@ -108,11 +108,11 @@ void OffloadedStates::submit(Slot& slot, Direction direction, std::uint64_t step
     const Bytes bytes = round_up(Bytes{elements.size() * width}, kFilePage);
     const ByteRange part = role_in_ring_slot(plan_, kStateRoles[i], place.unit, place.buffer);
     slot.tickets[i] = queue_->submit({.direction = direction,
-                                     .store = &store_,
-                                     .block = {.index = home->first_block + place.block,
-                                               .offset = home->range.offset.count() + elements.begin * width},
-                                     .memory = {slot_bytes(slot) + part.offset.count(), bytes.count()},
-                                     .step = step});
+                                      .store = &store_,
+                                      .block = {.index = home->first_block + place.block,
+                                                .offset = home->range.offset.count() + elements.begin * width},
+                                      .memory = {slot_bytes(slot) + part.offset.count(), bytes.count()},
+                                      .step = step});
   }
 }
 

@@ -138,12 +138,9 @@ TEST_P(VirtualWorlds, ACollectiveOverHostMemoryTakesItsLinks) {
       return rank.latest() - begin;
     };
     const auto gather = [&](SymmetricArena* from, SymmetricArena* to) {
-      world.all_gather({.dtype = DType::f32,
-                        .input = {from, mine.first * 4},
-                        .output = {to, 0},
-                        .elements = elements,
-                        .mine = mine},
-                       *stream);
+      world.all_gather(
+          {.dtype = DType::f32, .input = {from, mine.first * 4}, .output = {to, 0}, .elements = elements, .mine = mine},
+          *stream);
     };
     EXPECT_NEAR(seconds([&] { gather(device.get(), device.get()); }), 1, 1e-9);
     EXPECT_NEAR(seconds([&] { gather(host.get(), device.get()); }), 2, 1e-9);

@@ -77,7 +77,8 @@ void train(std::uint64_t elements, const std::string& offload, const std::string
   for (int step = 0; step < 2; ++step) {
     optimizer.begin(ProgramKind::last_micro_batch);
     for (std::uint64_t unit = 0; unit < kUnits; ++unit) {
-      const auto* weights = reinterpret_cast<const std::uint16_t*>(optimizer.enter(unit, Pass::forward).parameters[0].data);
+      const auto* weights =
+          reinterpret_cast<const std::uint16_t*>(optimizer.enter(unit, Pass::forward).parameters[0].data);
       const float expected = step == 0 ? 1.0F : 0.9F;
       EXPECT_NEAR(bf16_to_fp32(weights[0]), expected, 0.01F);
       EXPECT_NEAR(bf16_to_fp32(weights[elements / kUnits - 1]), expected, 0.01F);

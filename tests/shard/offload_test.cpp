@@ -79,7 +79,8 @@ Script script_of(const Setup& setup, std::size_t steps) {
 
 // Whether a sample of about 80 runs has this one: of each stage and world every placement, of each precision most.
 bool sampled(std::size_t placement, int stage, std::uint64_t world, std::size_t precision, bool accumulates) {
-  return (7 * placement + 5 * static_cast<std::size_t>(stage) + 3 * world + 11 * precision + (accumulates ? 4 : 0)) % 24 ==
+  return (7 * placement + 5 * static_cast<std::size_t>(stage) + 3 * world + 11 * precision + (accumulates ? 4 : 0)) %
+             24 ==
          0;
 }
 
@@ -118,8 +119,8 @@ TEST_P(OffloadTest, EveryPlacementEqualsTheReference) {
 }
 
 std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  std::string name = fmt::format("{}_{}_ranks_{}_replicas", kPrecisions[std::get<0>(info.param)], std::get<1>(info.param)[0],
-                                 std::get<1>(info.param)[1]);
+  std::string name = fmt::format("{}_{}_ranks_{}_replicas", kPrecisions[std::get<0>(info.param)],
+                                 std::get<1>(info.param)[0], std::get<1>(info.param)[1]);
   for (char& letter : name) letter = letter == '-' ? '_' : letter;
   return name;
 }

@@ -25,7 +25,7 @@ json::array errors_json(const Simulation& simulation) {
 }
 
 // The least and the most of the ranks.
-json::value range_json(const Simulation& simulation, Bytes SimulatedRank::*what) {
+json::value range_json(const Simulation& simulation, Bytes SimulatedRank::* what) {
   const auto [least, most] = std::minmax_element(simulation.ranks.begin(), simulation.ranks.end(),
                                                  [&](const auto& a, const auto& b) { return a.*what < b.*what; });
   return {{"min", ((*least).*what).count()}, {"max", ((*most).*what).count()}};

@@ -89,7 +89,7 @@ std::string peak_text(const SimulatedStage& stage) {
 }
 
 // One line of a tier where something is offloaded.
-std::string tier_text(const Simulation& simulation, const char* tier, Bytes SimulatedRank::*what, Bytes planned) {
+std::string tier_text(const Simulation& simulation, const char* tier, Bytes SimulatedRank::* what, Bytes planned) {
   if (planned == Bytes{}) return {};
   const auto [least, most] = std::minmax_element(simulation.ranks.begin(), simulation.ranks.end(),
                                                  [&](const auto& a, const auto& b) { return a.*what < b.*what; });

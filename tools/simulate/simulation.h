@@ -37,12 +37,12 @@ std::uint64_t gpus_per_adapter(const Cluster& cluster, std::uint64_t gpus_per_no
 
 // Seconds are those of the last step.
 struct SimulatedRank {
-  Bytes arena;           // furthest end ever handed out, and the room for shifts
-  Bytes live_peak;       // the most of the arena that was handed out at once
-  Bytes host_arena;      // the same two of pinned host memory
+  Bytes arena;       // furthest end ever handed out, and the room for shifts
+  Bytes live_peak;   // the most of the arena that was handed out at once
+  Bytes host_arena;  // the same two of pinned host memory
   Bytes host_live_peak;
-  Bytes file;       // furthest end ever written
-  Bytes file_live;  // bytes that have been written, each counted once
+  Bytes file;            // furthest end ever written
+  Bytes file_live;       // bytes that have been written, each counted once
   Bytes peak_allocated;  // the most that was allocated on the device at one time: arenas and the client's tensors
   Bytes sent;            // to peers, in the last step
   std::uint64_t operations =
