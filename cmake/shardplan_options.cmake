@@ -15,14 +15,19 @@ endif()
 find_program(SHARDPLAN_CCACHE ccache)
 if(SHARDPLAN_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${SHARDPLAN_CCACHE})
+  if(SHARDPLAN_PRECOMPILED_HEADERS)
+    list(PREPEND CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros)
+  endif()
 endif()
 
 add_library(shardplan_options INTERFACE)
+file(RELATIVE_PATH source_from_build ${CMAKE_BINARY_DIR} ${PROJECT_SOURCE_DIR}/)
 target_compile_options(shardplan_options INTERFACE
   # No fused multiply-add anywhere: x86-64-v2 has none, and results are the same bits on every machine.
   -ffp-contract=off
-  # __FILE__ is "planner/layout.cpp" wherever the checkout lies.
+  # __FILE__ is "planner/layout.cpp" wherever the checkout lies, and however it is named: by a ccache with a base_dir too.
   -fmacro-prefix-map=${PROJECT_SOURCE_DIR}/=
+  -fmacro-prefix-map=${source_from_build}=
   -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wnon-virtual-dtor
   # g++ 12 sees overlaps in std::string's insert and replace (GCC bug 105651), and reads beyond the end of Boost's
   # small_vector, that are not there.

@@ -15,7 +15,15 @@ function(shardplan_library name)
   target_link_libraries(${target} PUBLIC ${arg_DEPENDS}
                         PRIVATE "$<BUILD_INTERFACE:${arg_PRIVATE_DEPENDS}>" $<BUILD_INTERFACE:shardplan_options>)
   set_target_properties(${target} PROPERTIES EXPORT_NAME ${name})
+  shardplan_precompiled(${target} library)
   set_property(GLOBAL APPEND PROPERTY SHARDPLAN_LIBRARIES ${target})
+endfunction()
+
+# shardplan_fuzzed(TARGET SOURCES...): where there are fuzzers, they are told which branches of these sources an input takes.
+function(shardplan_fuzzed target)
+  if(SHARDPLAN_BUILD_FUZZERS)
+    set_source_files_properties(${ARGN} TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS -fsanitize=fuzzer-no-link)
+  endif()
 endfunction()
 
 # shardplan_program(NAME SOURCES ... LIBRARIES ...): an installed program, build/<preset>/bin/NAME.
@@ -23,5 +31,6 @@ function(shardplan_program name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LIBRARIES")
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE ${arg_LIBRARIES} shardplan_options)
+  shardplan_precompiled(${name} library)
   set_property(GLOBAL APPEND PROPERTY SHARDPLAN_PROGRAMS ${name})
 endfunction()

@@ -110,7 +110,7 @@ TEST_P(TierConformance, RefusesWhatLiesBeyondIt) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, TierConformance, ::testing::Range(std::size_t{0}, kinds().size()),
-                         [](const auto& info) { return kinds()[info.param].name; });
+                         [](const auto& tested) { return kinds()[tested.param].name; });
 
 TEST(HostTier, TakesTheBytesItIsAskedForAndNoMore) {
   class Counting final : public ForwardingDevice {

@@ -30,7 +30,7 @@ struct Verified {
 Verified verify(Files& files, const std::string& path, unsigned threads);
 
 struct ConsolidateOptions {
-  std::optional<DType> dtype;                 // fp32, bf16, fp16; empty: as it is stored
+  std::optional<DType> dtype{};               // fp32, bf16, fp16; empty: as it is stored
   bool ema = false;                           // the moving averages in the place of the parameters, where there are any
   std::uint64_t shard_bytes = 5'000'000'000;  // of one file's tensors, as Hugging Face cuts them
 };
