@@ -139,6 +139,10 @@ bool Tape::set_grad_enabled(bool enabled) {
   return std::exchange(grad_enabled_, enabled);
 }
 
+bool Tape::set_training(bool training) {
+  return std::exchange(training_, training);
+}
+
 void Tape::mark() {
   if (!marks_.empty()) {
     Mark& last = marks_.back();

@@ -205,6 +205,8 @@ class Tape {
 
   bool grad_enabled() const { return grad_enabled_; }
   bool set_grad_enabled(bool enabled);  // returns what it was
+  bool training() const { return training_; }
+  bool set_training(bool training);  // returns what it was
 
   // torch.autocast: operations that it lists take their operands in this dtype, and others in fp32 (torch_ops.cpp). A trained
   // parameter is cast once; the copy is kept until autocast ends. What a checkpoint computes again, it does under its own.
@@ -317,6 +319,7 @@ class Tape {
   Pass pass_ = Pass::forward;
   Purpose purpose_ = Purpose::activation;
   bool grad_enabled_ = true;
+  bool training_ = true;
   std::uint32_t nested_ = 0;  // backwards of checkpoints that are running
   bool keeps_saved_ = true;   // false in the forward of a checkpoint
   Selection* selection_ = nullptr;
@@ -332,6 +335,20 @@ class NoGrad {
   ~NoGrad() { tape_.set_grad_enabled(before_); }
 
  private:
+  Tape& tape_;
+  bool before_;
+};
+
+// Modules that were told eval() and run under torch.no_grad() while it lives: nothing is dropped, nothing kept.
+class Evaluation {
+ public:
+  explicit Evaluation(Tape& tape) : no_grad_(tape), tape_(tape), before_(tape.set_training(false)) {}
+  Evaluation(const Evaluation&) = delete;
+  Evaluation& operator=(const Evaluation&) = delete;
+  ~Evaluation() { tape_.set_training(before_); }
+
+ private:
+  NoGrad no_grad_;
   Tape& tape_;
   bool before_;
 };

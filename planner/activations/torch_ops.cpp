@@ -294,7 +294,7 @@ Value softmax_in(const Value& x, DType dtype) {
 }
 
 Value dropout(const Value& x, double rate) {
-  if (rate == 0) return x;
+  if (rate == 0 || !x.tape().training()) return x;
   Value output = like("dropout", x);
   std::vector<Value> saved{x.tape().allocate("dropout mask", x.shape(), DType::boolean)};
   return simple("dropout", x, std::move(output), std::move(saved));

@@ -59,7 +59,7 @@ Value unary_of_output(std::string_view operation, const Value& x);
 Value custom_gelu(const Value& x);
 Value softmax(const Value& x);
 Value softmax_in(const Value& x, DType dtype);  // of x in this dtype
-Value dropout(const Value& x, double rate);     // x itself at rate 0
+Value dropout(const Value& x, double rate);     // x itself at rate 0 and outside training
 
 // y = x W^T + b. `weight` may be stored transposed; `bias` may be undefined. `output`: features that come out.
 Value linear(const Value& x, const Value& weight, const Value& bias, std::uint64_t output);

@@ -86,7 +86,7 @@ std::string json_of_plain(std::string_view text) {
   return as_json_number(text);
 }
 
-std::string quoted(std::string_view text) {
+std::string json_string(std::string_view text) {
   std::string json = "\"";
   for (const char c : text) {
     if (c == '"' || c == '\\') {
@@ -167,10 +167,10 @@ class EventWriter : public YAML::EventHandler {
     separate();
     if (expects_key()) {
       if (plain && value == "<<") refuse(mark, "merge keys (<<) are not read: expected the keys themselves");
-      json_ += quoted(value) + ':';
+      json_ += json_string(value) + ':';
     } else {
       const std::string json = plain ? json_of_plain(value) : std::string();
-      json_ += json.empty() ? quoted(value) : json;
+      json_ += json.empty() ? json_string(value) : json;
     }
     turn();
   }
@@ -231,7 +231,7 @@ std::string yaml_scalar(std::string_view text) {
   };
   const bool safe = !text.empty() && text[0] != '-' && std::all_of(text.begin(), text.end(), plain) &&
                     json_of_plain(text).empty() && !is_digit(text[0]) && text[0] != '.';
-  return safe ? std::string(text) : quoted(text);
+  return safe ? std::string(text) : json_string(text);
 }
 
 }  // namespace shardplan

@@ -10,13 +10,13 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 #include <sstream>
 #include <string>
 #include <thread>
 
 #include "base/half.h"
+#include "tests/support/whole_grid.h"
 
 namespace shardplan {
 namespace {
@@ -61,7 +61,7 @@ struct Mismatches {
 };
 
 // 251 is prime: it meets every residue of every power of two.
-const std::uint32_t kStride = std::getenv("SHARDPLAN_TEST_ALL") != nullptr ? 1 : 251;
+const std::uint32_t kStride = test_support::whole_grid() ? 1 : 251;
 
 // check(sign bit) for both signs, one of them in a thread of its own.
 template <typename Check>

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <map>
 #include <set>
 
@@ -13,6 +12,7 @@
 #include "tests/support/leases.h"
 #include "tests/support/plan_walk.h"
 #include "tests/support/property.h"
+#include "tests/support/whole_grid.h"
 
 namespace shardplan {
 namespace {
@@ -273,7 +273,7 @@ void expect_small_loss(const Catalog& catalog, const Setup& setup) {
 
 // Every 7th combination; all of them with SHARDPLAN_TEST_ALL=1.
 TEST(ArenaPlan, PackingLossOfKnownModelsIsAtMostTwoPercent) {
-  const bool all = std::getenv("SHARDPLAN_TEST_ALL") != nullptr;
+  const bool all = test_support::whole_grid();
   std::vector<std::uint64_t> worlds{1000, 4096};
   for (std::uint64_t world = 1; world <= 64; ++world) worlds.push_back(world);
   std::uint64_t index = 0;

@@ -6,22 +6,17 @@
 #include <gtest/gtest.h>
 
 #include <array>
-#include <cstdlib>
 #include <limits>
 #include <string>
 #include <tuple>
 
 #include "tests/shard/training_run.h"
+#include "tests/support/whole_grid.h"
 
 namespace shardplan::test {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-bool whole_grid() {
-  const char* all = std::getenv("SHARDPLAN_TEST_ALL");
-  return all != nullptr && std::string(all) == "1";
-}
 
 ZeroOptions options_for(const std::string& precision, std::uint64_t salt) {
   ZeroOptions options;
@@ -93,7 +88,7 @@ void expect_stages(Setup setup, Cadence cadence, Cadence reference_cadence) {
   setup.cadence = cadence;
   for (setup.stage = 0; setup.stage < (cadence == Cadence::step ? 2 : 4); ++setup.stage) {
     for (setup.prefetch = 0; setup.prefetch < 3; ++setup.prefetch) {
-      if (!whole_grid() && (salt + static_cast<std::uint64_t>(setup.stage)) % 3 != setup.prefetch) continue;
+      if (!test_support::whole_grid() && (salt + static_cast<std::uint64_t>(setup.stage)) % 3 != setup.prefetch) continue;
       setup.recompute = setup.prefetch == 1 ? Recompute::full : Recompute::none;
       SCOPED_TRACE(fmt::format("{} world {} / {} optimizer {} A {} cadence {} stage {} prefetch {}", setup.policy.name,
                                setup.world_size, setup.replicate, states_of(setup.optimizer).name, setup.accumulation,
@@ -107,7 +102,7 @@ TEST_P(DigestTest, EveryStageEqualsTheReference) {
   auto setup = setup_of(GetParam());
   const std::uint64_t salt = salt_of(setup);
   for (std::size_t i = 0; i < kOptimizers.size(); ++i) {
-    if (!whole_grid() && i != salt % kOptimizers.size()) continue;
+    if (!test_support::whole_grid() && i != salt % kOptimizers.size()) continue;
     setup.optimizer = kOptimizers[i];
     setup.ema = i % 2 == 0;
     setup.accumulation = 3;

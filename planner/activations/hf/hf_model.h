@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "planner/activations/client.h"
 #include "planner/activations/tape.h"
@@ -29,7 +30,8 @@ struct SharedByBlocks {
   Value bias{};  // of positions, added to all scores
   // Of a decoder beside an encoder: the encoder's output, and the mask and bias of attention to it.
   Value encoded{};
-  Value condition{};  // what adaptive norms are linear in
+  std::vector<Value> states{};  // what the blocks have read, where the model returns all of it
+  Value condition{};            // what adaptive norms are linear in
   Value cross_mask{};
   Value cross_bias{};
 };
@@ -69,6 +71,7 @@ struct HfFamily {
 };
 
 std::span<const HfFamily> hf_bert_families();
+std::span<const HfFamily> hf_clip_families();
 std::span<const HfFamily> hf_deepseek_families();
 std::span<const HfFamily> hf_flow_families();
 std::span<const HfFamily> hf_gpt2_families();
@@ -78,6 +81,7 @@ std::span<const HfFamily> hf_llama_families();
 std::span<const HfFamily> hf_mamba_families();
 std::span<const HfFamily> hf_mixtral_families();
 std::span<const HfFamily> hf_sd3_families();
+std::span<const HfFamily> hf_sd3_pipeline_families();
 std::span<const HfFamily> hf_t5_families();
 std::span<const HfFamily> hf_vision_families();
 

@@ -2,10 +2,12 @@
 // of diffusers 0.39): image and text attend to each other with weights of their own. Its attention is
 // scaled_dot_product_attention in every profile.
 //
-// The batch has latents, their noise level, pooled features of the text, and a feature for each of its tokens: what frozen
-// encoders made, once, before the training or on another device. Without a sequence length the text has the 77 tokens of
-// CLIP's encoders and the 256 of T5's (pipeline_stable_diffusion_3.py, max_sequence_length). The loss is the mean square of
-// what is left of the noise, in fp32 (examples/dreambooth/train_dreambooth_sd3.py).
+// The transformer alone has latents, their noise level, pooled features of the text, and a feature for each of its tokens in
+// its batch: what frozen encoders made, once, before the training or on another device. Without a sequence length the text
+// has the 77 tokens of CLIP's encoders and the 256 of T5's. The loss is the mean square of what is left of the noise, in
+// fp32 (examples/dreambooth/train_dreambooth_sd3.py). With its encoders beside it: hf_sd3_pipeline.cpp.
+#include "planner/activations/hf/hf_sd3.h"
+
 #include <fmt/format.h>
 
 #include <array>
@@ -19,9 +21,7 @@
 namespace shardplan::autograd {
 namespace {
 
-constexpr std::uint64_t kTextTokens = 77 + 256;
 constexpr std::uint64_t kTimeFeatures = 256;  // of the noise level: sines and cosines
-constexpr std::uint64_t kPixelsOfLatent = 8;  // of a side, as the autoencoder makes them
 
 // ---- Adaptive norms ----
 
@@ -181,32 +181,16 @@ Value joint_block(ForwardContext& context, const UnitView& block, const Value& i
 
 // ---- The model ----
 
-struct Latents {
-  std::uint64_t rows = 0;  // of patches
-  std::uint64_t columns = 0;
-  std::uint64_t patches() const { return rows * columns; }
-};
-
-Latents latents_of(const ForwardContext& context, const Parameters& projection) {
-  const std::uint64_t patch = projection.weight.size(-1);
-  const ClientSetup& client = context.client;
-  const std::uint64_t side = context.model.architecture.image_side;
-  const std::uint64_t height = client.image_height == 0 ? side : client.image_height / kPixelsOfLatent;
-  const std::uint64_t width = client.image_width == 0 ? side : client.image_width / kPixelsOfLatent;
-  const Latents latents{height / patch, width / patch};
-  if (latents.patches() == 0) throw NotModelled("images smaller than a patch");
-  return latents;
-}
-
 // Patches with the middle of a table of positions, which is a buffer.
-Value embedded_latents(ForwardContext& context, const Parameters& projection, const Latents& latents) {
+Value embedded_latents(ForwardContext& context, const Parameters& projection, const Value& noisy) {
   Tape& tape = context.tape;
+  const std::uint64_t patch = projection.weight.size(-1);
+  const Sd3Latents latents = sd3_latents(context);
+  const std::uint64_t patches = (latents.height / patch) * (latents.width / patch);
+  if (patches == 0) throw NotModelled("images smaller than a patch");
   const std::uint64_t width = projection.module->output;
-  const DType dtype = context.setup.policy.compute;
-  const Value pixels = tape.outside({context.batch(), projection.module->input}, dtype);
-  const Value channels =
-      convolution(pixels, projection.weight, projection.bias, {context.batch(), width, latents.patches()});
-  const Value table = tape.allocate("clone", {1, latents.patches(), width}, dtype);
+  const Value channels = convolution(noisy, projection.weight, projection.bias, {context.batch(), width, patches});
+  const Value table = tape.allocate("clone", {1, patches, width}, context.setup.policy.compute);
   return add(transpose(channels), table);
 }
 
@@ -215,54 +199,71 @@ Value embedder(const UnitView& unit, const std::string& name, const Value& x) {
   return linear(unary("silu", linear(x, unit[name + ".linear_1"])), unit[name + ".linear_2"]);
 }
 
-Value condition_of(ForwardContext& context, const std::string& base) {
+Value condition_of(ForwardContext& context, const std::string& base, const Value& pooled) {
   Tape& tape = context.tape;
   const std::string name = base + "time_text_embed";
   const UnitView unit = required_unit(context, name + ".text_embedder.linear_1");
   const DType dtype = context.setup.policy.compute;
   const Value time =
       embedder(unit, name + ".timestep_embedder", tape.allocate("to", {context.batch(), kTimeFeatures}, dtype));
-  const std::uint64_t pooled = unit.module(name + ".text_embedder.linear_1").input;
-  const Value text = embedder(unit, name + ".text_embedder", tape.outside({context.batch(), pooled}, dtype));
+  const Value text = embedder(unit, name + ".text_embedder", pooled);
   return add(time, text);
 }
 
 // mean((prediction - target)^2)
-Value square_loss(ForwardContext& context, const Value& prediction) {
+Value square_loss(ForwardContext& context, const Value& prediction, const Value& target) {
   Tape& tape = context.tape;
   const Purpose before = tape.set_purpose(Purpose::loss);
   const Value wide = to(prediction, DType::f32);
-  const Value target = prediction.dtype() == DType::f32 ? tape.outside(wide.shape(), DType::f32)
-                                                        : tape.allocate("to", wide.shape(), DType::f32);
-  Value loss = total(pow(sub(wide, target)));
+  Value loss = total(pow(sub(wide, to(target, DType::f32))));
   tape.set_purpose(before);
   return loss;
 }
 
 Value sd3(ForwardContext& context) {
   Tape& tape = context.tape;
-  if (context.client.recompute != RecomputeKind::none) throw NotModelled("recomputation");
   const std::string base = prefix_of(context, "pos_embed.proj");
+  const auto input_of = [&](const std::string& name) {
+    return required_unit(context, base + name).module(base + name).input;
+  };
+  const auto outside = [&](Shape shape) { return tape.outside(std::move(shape), context.setup.policy.compute); };
+  const Sd3Latents size = sd3_latents(context);
+  const Parameters patches = required_unit(context, base + "pos_embed.proj")[base + "pos_embed.proj"];
+  const Shape latents{context.batch(), patches.weight.size(1), size.height, size.width};
+  const std::uint64_t tokens = context.tokens() == 0 ? kSd3ClipTokens + kSd3T5Tokens : context.tokens();
+  return sd3_loss(context, base,
+                  {.noisy = outside(latents),
+                   .text = outside({context.batch(), tokens, input_of("context_embedder")}),
+                   .pooled = outside({context.batch(), input_of("time_text_embed.text_embedder.linear_1")}),
+                   .target = [&] { return outside(latents); }});
+}
+
+}  // namespace
+
+Sd3Latents sd3_latents(const ForwardContext& context) {
+  const ClientSetup& client = context.client;
+  const std::uint64_t side = context.model.architecture.image_side;
+  const auto latent = [&](std::uint64_t pixels) { return pixels == 0 ? side : pixels / kSd3PixelsOfLatent; };
+  return {latent(client.image_height), latent(client.image_width)};
+}
+
+Value sd3_loss(ForwardContext& context, const std::string& base, const Sd3Batch& batch) {
+  if (context.client.recompute != RecomputeKind::none) throw NotModelled("recomputation");
   const auto whole = [&](std::string_view name) { return base + std::string(name); };
   const Parameters projection = required_unit(context, whole("pos_embed.proj"))[whole("pos_embed.proj")];
-  const Latents latents = latents_of(context, projection);
-  Value hidden = embedded_latents(context, projection, latents);
-  context.shared.condition = condition_of(context, base);
+  Value hidden = embedded_latents(context, projection, batch.noisy);
+  context.shared.condition = condition_of(context, base, batch.pooled);
   const Parameters words = required_unit(context, whole("context_embedder"))[whole("context_embedder")];
-  const std::uint64_t tokens = context.tokens() == 0 ? kTextTokens : context.tokens();
-  context.shared.encoded =
-      linear(tape.outside({context.batch(), tokens, words.module->input}, context.setup.policy.compute), words);
+  context.shared.encoded = linear(batch.text, words);
   hidden = run_blocks(context, joint_block, std::move(hidden), whole("transformer_blocks"));
   const UnitView head = required_unit(context, whole("proj_out"));
   const std::vector<Value> m = modulation(head, whole("norm_out"), context.shared.condition, 2);
   hidden = linear(modulated(normed(hidden), m[0], m[1]), head[whole("proj_out")]);
-  Value prediction = copied(hidden, {context.batch(), hidden.size(2), latents.patches()});  // patches to pixels
+  const Value prediction = copied(hidden, batch.noisy.shape());  // patches to pixels
   context.shared = {};
   hidden.reset();
-  return square_loss(context, prediction);
+  return square_loss(context, prediction, batch.target());
 }
-
-}  // namespace
 
 std::span<const HfFamily> hf_sd3_families() {
   static constexpr HfFamily families[] = {{"SD3Transformer2DModel", sd3}};

@@ -1,6 +1,8 @@
 // Encoders with decoders that attend to them (modeling_t5.py, modeling_bart.py, modeling_whisper.py of transformers 4.57).
 // The encoder reads the client's sequence, the decoder its target; Whisper's encoder reads a sound of the model's own
 // length, and its decoder the target, or else the sequence.
+#include "planner/activations/hf/hf_t5.h"
+
 #include <fmt/format.h>
 
 #include <array>
@@ -89,7 +91,8 @@ Value t5_attention(ForwardContext& context, const UnitView& block, const std::st
     bias = add(positions, context.shared.mask);
   }
   scores = add_in_place(scores, bias);
-  Value weights = to(softmax(to(scores, DType::f32)), scores.dtype());
+  Value weights = softmax(to(scores, DType::f32));
+  weights = to(weights, scores.dtype());
   weights = dropout(weights, block, name + ".dropout");
   const Value mixed = contiguous(transpose(batched_matmul(weights, v, q.shape())));
   return linear(view(mixed, {q.size(0), q.size(2), heads * v.size(-1)}), block[name + ".o"]);
@@ -351,6 +354,11 @@ Value whisper(ForwardContext& context) {
 }
 
 }  // namespace
+
+Value t5_encoder(ForwardContext& context, const std::string& base, std::uint64_t tokens) {
+  const Value ids = context.tape.outside({context.batch(), tokens}, DType::i64);
+  return t5_stack(context, {base + "encoder", ids, tokens});
+}
 
 std::span<const HfFamily> hf_t5_families() {
   static constexpr HfFamily families[] = {{"t5", t5}, {"mt5", t5}, {"bart", bart}, {"whisper", whisper}};

@@ -1,29 +1,15 @@
-// Encoders of images (modeling_vit.py, modeling_dinov2.py, modeling_clip.py of transformers 4.57).
+// Encoders of images (modeling_vit.py, modeling_dinov2.py of transformers 4.57).
 // How many tokens there are is the model's: one for each patch, and one of its own in most.
 #include <array>
 
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/hf/hf_patches.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
 namespace {
-
-// A convolution that cuts the image into patches, [b, patches, width]. The image is the batch's.
-Value patches(ForwardContext& context, const Parameters& projection, std::uint64_t count) {
-  const Value image = context.tape.outside({context.batch(), projection.module->input}, context.setup.policy.parameter);
-  const Shape shape{context.batch(), projection.module->output, count};
-  const Value channels = convolution(image, projection.weight, projection.bias, shape);
-  return view(channels, {shape[0], shape[2], shape[1]});
-}
-
-// `token`, which the model owns, before the patches of each image.
-Value behind_token(const Value& token, const Value& patches) {
-  const Shape one{patches.size(0), 1, patches.size(2)};
-  const std::array parts{expand(token, one), patches};
-  return cat(parts, {one[0], patches.size(1) + 1, one[2]});
-}
 
 // ---- ViT and DINOv2 ----
 
@@ -114,68 +100,12 @@ Value dinov2(ForwardContext& context, BlockForward block) {
   return class_loss(context, head, features);
 }
 
-// ---- CLIP ----
-
-Value clip_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
-  const std::uint64_t heads = block.module("self_attn.attention").attention->heads;
-  Value q = linear(hidden, block["self_attn.q_proj"]);
-  Value k = linear(hidden, block["self_attn.k_proj"]);
-  Value v = linear(hidden, block["self_attn.v_proj"]);
-  q = split_heads(q, heads);
-  k = split_heads(k, heads);
-  v = split_heads(v, heads);
-  const double dropped = dropout_rate(block, "self_attn.dropout");
-  return linear(attend(context, q, k, v, {.dropout = dropped, .causal = false}), block["self_attn.out_proj"]);
-}
-
-Value clip_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  Value residual = input;
-  Value hidden = layer_norm(block["layer_norm1"], input);
-  hidden = clip_attention(context, block, hidden);
-  hidden = add(residual, hidden);
-  residual = hidden;
-  hidden = layer_norm(block["layer_norm2"], hidden);
-  hidden = linear(hidden, block["mlp.fc1"]);
-  hidden = activate(hidden, block, "mlp.act");
-  hidden = linear(hidden, block["mlp.fc2"]);
-  return add(residual, hidden);
-}
-
-Value positions(ForwardContext& context, const UnitView& unit, const std::string& base, std::uint64_t count) {
-  const Value places = context.tape.outside({1, count}, DType::i64);  // a buffer
-  return embedding(places, unit[base + "embeddings.position_embedding"].weight);
-}
-
-// Without labels: what is trained is the sum of the image's features.
-Value clip_vision(ForwardContext& context, BlockForward block) {
-  const std::string base = prefix_of(context, "embeddings.patch_embedding");
-  const UnitView unit = required_unit(context, base + "embeddings.patch_embedding");
-  const std::uint64_t tokens = context.model.architecture.max_positions;
-  Value pooled;
-  {
-    const auto embedded = [&] {
-      Value x = patches(context, unit[base + "embeddings.patch_embedding"], tokens - 1);
-      x = behind_token(unit.tensor(base + "embeddings.class_embedding"), x);
-      return add(x, positions(context, unit, base, tokens));
-    };
-    Value hidden = embedded();
-    hidden = layer_norm(unit[base + "pre_layrnorm"], hidden);
-    const Value last = run_blocks(context, block, hidden);
-    pooled = first_token(last);
-    const auto norm = unit_with(context, base + "post_layernorm");
-    pooled = layer_norm((*norm)[base + "post_layernorm"], pooled);
-  }
-  if (const auto head = unit_with(context, "visual_projection")) pooled = linear(pooled, (*head)["visual_projection"]);
-  return total(pooled);
-}
-
 }  // namespace
 
 std::span<const HfFamily> hf_vision_families() {
   static constexpr HfFamily families[] = {
       {"vit", [](ForwardContext& context) { return vit(context, vit_block); }},
-      {"dinov2", [](ForwardContext& context) { return dinov2(context, dinov2_block); }},
-      {"clip_vision_model", [](ForwardContext& context) { return clip_vision(context, clip_block); }}};
+      {"dinov2", [](ForwardContext& context) { return dinov2(context, dinov2_block); }}};
   return families;
 }
 

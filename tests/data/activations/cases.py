@@ -61,11 +61,25 @@ KIMI_VL = {"model_type": "kimi_vl", "architectures": ["KimiVLForConditionalGener
 SD3 = {"_class_name": "SD3Transformer2DModel", "sample_size": 16, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 5,
        "attention_head_dim": 16, "num_attention_heads": 4, "joint_attention_dim": 40, "caption_projection_dim": 64,
        "pooled_projection_dim": 24, "pos_embed_max_size": 12}
+SD3_TEXT = {"model_type": "clip_text_model", "architectures": ["CLIPTextModelWithProjection"], "vocab_size": 96, "hidden_size": 16,
+            "intermediate_size": 40, "num_hidden_layers": 5, "num_attention_heads": 2, "projection_dim": 12}
+SD3_VAE = {"_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "block_out_channels": [16, 32, 32, 32],
+           "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "layers_per_block": 2,
+           "latent_channels": 4, "norm_num_groups": 8, "use_quant_conv": False, "use_post_quant_conv": False}
+SD3_PIPELINE = {"_class_name": "StableDiffusion3Pipeline", "transformer": SD3, "text_encoder": SD3_TEXT, "text_encoder_2": SD3_TEXT,
+                "text_encoder_3": {"model_type": "t5", "architectures": ["T5EncoderModel"], "vocab_size": 96, "d_model": 40, "d_kv": 16,
+                                   "d_ff": 120, "num_layers": 5, "num_heads": 2, "feed_forward_proj": "gated-gelu"},
+                "vae": SD3_VAE}
+SMALL_SD3 = {**SD3, "num_layers": 1}
 GLOW = {"model_type": "glow", "levels": 2, "steps_per_level": 5, "image_size": 8, "hidden_channels": 24}
 
 
 def images(**options):
     return [run("sdpa", "bf16", 2, 40, **options), run("eager", "fp32", 3, 33, **options)]
+
+
+def pipelines():
+    return [run("sdpa", "bf16", 2, 100, image=[96, 64]), run("eager", "fp32", 3, 100, image=[128, 128])]
 
 
 def flow(**options):
@@ -221,6 +235,15 @@ FILES = {
         (name, {**SD3, **options}, [run("sdpa", "bf16", 2, 21, image=[96, 64]), run("sdpa", "fp32", 3, 21, image=[128, 128]),
                                     run("sdpa", "bf16", 1, 21, image=[96, 64])])
         for name, options in (("sd3", {}), ("sd3.5", {"qk_norm": "rms_norm", "dual_attention_layers": [0, 1, 2]}))
+    ],
+    "sd3_pipeline": [
+        ("sd3 and its encoders", SD3_PIPELINE, pipelines()),
+        ("a small sd3: the peak is the autoencoder's", {**SD3_PIPELINE, "transformer": SMALL_SD3}, pipelines()),
+        ("a small sd3, images encoded before: the peak is an encoder's",
+         {key: value for key, value in {**SD3_PIPELINE, "transformer": SMALL_SD3}.items() if key != "vae"},
+         [run("sdpa", "bf16", 8, 200, image=[32, 32]), run("eager", "bf16", 8, 500, image=[32, 32])]),
+        ("a small sd3, texts encoded before",
+         {key: value for key, value in {**SD3_PIPELINE, "transformer": SMALL_SD3}.items() if not key.startswith("text")}, pipelines()),
     ],
     "flow": [
         ("glow", GLOW, [*flow(), *flow(recompute="invert")]),

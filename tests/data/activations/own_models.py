@@ -182,6 +182,92 @@ def sd3(config, setup, dtype):
     return model, {**batch, "target": target}, step
 
 
+def without_class(config):
+    return {key: value for key, value in config.items() if key not in ("_class_name", "architectures", "model_type")}
+
+
+class Sd3Pipeline(nn.Module):
+    """A member for each of the pipeline's; the transformer alone is trained."""
+
+    def __init__(self, config, setup, dtype):
+        import diffusers
+        super().__init__()
+        self.transformer = diffusers.SD3Transformer2DModel(**without_class(config["transformer"])).to(dtype)
+        options = {"dtype": dtype, "attn_implementation": setup["attention"]}
+        for name in ("text_encoder", "text_encoder_2"):
+            if name in config:
+                member = transformers.CLIPTextConfig(**without_class(config[name]))
+                setattr(self, name, transformers.CLIPTextModelWithProjection._from_config(member, **options))
+        if "text_encoder_3" in config:
+            member = transformers.T5Config(**without_class(config["text_encoder_3"]))
+            self.text_encoder_3 = transformers.T5EncoderModel._from_config(member, dtype=dtype)
+        if "vae" in config:
+            self.vae = diffusers.AutoencoderKL(**without_class(config["vae"])).to(dtype)
+        for name, member in self.named_children():
+            member.requires_grad_(name == "transformer")
+
+    def train(self, mode=True):
+        for name, member in self.named_children():
+            member.train(mode and name == "transformer")
+        return self
+
+    def clip(self, encoder, ids):
+        states = encoder(ids, output_hidden_states=True)
+        pooled, states = states[0], states.hidden_states[-2]
+        return states.repeat(1, 1, 1), pooled
+
+    def t5(self, ids, width, dtype):
+        if not hasattr(self, "text_encoder_3"):
+            return torch.zeros(*ids.shape, width, dtype=dtype)
+        return self.text_encoder_3(ids)[0].repeat(1, 1, 1)
+
+    @torch.no_grad()
+    def encode_prompt(self, clip_ids, t5_ids, width, dtype):
+        parts, ends = zip(*(self.clip(encoder, clip_ids) for encoder in (self.text_encoder, self.text_encoder_2)))
+        states, pooled = torch.cat(parts, dim=-1), torch.cat(ends, dim=-1)
+        words = self.t5(t5_ids, width, dtype)
+        states = F.pad(states, (0, words.shape[-1] - states.shape[-1]))
+        return torch.cat([states, words], dim=-2), pooled
+
+
+def sd3_pipeline(config, setup, dtype):
+    model = Sd3Pipeline(config, setup, dtype)
+    own, count = config["transformer"], setup["batch"]
+    tokens = setup["sequence"] - 77 if setup["sequence"] is not None else 256
+    height, width = (size // 8 for size in setup["image"])
+    batch = {"sigma": torch.zeros(count, 1, 1, 1, dtype=dtype), "timestep": torch.zeros(count)}
+    if "text_encoder" in config:
+        batch |= {"clip": torch.zeros(count, 77, dtype=torch.long), "t5": torch.zeros(count, tokens, dtype=torch.long)}
+    else:
+        batch |= {"states": torch.zeros(count, 77 + tokens, own["joint_attention_dim"], dtype=dtype),
+                  "pooled": torch.zeros(count, own["pooled_projection_dim"], dtype=dtype)}
+    if "vae" in config:
+        batch["pixels"] = torch.zeros(count, 3, *setup["image"], dtype=dtype)
+    else:
+        batch["latents"] = torch.zeros(count, own["in_channels"], height, width, dtype=dtype)
+
+    def texts():
+        if "states" in batch:
+            return batch["states"], batch["pooled"]
+        return model.encode_prompt(batch["clip"], batch["t5"], own["joint_attention_dim"], dtype)
+
+    def latents():
+        if "latents" in batch:
+            return batch["latents"]
+        return (model.vae.encode(batch["pixels"]).latent_dist.sample() - 0.06) * 1.5
+
+    def step():
+        states, pooled = texts()
+        clean = latents()
+        noise = torch.randn_like(clean)
+        noisy = (1.0 - batch["sigma"]) * clean + batch["sigma"] * noise
+        prediction = model.transformer(hidden_states=noisy, encoder_hidden_states=states, pooled_projections=pooled,
+                                       timestep=batch["timestep"], return_dict=False)[0]
+        target = noise - clean
+        return ((prediction.float() - target.float()) ** 2).sum()
+    return model, batch, step
+
+
 # --- Flows ------------------------------------------------------------------------------------------------------------------
 
 
@@ -322,7 +408,7 @@ def glow(config, setup, dtype):
     return model, batch, lambda: model(batch["image"])
 
 
-BUILDERS = {"kimi_vl": kimi_vl, "SD3Transformer2DModel": sd3, "glow": glow}
+BUILDERS = {"kimi_vl": kimi_vl, "SD3Transformer2DModel": sd3, "StableDiffusion3Pipeline": sd3_pipeline, "glow": glow}
 
 
 def builder(config):

@@ -6,12 +6,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "base/error.h"
 #include "planner/formats/cluster_table.h"
 #include "planner/formats/gpu_table.h"
 #include "planner/formats/presets.h"
+#include "tests/support/whole_grid.h"
 #include "tools/simulate/simulation.h"
 
 namespace shardplan {
@@ -70,7 +70,7 @@ void expect_named(const SimulatedRank& rank, bool struck, const Fault& fault) {
 }
 
 TEST_F(Faults, OfManySeedsHangNobodyAndAreNamed) {
-  const std::uint64_t seeds = std::getenv("SHARDPLAN_TEST_ALL") != nullptr ? 10'000 : 300;
+  const std::uint64_t seeds = test_support::whole_grid() ? 10'000 : 300;
   int ended_well = 0;
   for (std::uint64_t seed = 0; seed < seeds; ++seed) {
     const Undisturbed& run = runs[seed % runs.size()];

@@ -5,19 +5,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "planner/formats/cluster_table.h"
 #include "planner/formats/gpu_table.h"
 #include "planner/formats/presets.h"
 #include "planner/report.h"
+#include "tests/support/whole_grid.h"
 
 namespace shardplan {
 namespace {
-
-bool whole_grid() {
-  return std::getenv("SHARDPLAN_TEST_ALL") != nullptr;
-}
 
 struct Case {
   const char* model;
@@ -85,7 +81,7 @@ TEST(Simulation, EveryRankHoldsAndSendsWhatThePlanSays) {
 
 // Kernel for kernel the same as real ranks: planned == measured there too (tools/train), so all three agree.
 TEST(Simulation, EveryPresetAtEveryStageUpTo4096Ranks) {
-  if (!whole_grid()) return;
+  if (!test_support::whole_grid()) return;
   for (const Preset& preset : presets()) {
     for (int stage = 0; stage <= 3; ++stage) {
       for (const std::uint64_t world : {1U, 3U, 8U, 64U, 512U}) {

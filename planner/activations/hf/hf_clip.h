@@ -1,0 +1,19 @@
+// CLIP's encoder of texts, for models that read what it says.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "planner/activations/hf/hf_model.h"
+
+namespace shardplan::autograd {
+
+struct TextFeatures {
+  Value states;  // of the tokens, [b, s, h]: what the last block read
+  Value pooled;  // of the text, [b, p], projected
+};
+
+// CLIPTextModelWithProjection, called with output_hidden_states, of the modules below `base`.
+TextFeatures clip_text(ForwardContext& context, const std::string& base, std::uint64_t tokens);
+
+}  // namespace shardplan::autograd

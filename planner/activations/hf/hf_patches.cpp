@@ -1,0 +1,22 @@
+#include "planner/activations/hf/hf_patches.h"
+
+#include <array>
+
+#include "planner/activations/torch_ops.h"
+
+namespace shardplan::autograd {
+
+Value patches(ForwardContext& context, const Parameters& projection, std::uint64_t count) {
+  const Value image = context.tape.outside({context.batch(), projection.module->input}, context.setup.policy.parameter);
+  const Shape shape{context.batch(), projection.module->output, count};
+  const Value channels = convolution(image, projection.weight, projection.bias, shape);
+  return view(channels, {shape[0], shape[2], shape[1]});
+}
+
+Value behind_token(const Value& token, const Value& patches) {
+  const Shape one{patches.size(0), 1, patches.size(2)};
+  const std::array parts{expand(token, one), patches};
+  return cat(parts, {one[0], patches.size(1) + 1, one[2]});
+}
+
+}  // namespace shardplan::autograd

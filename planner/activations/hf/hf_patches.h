@@ -1,0 +1,16 @@
+// Images as tokens.
+#pragma once
+
+#include <cstdint>
+
+#include "planner/activations/hf/hf_model.h"
+
+namespace shardplan::autograd {
+
+// A convolution that cuts the image into patches, [b, patches, width]. The image is the batch's.
+Value patches(ForwardContext& context, const Parameters& projection, std::uint64_t count);
+
+// `token`, which the model owns, before the patches of each image.
+Value behind_token(const Value& token, const Value& patches);
+
+}  // namespace shardplan::autograd
