@@ -14,11 +14,11 @@ bool overlap(std::span<const std::byte> a, std::span<const std::byte> b) {
   return a.data() < b.data() + b.size() && b.data() < a.data() + a.size();
 }
 
-bool share(const Transfer& a, const Transfer& b) {
+}  // namespace
+
+bool share_bytes(const Transfer& a, const Transfer& b) {
   return (a.store == b.store && a.block.index == b.block.index) || overlap(a.memory, b.memory);
 }
-
-}  // namespace
 
 TransferQueue::TransferQueue(const TransferOptions& options) : options_(options), entries_(options.tickets) {
   SHARDPLAN_CHECK(options.threads >= 0 && options.tickets > 0,
@@ -100,7 +100,7 @@ bool TransferQueue::must_wait(const Entry& entry) const {
   return std::any_of(entries_.begin(), entries_.end(), [&](const Entry& other) {
     const bool earlier = other.ticket < entry.ticket;
     const bool open = other.state == State::pending || other.state == State::running;
-    return earlier && open && share(other.transfer, entry.transfer);
+    return earlier && open && share_bytes(other.transfer, entry.transfer);
   });
 }
 

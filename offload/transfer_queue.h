@@ -30,6 +30,9 @@ struct Transfer {
   std::uint64_t step = 0;  // that the block must be of, or is written by
 };
 
+// Whether they must happen in the order in which they are submitted.
+bool share_bytes(const Transfer& a, const Transfer& b);
+
 using Ticket = std::uint64_t;
 
 struct TransferOptions {
@@ -38,17 +41,25 @@ struct TransferOptions {
   std::size_t tickets = 64;  // that may be open at once
 };
 
-class TransferQueue {
+// What carries transfers out: a TransferQueue, or where no byte is held what books their time.
+class Transfers {
+ public:
+  virtual ~Transfers() = default;
+  virtual Ticket submit(const Transfer& transfer) = 0;
+  virtual void wait(Ticket ticket) = 0;
+};
+
+class TransferQueue final : public Transfers {
  public:
   explicit TransferQueue(const TransferOptions& options);
   // Waits for what is under way.
-  ~TransferQueue();
+  ~TransferQueue() override;
   TransferQueue(const TransferQueue&) = delete;
   TransferQueue& operator=(const TransferQueue&) = delete;
 
-  Ticket submit(const Transfer& transfer);
+  Ticket submit(const Transfer& transfer) override;
   // CheckFailure for a ticket that is not open.
-  void wait(Ticket ticket);
+  void wait(Ticket ticket) override;
 
  private:
   enum class State : std::uint8_t { free, pending, running, done };

@@ -19,6 +19,12 @@ std::unique_ptr<ByteTier> make_tier(const StepPlan& plan, const OffloadOptions& 
   return options.make_tier ? options.make_tier(file) : std::make_unique<FileTier>(file);
 }
 
+std::unique_ptr<Transfers> make_transfers(const OffloadOptions& options) {
+  const TransferOptions queue{
+      .threads = options.threads, .in_flight = options.in_flight, .tickets = kRingSlots * kStateRoles.size()};
+  return options.make_transfers ? options.make_transfers(queue) : std::make_unique<TransferQueue>(queue);
+}
+
 std::span<BlockRecord> as_records(std::span<std::byte> bytes) {
   static_assert(sizeof(BlockRecord) == kBlockRecord.count());
   return {reinterpret_cast<BlockRecord*>(bytes.data()), bytes.size() / sizeof(BlockRecord)};
@@ -33,7 +39,7 @@ OffloadedStates::OffloadedStates(const StepPlan& plan, PlanMemory& memory, const
       tier_(make_tier(plan, options, rank)),
       store_(*tier_, records_),
       slots_(plan.blocks.ring_slots),
-      queue_({.threads = options.threads, .in_flight = options.in_flight, .tickets = kRingSlots * kStateRoles.size()}) {
+      queue_(make_transfers(options)) {
   first_turn_.reserve(plan.offloaded.optimizer + 1);
   std::uint64_t turns = 0;
   for (std::uint64_t unit = 0; unit < plan.offloaded.optimizer; ++unit) {
@@ -101,12 +107,12 @@ void OffloadedStates::submit(Slot& slot, Direction direction, std::uint64_t step
         home->range.bytes.count() / state_elements(plan_, place.unit, place.buffer);  // bytes of an element
     const Bytes bytes = round_up(Bytes{elements.size() * width}, kFilePage);
     const ByteRange part = role_in_ring_slot(plan_, kStateRoles[i], place.unit, place.buffer);
-    slot.tickets[i] = queue_.submit({.direction = direction,
-                                     .store = &store_,
-                                     .block = {.index = home->first_block + place.block,
-                                               .offset = home->range.offset.count() + elements.begin * width},
-                                     .memory = {slot_bytes(slot) + part.offset.count(), bytes.count()},
-                                     .step = step});
+    slot.tickets[i] = queue_->submit({.direction = direction,
+                                      .store = &store_,
+                                      .block = {.index = home->first_block + place.block,
+                                                .offset = home->range.offset.count() + elements.begin * width},
+                                      .memory = {slot_bytes(slot) + part.offset.count(), bytes.count()},
+                                      .step = step});
   }
 }
 
@@ -115,7 +121,7 @@ void OffloadedStates::wait(Slot& slot) {
   for (Ticket& ticket : slot.tickets) {
     if (ticket == 0) continue;
     try {
-      queue_.wait(std::exchange(ticket, 0));
+      queue_->wait(std::exchange(ticket, 0));
     } catch (...) {
       if (!first) first = std::current_exception();
     }

@@ -93,7 +93,7 @@ class OffloadedStates {
   std::vector<Slot> slots_;
   std::vector<std::uint64_t> first_turn_;  // of each unit, and the end
   bool changed_ = false;                   // the block that is looked at, in slot 0
-  TransferQueue queue_;                    // last: its threads use the others
+  std::unique_ptr<Transfers> queue_;       // last: its threads use the others
 };
 
 }  // namespace shardplan

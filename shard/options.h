@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "offload/file_tier.h"
+#include "offload/transfer_queue.h"
 #include "runtime/communicator.h"
 #include "shard/kernels/kernels.h"
 #include "shard/loss_scaler.h"
@@ -47,6 +48,8 @@ struct OffloadOptions {
   bool direct = true;        // past the page cache, where the file system allows it
   // What stands for the file, for those who watch it or make it fail. Empty: a FileTier.
   std::function<std::unique_ptr<ByteTier>(const FileTierOptions&)> make_tier{};
+  // What carries out its transfers, for those who book them. Empty: a TransferQueue.
+  std::function<std::unique_ptr<Transfers>(const TransferOptions&)> make_transfers{};
 };
 
 struct ZeroOptions {

@@ -219,10 +219,6 @@ void ZeroOptimizer::update_tensor(std::uint64_t unit, const TensorPlace& tensor,
   const auto state = [&](BufferRole role, DType dtype) {
     const auto place = resident_place(plan_, role, unit, tensor.buffer);
     if (!place) return Elements{};
-    // Where bytes are only booked there is no file, and one address is as good as another.
-    if (place->tier == Tier::file && block == nullptr) {
-      return Elements(dtype, memory_.host_buffer(BufferRole::ring).data(), held.size());
-    }
     const bool sharded = optimizer_states_sharded(plan_);
     if (block == nullptr) return elements(role, dtype, sharded);
     const std::uint64_t first = (sharded ? own.begin : 0) + block->block * plan_.blocks.block_elements;

@@ -135,10 +135,10 @@ ZeroOptimizer::ZeroOptimizer(const Catalog& catalog, const StepPlan& plan, Devic
       prepared_(plan.layout.units, false),
       parameter_views_(index_.most_tensors()),
       gradient_views_(index_.most_tensors()) {
-  if (!kernels().hold_values()) return;
   if (plan.blocks.ring_slots > 0) {
     states_ = std::make_unique<OffloadedStates>(plan, memory_, options_.offload, communicators.world->world_rank());
   }
+  if (!kernels().hold_values()) return;
   fill_initial_values();
 }
 

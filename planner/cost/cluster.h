@@ -26,6 +26,13 @@ struct Link {
   bool operator==(const Link&) const = default;
 };
 
+// What one GPU has of its node's disks, reading and writing at the same time.
+struct Disk {
+  double read_bytes_per_second = 6.8e9;
+  double write_bytes_per_second = 4.0e9;
+  bool operator==(const Disk&) const = default;
+};
+
 // What real kernels reach of the data sheet. docs/cost_model.md says where the defaults are from.
 struct Efficiency {
   double matmul = 0.60;      // of the dtype's peak, large products at the shapes of training
@@ -50,6 +57,8 @@ struct Cluster {
   std::uint64_t gpus_per_adapter = 1;
   Link node;
   Link network;
+  Link host;  // between a GPU and its node's memory, each way at the same time; no latency of its own
+  Disk disk;
   double collective_seconds = 20e-6;  // that a collective costs before its first step
   Efficiency efficiency;
   std::string source;

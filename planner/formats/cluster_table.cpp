@@ -25,6 +25,7 @@ constexpr double kNvlinkLatency = 3.4e-6;
 constexpr double kPcieLatency = 5.7e-6;
 constexpr double kNetworkLatency = 9.6e-6;
 constexpr double kNodeEfficiency = 0.8;
+constexpr double kHostEfficiency = 0.79;
 constexpr double kNetworkEfficiency = 0.9;
 constexpr double kDefaultNetwork = 50e9;  // 400 Gbit/s
 
@@ -76,6 +77,10 @@ Link node_link_of(const Gpu& gpu) {
   return {0, kNodeEfficiency, kPcieLatency};
 }
 
+Link host_link_of(const Gpu& gpu) {
+  return {gpu.pcie_generation ? pcie_bytes_per_second(*gpu.pcie_generation) : 0, kHostEfficiency, 0};
+}
+
 Link default_network() {
   return {kDefaultNetwork, kNetworkEfficiency, kNetworkLatency};
 }
@@ -86,6 +91,13 @@ void read_link(JsonView object, Link& link) {
   read_positive(object["bytes_per_second"], link.bytes_per_second);
   read_part(object["efficiency"], link.efficiency);
   read_from_zero(object["latency_seconds"], link.latency_seconds);
+}
+
+void read_disk(JsonView object, Disk& disk) {
+  if (!is_said(object)) return;
+  require_known_keys(object, "a disk", {"read_bytes_per_second", "write_bytes_per_second"});
+  read_positive(object["read_bytes_per_second"], disk.read_bytes_per_second);
+  read_positive(object["write_bytes_per_second"], disk.write_bytes_per_second);
 }
 
 void read_efficiency(JsonView object, Efficiency& efficiency) {
@@ -114,7 +126,7 @@ const Gpu& gpu_of(JsonView value, const std::vector<Gpu>& gpus) {
 Cluster read_cluster(JsonView row, const std::vector<Gpu>& gpus) {
   require_known_keys(row, "a cluster",
                      {"name", "aliases", "gpu", "fp8_flops", "gpus_per_node", "gpus_per_adapter", "node", "network",
-                      "collective_seconds", "efficiency", "source", "note"});
+                      "host", "disk", "collective_seconds", "efficiency", "source", "note"});
   Cluster cluster;
   cluster.name = std::string(row["name"].as_string());
   if (cluster.name.empty()) row["name"].fail("expected a name, found an empty one");
@@ -131,6 +143,9 @@ Cluster read_cluster(JsonView row, const std::vector<Gpu>& gpus) {
   cluster.network = default_network();
   read_link(row["node"], cluster.node);
   read_link(row["network"], cluster.network);
+  cluster.host = host_link_of(cluster.gpu);
+  read_link(row["host"], cluster.host);
+  read_disk(row["disk"], cluster.disk);
   if (cluster.node.bytes_per_second <= 0) {
     row["gpu"].fail(fmt::format("of {} no link is known: node.bytes_per_second is needed", cluster.gpu.name));
   }
@@ -207,6 +222,7 @@ Cluster cluster_for(const Gpu& gpu, const std::vector<Gpu>& gpus) {
   cluster.gpu = gpu;
   cluster.node = node_link_of(gpu);
   cluster.network = default_network();
+  cluster.host = host_link_of(gpu);
   if (cluster.node.bytes_per_second <= 0) {
     throw ConfigError("--cluster", "", fmt::format("is needed: of {} no link is known", gpu.name));
   }

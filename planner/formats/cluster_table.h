@@ -5,10 +5,11 @@
 //                  "network": {"bytes_per_second": 25e9}}, ...]}
 //
 // Required: name; gpu, a name of the GPU table. Optional, null or absent for the default: aliases, gpus_per_node (8),
-// gpus_per_adapter (1), fp8_flops (dense), collective_seconds, source, note; node and network, each {bytes_per_second (per GPU, one
-// direction), efficiency, latency_seconds}; efficiency {matmul, fp8_matmul, grouped, attention_forward,
+// gpus_per_adapter (1), fp8_flops (dense), collective_seconds, source, note; node, network and host, each {bytes_per_second (per
+// GPU, one direction), efficiency, latency_seconds}; disk {read_bytes_per_second, write_bytes_per_second} (per GPU); efficiency {matmul, fp8_matmul, grouped, attention_forward,
 // attention_backward, memory, kernel_seconds} (planner/cost/cluster.h). A node's links default to the GPU's own, or to
-// its PCIe generation; a network to 400 Gbit/s per GPU. Another key is an error.
+// its PCIe generation; its link to host memory to the latter; a network to 400 Gbit/s per GPU; disks to one data centre drive per GPU
+// (docs/cost_model.md). Another key is an error.
 #pragma once
 
 #include <string>

@@ -35,6 +35,8 @@ class Costs {
   virtual ~Costs() = default;
   // A kernel that reads and writes so many bytes of device memory.
   virtual double memory_seconds(Bytes touched) const = 0;
+  // Bytes that cross the link between a device and its host memory, to the device and from it, at the same time.
+  virtual double host_link_seconds(Bytes in, Bytes out) const = 0;
   // `bytes` of the whole buffer (of all records).
   virtual CollectivePrice collective(VirtualCollective kind, Bytes bytes, const GroupShape& group) const = 0;
 };

@@ -44,12 +44,12 @@ class VirtualCommunicator final : public Communicator {
   void reduce_scatter(const ReduceScatter& call, Stream& stream) override {
     check_call(call);
     on_stream(describe_call(call), VirtualCollective::reduce_scatter, call.wire, call.elements,
-              call.elements - call.mine.count, stream);
+              call.elements - call.mine.count, link_seconds(call), stream);
   }
   void all_gather(const AllGather& call, Stream& stream) override {
     check_call(call);
     on_stream(describe_call(call), VirtualCollective::all_gather, call.dtype, call.elements,
-              call.mine.count * (static_cast<std::uint64_t>(size()) - 1), stream);
+              call.mine.count * (static_cast<std::uint64_t>(size()) - 1), link_seconds(call), stream);
   }
   std::unique_ptr<Communicator> split(int color, int key) override;
   void abort(const std::string& reason) override {
@@ -88,9 +88,25 @@ class VirtualCommunicator final : public Communicator {
     });
   }
 
+  // What a call reads and writes of its rank's own host memory crosses the link, while its bytes move.
+  double link_seconds(const ReduceScatter& call) const {
+    VirtualTraffic traffic;
+    traffic.reads(call.input.arena->data(), bytes_for(call.wire, call.elements));
+    const Bytes sums = bytes_for(call.output.dtype, call.mine.count);
+    if (call.output.mode == ReductionOutput::Mode::add) traffic.reads(call.output.place.arena->data(), sums);
+    traffic.writes(call.output.place.arena->data(), sums);
+    return traffic.link_seconds(*group_->machine().options().costs);
+  }
+  double link_seconds(const AllGather& call) const {
+    return VirtualTraffic()
+        .reads(call.input.arena->data(), bytes_for(call.dtype, call.mine.count))
+        .writes(call.output.arena->data(), bytes_for(call.dtype, call.elements))
+        .link_seconds(*group_->machine().options().costs);
+  }
+
   // `sent` elements go from this rank to others.
   void on_stream(const CollectiveCall& call, VirtualCollective kind, DType dtype, std::uint64_t elements,
-                 std::uint64_t sent, Stream& stream) {
+                 std::uint64_t sent, double link_seconds, Stream& stream) {
     VirtualStream& mine = virtual_stream(clock(), stream, call.operation);
     const Bytes bytes = bytes_for(dtype, elements);
     enter();
@@ -103,7 +119,8 @@ class VirtualCommunicator final : public Communicator {
     VirtualOutcome& outcome = clock().outcome;
     outcome.sent += bytes_for(dtype, sent);
     outcome.sent_over_network += span.network_share * static_cast<double>(bytes_for(dtype, sent).count());
-    mine.communicated({call.operation, bytes, called, span.begin, span.end, span.last});
+    const double end = std::max(span.end, span.begin + in_ticks(link_seconds));
+    mine.communicated({call.operation, bytes, called, span.begin, end, span.last});
   }
 
   std::shared_ptr<VirtualGroup> group_;

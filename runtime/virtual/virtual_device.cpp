@@ -28,7 +28,7 @@ struct Used {
 // Addresses of a range that no byte lies behind.
 std::byte* address(VirtualMachine& machine, const MemoryRequest& request) {
   // NOLINTNEXTLINE(performance-no-int-to-ptr): nobody follows it
-  return reinterpret_cast<std::byte*>(machine.next_address(request.bytes) + request.shift.count());
+  return reinterpret_cast<std::byte*>(machine.next_address(request.tier, request.bytes) + request.shift.count());
 }
 
 class VirtualMemory final : public Memory {
@@ -93,12 +93,14 @@ class VirtualDevice final : public Device {
 
 }  // namespace
 
-void VirtualStream::copy(std::byte*, const std::byte*, Bytes bytes) {
-  launching("copy", 2 * bytes);
+void VirtualStream::copy(std::byte* to, const std::byte* from, Bytes bytes) {
+  if (bytes == Bytes{}) return;
+  work("copy", 2 * bytes, VirtualTraffic().reads(from, bytes).writes(to, bytes).seconds(*machine_.options().costs));
 }
 
-void VirtualStream::zero(std::byte*, Bytes bytes) {
-  launching("zero", bytes);
+void VirtualStream::zero(std::byte* at, Bytes bytes) {
+  if (bytes == Bytes{}) return;
+  work("zero", bytes, VirtualTraffic().writes(at, bytes).seconds(*machine_.options().costs));
 }
 
 void VirtualStream::record(Event& event) {

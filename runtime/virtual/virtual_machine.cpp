@@ -123,10 +123,11 @@ VirtualMachine::VirtualMachine(const VirtualOptions& options)
   for (int rank = 0; rank < options.ranks; ++rank) clocks_.push_back(std::make_unique<VirtualClock>(options_, rank));
 }
 
-std::uint64_t VirtualMachine::next_address(Bytes bytes) {
+std::uint64_t VirtualMachine::next_address(MemoryTier tier, Bytes bytes) {
   constexpr std::uint64_t page = 4096;
-  const std::uint64_t address = next_address_;
-  next_address_ += (bytes.count() / page + 1) * page;
+  std::uint64_t& next = tier == MemoryTier::device ? next_address_ : next_host_address_;
+  const std::uint64_t address = next;
+  next += (bytes.count() / page + 1) * page;
   return address;
 }
 

@@ -19,6 +19,9 @@ namespace shardplan {
 
 class VirtualStream;
 
+// Of host memory; a device's are below.
+inline constexpr std::uint64_t kVirtualHostAddresses = std::uint64_t{1} << 62;
+
 // A rank's clock and its faults.
 class VirtualClock {
  public:
@@ -83,7 +86,7 @@ class VirtualMachine {
   const VirtualOptions& options() const { return options_; }
   VirtualClock& clock(int rank) { return *clocks_[static_cast<std::size_t>(rank)]; }
   std::uint64_t next_arena_id() { return next_arena_id_++; }
-  std::uint64_t next_address(Bytes bytes);
+  std::uint64_t next_address(MemoryTier tier, Bytes bytes);
   void run(const Turns::Body& body);
 
   // The first failure stays; whoever waits for peers is woken, at `time` at the earliest.
@@ -122,6 +125,7 @@ class VirtualMachine {
   std::optional<Failure> failure_;
   std::uint64_t next_arena_id_ = 0;
   std::uint64_t next_address_ = std::uint64_t{1} << 20;
+  std::uint64_t next_host_address_ = kVirtualHostAddresses;
 };
 
 // A rank that a fault has killed leaves its body with this; nobody catches it.

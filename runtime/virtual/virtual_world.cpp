@@ -1,5 +1,6 @@
 #include "runtime/virtual/virtual_world.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "runtime/virtual/virtual_machine.h"
@@ -20,8 +21,8 @@ class Rank final : public VirtualRank {
   double now() const override { return clock_.now(); }
   double latest() const override { return clock_.latest(); }
   const VirtualOutcome& so_far() const override { return clock_.outcome; }
-  void work(Stream& stream, std::string_view what, double seconds) override {
-    virtual_stream(clock_, stream, what).work(what, Bytes{}, seconds);
+  void work(Stream& stream, std::string_view what, double seconds, Bytes touched) override {
+    virtual_stream(clock_, stream, what).work(what, touched, seconds);
   }
   void settle() override { clock_.stand_still_until(clock_.latest()); }
 
@@ -32,6 +33,28 @@ class Rank final : public VirtualRank {
 };
 
 }  // namespace
+
+bool in_virtual_host_memory(std::uint64_t address) {
+  return address >= kVirtualHostAddresses;
+}
+
+VirtualTraffic& VirtualTraffic::reads(const std::byte* at, Bytes bytes) {
+  (in_virtual_host_memory(reinterpret_cast<std::uintptr_t>(at)) ? in_ : device_) += bytes;
+  return *this;
+}
+
+VirtualTraffic& VirtualTraffic::writes(const std::byte* at, Bytes bytes) {
+  (in_virtual_host_memory(reinterpret_cast<std::uintptr_t>(at)) ? out_ : device_) += bytes;
+  return *this;
+}
+
+double VirtualTraffic::seconds(const Costs& costs) const {
+  return std::max(costs.memory_seconds(device_), link_seconds(costs));
+}
+
+double VirtualTraffic::link_seconds(const Costs& costs) const {
+  return in_ + out_ == Bytes{} ? 0 : costs.host_link_seconds(in_, out_);
+}
 
 VirtualWorld::VirtualWorld(VirtualOptions options) : options_(std::move(options)) {}
 

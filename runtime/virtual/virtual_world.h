@@ -6,7 +6,7 @@
 //     ...
 //   });
 //
-// Device memory has addresses, sizes and lifetimes, and no bytes behind it: nothing may be read or written there.
+// Memory has addresses, sizes and lifetimes, and no bytes behind it: nothing may be read or written there.
 // Kernels, copies and collectives cost what `costs` says. Time is virtual: each rank has a clock for itself (the host)
 // and one for each stream; an event carries the time of its stream; a collective starts when the last rank's stream has
 // come to it. Collectives that move bytes at the same time share links (runtime/virtual/transfers.h).
@@ -73,6 +73,24 @@ class VirtualTrace {
   virtual void fault(const Fault& fault, double time) = 0;
 };
 
+// Whether a virtual device has given this address for host memory, which its kernels reach over a link.
+bool in_virtual_host_memory(std::uint64_t address);
+
+// What one kernel or copy reads and writes, wherever it lies: over the link at the same time as in the device's memory.
+class VirtualTraffic {
+ public:
+  VirtualTraffic& reads(const std::byte* at, Bytes bytes);
+  VirtualTraffic& writes(const std::byte* at, Bytes bytes);
+  Bytes total() const { return device_ + in_ + out_; }
+  double seconds(const Costs& costs) const;
+  double link_seconds(const Costs& costs) const;
+
+ private:
+  Bytes device_;
+  Bytes in_;
+  Bytes out_;
+};
+
 // What a build with a sanitizer has chosen (SHARDPLAN_VIRTUAL_RANKS=threads).
 bool virtual_ranks_are_threads();
 
@@ -117,8 +135,9 @@ class VirtualRank {
   virtual double now() const = 0;     // the rank's clock
   virtual double latest() const = 0;  // when all that it has started so far is done
   virtual const VirtualOutcome& so_far() const = 0;
-  // Books work of a client on a stream of this rank's device.
-  virtual void work(Stream& stream, std::string_view what, double seconds) = 0;
+  // Books work of a client on a stream of this rank's device. `touched` is told to the trace, and costs nothing.
+  void work(Stream& stream, std::string_view what, double seconds) { work(stream, what, seconds, Bytes{}); }
+  virtual void work(Stream& stream, std::string_view what, double seconds, Bytes touched) = 0;
   // The first stream stands still until latest(): now its times in so_far() add up to that.
   virtual void settle() = 0;
 };

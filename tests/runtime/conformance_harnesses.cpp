@@ -69,6 +69,7 @@ class StagedHarness final : public RankHarness {
 class FreeCosts final : public Costs {
  public:
   double memory_seconds(Bytes) const override { return 0; }
+  double host_link_seconds(Bytes, Bytes) const override { return 0; }
   CollectivePrice collective(VirtualCollective, Bytes, const GroupShape&) const override { return {}; }
 };
 

@@ -19,6 +19,7 @@ class LinkCosts final : public Costs {
  public:
   LinkCosts(double node_use, double network_use) : node_use_(node_use), network_use_(network_use) {}
   double memory_seconds(Bytes) const override { return 0; }
+  double host_link_seconds(Bytes, Bytes) const override { return 0; }
   CollectivePrice collective(VirtualCollective kind, Bytes, const GroupShape&) const override {
     if (kind != VirtualCollective::all_gather) return {};
     return {.seconds = 5, .start_seconds = 1, .node_use = node_use_, .network_use = network_use_};

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <vector>
@@ -12,10 +13,13 @@
 namespace shardplan {
 namespace {
 
-// Memory moves 1 GB/s; a collective takes a second.
+// Memory moves 1 GB/s, the link to the host a tenth of that each way; a collective takes a second.
 class PlainCosts final : public Costs {
  public:
   double memory_seconds(Bytes touched) const override { return static_cast<double>(touched.count()) * 1e-9; }
+  double host_link_seconds(Bytes in, Bytes out) const override {
+    return static_cast<double>(std::max(in, out).count()) * 1e-8;
+  }
   CollectivePrice collective(VirtualCollective, Bytes, const GroupShape& group) const override {
     return {1, group.nodes > 1 ? 1.0 : 0.0};
   }
@@ -85,6 +89,73 @@ TEST_P(VirtualWorlds, SplitsOrderByKeyThenRank) {
     part->barrier();
   });
   EXPECT_EQ(ranks, (std::vector<int>{2, 1, 1, 0, 0, -1}));
+}
+
+// What lies in host memory crosses the link, each way at the same time, and while device memory is touched.
+TEST_P(VirtualWorlds, HostMemoryIsReachedOverTheLink) {
+  const auto outcomes = run(1, [](VirtualRank& rank) {
+    const auto device = rank.device().allocate({.tier = MemoryTier::device, .bytes = 1_GiB});
+    const auto host = rank.device().allocate({.tier = MemoryTier::pinned_host, .bytes = 1_GiB});
+    const auto other = rank.device().allocate({.tier = MemoryTier::host, .bytes = 1_GiB});
+    const auto stream = rank.device().make_stream();
+    const Bytes bytes{100'000'000};
+    const auto seconds = [&](auto&& work) {
+      const double begin = rank.latest();
+      work();
+      return rank.latest() - begin;
+    };
+    EXPECT_NEAR(seconds([&] { stream->copy(device->data() + 512, device->data(), bytes); }), 0.2, 1e-9);
+    EXPECT_NEAR(seconds([&] { stream->copy(device->data(), host->data(), bytes); }), 1, 1e-9);
+    EXPECT_NEAR(seconds([&] { stream->copy(host->data(), device->data(), bytes); }), 1, 1e-9);
+    EXPECT_NEAR(seconds([&] { stream->copy(other->data(), host->data(), bytes); }), 1, 1e-9);
+    EXPECT_NEAR(seconds([&] { stream->zero(host->data(), bytes); }), 1, 1e-9);
+    EXPECT_NEAR(seconds([&] { stream->zero(device->data(), bytes); }), 0.1, 1e-9);
+    VirtualTraffic traffic;
+    traffic.reads(device->data(), 20 * bytes).reads(host->data(), bytes).writes(host->data() + 4096, bytes);
+    EXPECT_EQ(traffic.total(), 22 * bytes);
+    EXPECT_NEAR(traffic.seconds(kCosts), 2, 1e-9);
+    EXPECT_NEAR(traffic.link_seconds(kCosts), 1, 1e-9);
+  });
+  EXPECT_EQ(message_of(outcomes[0].error), "");
+}
+
+// A collective takes a second; what it reads and writes in host memory takes longer.
+TEST_P(VirtualWorlds, ACollectiveOverHostMemoryTakesItsLinks) {
+  const auto outcomes = run(2, [](VirtualRank& rank) {
+    const std::uint64_t elements = 100'000'000;
+    const Bytes bytes = bytes_for(DType::f32, elements);
+    Communicator& world = rank.communicator();
+    const auto host = world.make_arena(rank.device(), {.tier = MemoryTier::pinned_host, .bytes = bytes + 1_MiB});
+    const auto device = world.make_arena(rank.device(), {.tier = MemoryTier::device, .bytes = bytes + 1_MiB});
+    const Lease of_host = host->take(0, bytes);
+    const Lease of_device = device->take(0, bytes);
+    const auto stream = rank.device().make_stream();
+    const std::uint64_t half = elements / 2;
+    const Piece mine{.first = rank.rank() == 0 ? 0 : half, .count = half};
+    const auto seconds = [&](auto&& work) {
+      const double begin = rank.latest();
+      work();
+      return rank.latest() - begin;
+    };
+    const auto gather = [&](SymmetricArena* from, SymmetricArena* to) {
+      world.all_gather(
+          {.dtype = DType::f32, .input = {from, mine.first * 4}, .output = {to, 0}, .elements = elements, .mine = mine},
+          *stream);
+    };
+    EXPECT_NEAR(seconds([&] { gather(device.get(), device.get()); }), 1, 1e-9);
+    EXPECT_NEAR(seconds([&] { gather(host.get(), device.get()); }), 2, 1e-9);
+    EXPECT_NEAR(seconds([&] { gather(host.get(), host.get()); }), 4, 1e-9);
+    const auto reduce = [&](SymmetricArena* to, ReductionOutput::Mode mode) {
+      world.reduce_scatter({.input = {device.get(), 0},
+                            .elements = elements,
+                            .mine = mine,
+                            .output = {.mode = mode, .place = {to, mine.first * 4}}},
+                           *stream);
+    };
+    EXPECT_NEAR(seconds([&] { reduce(host.get(), ReductionOutput::Mode::store); }), 2, 1e-9);
+    EXPECT_NEAR(seconds([&] { reduce(host.get(), ReductionOutput::Mode::add); }), 2, 1e-9);
+  });
+  for (const VirtualOutcome& outcome : outcomes) EXPECT_EQ(message_of(outcome.error), "");
 }
 
 TEST_P(VirtualWorlds, ACollectiveStartsWithTheLastRankAndStreamsOverlap) {

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <tuple>
 
@@ -25,6 +26,7 @@ namespace {
 
 using test_support::TemporaryFolder;
 
+constexpr std::array kPrecisions{"fp32", "bf16-mixed", "fp16-mixed", "bf16", "bf16-mixed-fp32grad", "bf16-fp32state"};
 constexpr std::array kPlacements{"optimizer=cpu",
                                  "optimizer=file",
                                  "optimizer=cpu@0.5",
@@ -75,16 +77,24 @@ Script script_of(const Setup& setup, std::size_t steps) {
   return script;
 }
 
+// Whether a sample of about 80 runs has this one: of each stage and world every placement, of each precision most.
+bool sampled(std::size_t placement, int stage, std::uint64_t world, std::size_t precision, bool accumulates) {
+  return (7 * placement + 5 * static_cast<std::size_t>(stage) + 3 * world + 11 * precision + (accumulates ? 4 : 0)) %
+             24 ==
+         0;
+}
+
 // A part of the parameters can be elsewhere only where they are sharded.
 bool can_be_planned(const Setup& setup) {
   return setup.offload.parameters.fraction == 1 || (setup.stage == 3 && shard_count(setup) > 1);
 }
 
-using Case = std::tuple<std::string, std::array<std::uint64_t, 2>>;
+using Case = std::tuple<std::size_t, std::array<std::uint64_t, 2>>;
 class OffloadTest : public ::testing::TestWithParam<Case> {};
 
 TEST_P(OffloadTest, EveryPlacementEqualsTheReference) {
-  const auto& [precision, shape] = GetParam();
+  const auto& [precision_index, shape] = GetParam();
+  const char* const precision = kPrecisions[precision_index];
   const Catalog catalog = odd_catalog();
   for (const bool accumulates : {false, true}) {
     for (int stage = 0; stage < 4; ++stage) {
@@ -92,31 +102,32 @@ TEST_P(OffloadTest, EveryPlacementEqualsTheReference) {
       setup.accumulation = accumulates ? 2 : 1;
       setup.cadence = stage < 2 && stage % 2 == 0 ? Cadence::step : Cadence::micro_batch;
       const Script script = script_of(setup, 3);
-      const Trained expected = run_reference(catalog, setup, options_of(), script);
+      std::optional<Trained> expected;
       for (std::size_t i = 0; i < kPlacements.size(); ++i) {
+        setup.offload = {};
+        if (!whole_grid() && !sampled(i, stage, shape[0], precision_index, accumulates)) continue;
+        if (!expected) expected = run_reference(catalog, setup, options_of(), script);
         setup.offload = offload_of(kPlacements[i]);
-        const std::size_t turn = i + static_cast<std::size_t>(stage) + shape[0] + precision.size();
-        if (!can_be_planned(setup) || (!whole_grid() && turn % 8 != (accumulates ? 1 : 0))) continue;
+        if (!can_be_planned(setup)) continue;
         setup.prefetch = i % 3;
         SCOPED_TRACE(fmt::format("{} world {} / {} A {} stage {} {}", precision, shape[0], shape[1], setup.accumulation,
                                  stage, kPlacements[i]));
-        expect_run(catalog, setup, options_of(), script, expected);
+        expect_run(catalog, setup, options_of(), script, *expected);
       }
     }
   }
 }
 
 std::string case_name(const ::testing::TestParamInfo<Case>& info) {
-  std::string name = fmt::format("{}_{}_ranks_{}_replicas", std::get<0>(info.param), std::get<1>(info.param)[0],
-                                 std::get<1>(info.param)[1]);
+  std::string name = fmt::format("{}_{}_ranks_{}_replicas", kPrecisions[std::get<0>(info.param)],
+                                 std::get<1>(info.param)[0], std::get<1>(info.param)[1]);
   for (char& letter : name) letter = letter == '-' ? '_' : letter;
   return name;
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Grid, OffloadTest,
-    ::testing::Combine(::testing::Values("fp32", "bf16-mixed", "fp16-mixed", "bf16", "bf16-mixed-fp32grad",
-                                         "bf16-fp32state"),
+    ::testing::Combine(::testing::Range(std::size_t{0}, kPrecisions.size()),
                        ::testing::Values(std::array<std::uint64_t, 2>{1, 1}, std::array<std::uint64_t, 2>{2, 1},
                                          std::array<std::uint64_t, 2>{3, 1}, std::array<std::uint64_t, 2>{4, 2})),
     case_name);

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -23,6 +22,7 @@
 #include "shard/checkpoint/folder.h"
 #include "tools/bench/bench_folder.h"
 #include "tools/bench/cases.h"
+#include "tools/bench/fio.h"
 #include "tools/bench/limit.h"
 
 namespace shardplan::bench {
@@ -101,21 +101,10 @@ double read_seconds(const std::string& path) {
   return seconds;
 }
 
-// fio with --direct=1, where it is installed: its own time of the same bytes in the same blocks; of writing, with an
-// fsync at the end.
-std::optional<double> fio_seconds(const char* direction, const std::string& path, std::uint64_t bytes) {
-  const std::string command = fmt::format(
-      "fio --name=limit --filename={} --rw={} --direct=1 --ioengine=psync --bs={} --size={} --end_fsync=1 "
-      "--output-format=terse --terse-version=3 2>/dev/null",
-      path, direction, kBlock, bytes / kBlock * kBlock);
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> pipe(::popen(command.c_str(), "r"), ::pclose);
-  std::string line(1 << 14, '\0');
-  if (!pipe || std::fgets(line.data(), static_cast<int>(line.size()), pipe.get()) == nullptr) return std::nullopt;
-  // The runtime in milliseconds: field 9 of reads, 50 of writes.
-  std::size_t at = 0;
-  for (int field = 1; field < (direction == std::string("read") ? 9 : 50); ++field) at = line.find(';', at) + 1;
-  const double milliseconds = std::strtod(line.c_str() + at, nullptr);
-  return milliseconds > 0 ? std::optional(milliseconds / 1e3) : std::nullopt;
+// The same bytes in the same blocks by fio; of writing, with an fsync at the end.
+std::optional<double> by_fio(const char* direction, const std::string& path, std::uint64_t bytes) {
+  return fio_seconds(fmt::format("--name=limit --filename={} --rw={} --ioengine=psync --bs={} --size={} --end_fsync=1",
+                                 path, direction, kBlock, bytes / kBlock * kBlock));
 }
 
 // What is cached of a folder's files is forgotten.
@@ -169,7 +158,7 @@ void checkpoint_save(benchmark::State& state) {
   };
   take_turns(
       state, bytes, [&] { return removed(write_seconds(path, bytes)); },
-      [&] { return removed(fio_seconds("write", path, bytes)); },
+      [&] { return removed(by_fio("write", path, bytes)); },
       [&] {
         const double seconds = seconds_of([&] { rank.save(files, folder.path() + "/saved"); });
         std::filesystem::remove_all(folder.path() + "/saved");
@@ -186,7 +175,7 @@ void checkpoint_load(benchmark::State& state) {
   const std::string saved = join_path(folder.path(), rank.save(files, folder.path()));
   write_seconds(path, bytes);
   take_turns(
-      state, bytes, [&] { return read_seconds(path); }, [&] { return fio_seconds("read", path, bytes); },
+      state, bytes, [&] { return read_seconds(path); }, [&] { return by_fio("read", path, bytes); },
       [&] {
         forget(saved);
         return seconds_of([&] { rank.load(files, saved); });

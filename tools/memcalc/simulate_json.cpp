@@ -24,23 +24,23 @@ json::array errors_json(const Simulation& simulation) {
   return errors;
 }
 
+// The least and the most of the ranks.
+json::value range_json(const Simulation& simulation, Bytes SimulatedRank::* what) {
+  const auto [least, most] = std::minmax_element(simulation.ranks.begin(), simulation.ranks.end(),
+                                                 [&](const auto& a, const auto& b) { return a.*what < b.*what; });
+  return {{"min", ((*least).*what).count()}, {"max", ((*most).*what).count()}};
+}
+
 json::value peak_allocated_json(const SimulatedStage& stage) {
   if (!stage.planned.worst().device.peak_allocated) return {};
-  const auto [least, most] =
-      std::minmax_element(stage.simulation.ranks.begin(), stage.simulation.ranks.end(),
-                          [](const auto& a, const auto& b) { return a.peak_allocated < b.peak_allocated; });
-  return {{"min", least->peak_allocated.count()}, {"max", most->peak_allocated.count()}};
+  return range_json(stage.simulation, &SimulatedRank::peak_allocated);
 }
 
 json::object stage_json(const SimulatedStage& stage) {
   const Simulation& simulation = stage.simulation;
   const SimulatedRank& rank = slowest(simulation);
-  const auto [smallest, largest] = std::minmax_element(simulation.ranks.begin(), simulation.ranks.end(),
-                                                       [](const auto& a, const auto& b) { return a.arena < b.arena; });
-  const auto [least_live, most_live] =
-      std::minmax_element(simulation.ranks.begin(), simulation.ranks.end(),
-                          [](const auto& a, const auto& b) { return a.live_peak < b.live_peak; });
-  const ArenaPlan& planned = stage.planned.plan->device;
+  const StepPlan& plan = *stage.planned.plan;
+  const ArenaPlan& planned = plan.device;
   json::array faults;
   json::array happened;
   for (std::size_t i = 0; i < stage.faults.size(); ++i) {
@@ -55,11 +55,19 @@ json::object stage_json(const SimulatedStage& stage) {
       {"operations", simulation.operations},
       {"virtual_step_seconds", simulation.step_seconds},
       {"wall_seconds", simulation.wall_seconds},
-      {"peak_bytes", {{"min", smallest->arena.count()}, {"max", largest->arena.count()}}},
+      {"peak_bytes", range_json(simulation, &SimulatedRank::arena)},
       {"planned_peak_bytes", planned.bytes.count()},
       {"peak_at", stage.planned.worst().device.peak_at},
-      {"live_peak_bytes", {{"min", least_live->live_peak.count()}, {"max", most_live->live_peak.count()}}},
+      {"live_peak_bytes", range_json(simulation, &SimulatedRank::live_peak)},
       {"planned_live_peak_bytes", planned.live_peak.count()},
+      {"host_peak_bytes", range_json(simulation, &SimulatedRank::host_arena)},
+      {"planned_host_peak_bytes", plan.pinned.bytes.count()},
+      {"host_live_peak_bytes", range_json(simulation, &SimulatedRank::host_live_peak)},
+      {"planned_host_live_peak_bytes", plan.pinned.live_peak.count()},
+      {"file_peak_bytes", range_json(simulation, &SimulatedRank::file)},
+      {"planned_file_peak_bytes", plan.file.bytes.count()},
+      {"file_live_peak_bytes", range_json(simulation, &SimulatedRank::file_live)},
+      {"planned_file_live_peak_bytes", plan.file.live_peak.count()},
       {"peak_allocated", peak_allocated_json(stage)},
       {"planned_peak_allocated", value_of(stage.planned.worst().device.peak_allocated)},
       {"bytes_sent_per_rank", rank.sent.count()},
@@ -91,7 +99,10 @@ std::string simulate_json(const Simulated& simulated) {
                         {"gpu", simulated.cluster.gpu.name},
                         {"gpus_per_node", simulated.gpus_per_node},
                         {"node_bytes_per_second", simulated.cluster.node.bytes_per_second},
-                        {"network_bytes_per_second", simulated.cluster.network.bytes_per_second}}}};
+                        {"network_bytes_per_second", simulated.cluster.network.bytes_per_second},
+                        {"host_bytes_per_second", simulated.cluster.host.bytes_per_second},
+                        {"disk_read_bytes_per_second", simulated.cluster.disk.read_bytes_per_second},
+                        {"disk_write_bytes_per_second", simulated.cluster.disk.write_bytes_per_second}}}};
   // With --compare-stages the fields are those of the last stage.
   for (auto& [key, value] : stage_json(simulated.stages.back())) object.emplace(key, value);
   if (simulated.stages.size() > 1) {

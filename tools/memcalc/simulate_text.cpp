@@ -88,6 +88,22 @@ std::string peak_text(const SimulatedStage& stage) {
   return text + fmt::format("  most is in use at                  {}\n", device.peak_at);
 }
 
+// One line of a tier where something is offloaded.
+std::string tier_text(const Simulation& simulation, const char* tier, Bytes SimulatedRank::* what, Bytes planned) {
+  if (planned == Bytes{}) return {};
+  const auto [least, most] = std::minmax_element(simulation.ranks.begin(), simulation.ranks.end(),
+                                                 [&](const auto& a, const auto& b) { return a.*what < b.*what; });
+  const bool equal = (*least).*what == planned && (*most).*what == planned;
+  return fmt::format("{:<22}{:>12}   the most of any rank; planned {}{}\n", tier, in_gb((*most).*what), in_gb(planned),
+                     equal ? ", the same on every rank" : "");
+}
+
+std::string offload_text(const SimulatedStage& stage) {
+  const StepPlan& plan = *stage.planned.plan;
+  return tier_text(stage.simulation, "pinned host memory", &SimulatedRank::host_arena, plan.pinned.bytes) +
+         tier_text(stage.simulation, "file", &SimulatedRank::file, plan.file.bytes);
+}
+
 std::string one_stage(const SimulatedStage& stage) {
   const Simulation& simulation = stage.simulation;
   const bool ended = std::all_of(simulation.ranks.begin(), simulation.ranks.end(),
@@ -100,6 +116,7 @@ std::string one_stage(const SimulatedStage& stage) {
   text += fmt::format("\ndevice arena          {:>12}   the most of any rank; planned {}{}\n", in_gb(largest->arena),
                       in_gb(planned), equal ? ", the same on every rank" : "");
   text += peak_text(stage);
+  text += offload_text(stage);
   text += fmt::format("sent                  {:>12}   each rank and step\n", in_gb(slowest(simulation).sent));
   text += fmt::format("  inside nodes        {:>12}   all ranks\n", in_gb(simulation.sent.node));
   text += fmt::format("  over the network    {:>12}   all ranks\n", in_gb(simulation.sent.network));

@@ -119,9 +119,6 @@ std::vector<FaultRange> ranges_of(const Simulation& undisturbed) {
 void require_simulable(const PlanOptions& options, const SimulateOptions& simulate) {
   if (options.parameters) throw ConfigError("--params", "", "has no units to simulate: name a model");
   if (options.engine != Engine::shardplan) throw ConfigError("--engine", "", "only shardplan can be simulated");
-  if (options.setup.offload.any()) {
-    throw ConfigError("--offload", "", "simulate has no price for the links to host memory and files: expected none");
-  }
   if (options.lora || options.quantize) {
     throw ConfigError(options.lora ? "--lora-rank" : "--quantize", "",
                       "adapters and quantised weights cannot be simulated: only what the model computes is priced");
@@ -145,6 +142,22 @@ Model simulated_model(const PlanOptions& options) {
   return model;
 }
 
+// What is taken of the links to host memory and to files.
+void add_links(const Offload& offload, Simulated& simulated) {
+  const Cluster& cluster = simulated.cluster;
+  if (cluster.host.bytes_per_second <= 0) {
+    throw ConfigError("--cluster", "",
+                      fmt::format("of {} no link to host memory is known: expected a file with host.bytes_per_second",
+                                  cluster.gpu.name));
+  }
+  simulated.notes.push_back(fmt::format("host memory: {:.1f} GB/s each way per GPU, {:.0f} % of its link",
+                                        cluster.host.rate() / 1e9, cluster.host.efficiency * 100));
+  if (offload.optimizer.tier != Tier::file) return;
+  simulated.notes.push_back(fmt::format(
+      "files: {:.1f} GB/s read and {:.1f} GB/s written per GPU, at the same time (disk, in a --cluster file)",
+      cluster.disk.read_bytes_per_second / 1e9, cluster.disk.write_bytes_per_second / 1e9));
+}
+
 // Everything but the stages.
 Simulated understood(const PlanOptions& options, const SimulateOptions& simulate, const Model& model) {
   Simulated simulated;
@@ -157,6 +170,7 @@ Simulated understood(const PlanOptions& options, const SimulateOptions& simulate
   if (!options.gpu) simulated.options.gpu = simulated.cluster.gpu.name;
   simulated.work = work_of(options, sequence);
   simulated.gpus_per_node = options.gpus_per_node.value_or(simulated.cluster.gpus_per_node);
+  if (options.setup.offload.any()) add_links(options.setup.offload, simulated);
   return simulated;
 }
 
@@ -198,7 +212,8 @@ void run_stages(const SimulateOptions& simulate, const Model& model, Simulated& 
   Listeners listeners;
   if (simulate.trace) {
     trace_file = open_for_writing(*simulate.trace);
-    perfetto.emplace(*trace_file, static_cast<int>(simulated.options.setup.world_size));
+    perfetto.emplace(*trace_file, static_cast<int>(simulated.options.setup.world_size),
+                     simulated.stages[0].planned.plan->blocks.ring_slots > 0);
     listeners.add(&*perfetto);
   }
   if (simulate.plot) plot_file = open_for_writing(*simulate.plot);

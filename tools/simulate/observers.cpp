@@ -12,6 +12,14 @@ namespace shardplan {
 namespace {
 
 constexpr std::size_t kCommunicationStream = 1;
+// Of BookedTransfers.
+constexpr std::size_t kReadStream = 2;
+constexpr std::size_t kWriteStream = 3;
+
+const char* category_of(std::size_t stream) {
+  if (stream == kCommunicationStream) return "communication";
+  return stream == 0 ? "compute" : "file";
+}
 
 report::MemoryClass class_of_role(std::string_view role) {
   if (role == kClientPurpose) return report::MemoryClass::activations;
@@ -38,7 +46,7 @@ report::MemoryClass class_of_role(std::string_view role) {
 }  // namespace
 
 void MemoryByRole::taken(std::uint64_t address, Bytes bytes, std::string_view role) {
-  if (bytes == Bytes{}) return;
+  if (bytes == Bytes{} || in_virtual_host_memory(address)) return;
   const report::MemoryClass memory_class = class_of_role(role);
   ranges_[address] = {memory_class, bytes};
   now_[memory_class] += bytes;
@@ -67,13 +75,16 @@ void Listeners::fault(const Fault& fault, double time) {
   for (VirtualTrace* listener : listeners_) listener->fault(fault, time);
 }
 
-PerfettoObserver::PerfettoObserver(std::ostream& out, int ranks)
+PerfettoObserver::PerfettoObserver(std::ostream& out, int ranks, bool files)
     : trace_(out), memory_(static_cast<std::size_t>(ranks)) {
   for (int rank = 0; rank < ranks; ++rank) {
     const auto process = static_cast<std::uint32_t>(rank);
     trace_.process(process, fmt::format("rank {}", rank));
     trace_.thread({.rank = process, .stream = 0}, "compute");
     trace_.thread({.rank = process, .stream = kCommunicationStream}, "communication");
+    if (!files) continue;
+    trace_.thread({.rank = process, .stream = kReadStream}, "file reads");
+    trace_.thread({.rank = process, .stream = kWriteStream}, "file writes");
   }
 }
 
@@ -81,7 +92,7 @@ void PerfettoObserver::work(int rank, std::size_t stream, std::string_view what,
                             double end) {
   const report::TraceSlice slice{.track = {static_cast<std::uint32_t>(rank), static_cast<std::uint32_t>(stream)},
                                  .name = what,
-                                 .category = stream == kCommunicationStream ? "communication" : "compute",
+                                 .category = category_of(stream),
                                  .begin = begin,
                                  .end = end};
   trace_.slice(slice, bytes == Bytes{} ? report::TraceArguments{} : report::TraceArguments{{"bytes", bytes.count()}});

@@ -14,7 +14,7 @@
 
 namespace shardplan {
 
-// Bytes by class of one rank, from the ranges that are handed out and given back.
+// Bytes by class of one rank's device, from the ranges that are handed out and given back.
 class MemoryByRole {
  public:
   void taken(std::uint64_t address, Bytes bytes, std::string_view role);
@@ -40,10 +40,11 @@ class Listeners final : public VirtualTrace {
   std::vector<VirtualTrace*> listeners_;
 };
 
-// Writes a trace: a process for each rank, a track for each of its streams, a counter of its memory by class.
+// Writes a trace: a process for each rank, a track for each of its streams (`files`: and for its file's), a counter of its
+// device's memory by class.
 class PerfettoObserver final : public VirtualTrace {
  public:
-  PerfettoObserver(std::ostream& out, int ranks);
+  PerfettoObserver(std::ostream& out, int ranks, bool files = false);
   void work(int rank, std::size_t stream, std::string_view what, Bytes bytes, double begin, double end) override;
   void taken(int rank, std::uint64_t address, Bytes bytes, std::string_view purpose, double time) override;
   void given_back(int rank, std::uint64_t address, Bytes bytes, double time) override;

@@ -9,6 +9,7 @@
 
 #include "runtime/recording_device.h"
 #include "shard/zero_optimizer.h"
+#include "tools/simulate/offload_costs.h"
 
 namespace shardplan {
 namespace {
@@ -19,8 +20,8 @@ using Clock = std::chrono::steady_clock;
 class Client {
  public:
   Client(const Model& model, const StepPlan& plan, const SimulationOptions& options,
-         const std::vector<UnitRunSeconds>& seconds)
-      : model_(model), plan_(plan), options_(options), seconds_(seconds) {}
+         const std::vector<UnitRunSeconds>& seconds, const Costs& costs)
+      : model_(model), plan_(plan), options_(options), seconds_(seconds), costs_(costs) {}
 
   void run(VirtualRank& rank, SimulatedRank& result) const {
     // The optimizer's own memory is counted by itself, and with the client's.
@@ -38,10 +39,10 @@ class Client {
       groups.shard_group = shard_group.get();
       groups.replicas = replicas.get();
     }
-    ZeroOptions optimizer_options;
-    optimizer_options.kernels = &booking_kernels();
-    optimizer_options.initial_values = [](const TensorRange&, std::span<float>) {};
-    ZeroOptimizer optimizer(model_.catalog, plan_, device, groups, optimizer_options);
+    const LinkKernels link_kernels(rank, costs_);
+    RecordingTier* file = nullptr;
+    ZeroOptimizer optimizer(model_.catalog, plan_, device, groups, optimizer_options(rank, device, link_kernels, file));
+    const FileReport file_report(file, result);
     std::optional<BookedClient> booked;
     if (options_.client != nullptr) booked.emplace(*options_.client, whole);
     world.barrier();
@@ -73,6 +74,9 @@ class Client {
       const RecordingDevice::Report report = device_.report(MemoryTier::device);
       result_.arena = report.high_water;
       result_.live_peak = report.live_peak;
+      const RecordingDevice::Report host = device_.report(MemoryTier::pinned_host);
+      result_.host_arena = host.high_water;
+      result_.host_live_peak = host.live_peak;
       result_.peak_allocated = whole_.report(MemoryTier::device).held_peak;
     }
     MemoryReport(const MemoryReport&) = delete;
@@ -83,6 +87,42 @@ class Client {
     const RecordingDevice& whole_;
     SimulatedRank& result_;
   };
+
+  // The same of the file that the optimizer has, if it has one.
+  class FileReport {
+   public:
+    FileReport(const RecordingTier* file, SimulatedRank& result) : file_(file), result_(result) {}
+    ~FileReport() {
+      if (file_ == nullptr) return;
+      const RecordingTier::Report report = file_->report();
+      result_.file = report.high_water;
+      result_.file_live = report.live;
+    }
+    FileReport(const FileReport&) = delete;
+    FileReport& operator=(const FileReport&) = delete;
+
+   private:
+    const RecordingTier* file_;
+    SimulatedRank& result_;
+  };
+
+  // `file` is where the optimizer's file will be.
+  ZeroOptions optimizer_options(VirtualRank& rank, Device& device, const LinkKernels& link_kernels,
+                                RecordingTier*& file) const {
+    ZeroOptions options;
+    options.kernels = &booking_kernels();
+    if (plan_.pinned.bytes > Bytes{}) options.kernels = &link_kernels;
+    options.initial_values = [](const TensorRange&, std::span<float>) {};
+    options.offload.make_tier = [&file](const FileTierOptions& made) {
+      auto tier = std::make_unique<RecordingTier>(std::make_unique<BookedFile>(made.bytes));
+      file = tier.get();
+      return tier;
+    };
+    options.offload.make_transfers = [this, &rank, &device](const TransferOptions&) {
+      return std::make_unique<BookedTransfers>(rank, device, options_.cluster.disk);
+    };
+    return options;
+  }
 
   void train_step(VirtualRank& rank, ZeroOptimizer& optimizer, BookedClient* booked) const {
     for (std::uint64_t i = 1; i <= plan_.setup.accumulation; ++i) {
@@ -112,6 +152,7 @@ class Client {
   const StepPlan& plan_;
   const SimulationOptions& options_;
   const std::vector<UnitRunSeconds>& seconds_;
+  const Costs& costs_;
 };
 
 std::string message_of(const std::exception_ptr& error) {
@@ -133,6 +174,10 @@ double ClusterCosts::memory_seconds(Bytes touched) const {
 
 std::uint64_t gpus_per_adapter(const Cluster& cluster, std::uint64_t gpus_per_node) {
   return std::gcd(cluster.gpus_per_adapter, gpus_per_node);
+}
+
+double ClusterCosts::host_link_seconds(Bytes in, Bytes out) const {
+  return static_cast<double>(std::max(in, out).count()) / cluster_.host.rate();
 }
 
 // Ranks that fill their nodes unevenly go round one ring, each node left by one link.
@@ -162,7 +207,7 @@ Simulation simulate(const Model& model, const StepPlan& plan, const SimulationOp
   const auto start = Clock::now();
   const std::vector<UnitRunSeconds> seconds = unit_seconds(model, options.work, options.cluster);
   const ClusterCosts costs(options.cluster, options.gpus_per_node);
-  const Client client(model, plan, options, seconds);
+  const Client client(model, plan, options, seconds, costs);
   Simulation simulation;
   simulation.ranks.resize(plan.setup.world_size);
   VirtualWorld world({.ranks = static_cast<int>(plan.setup.world_size),

@@ -37,8 +37,12 @@ std::uint64_t gpus_per_adapter(const Cluster& cluster, std::uint64_t gpus_per_no
 
 // Seconds are those of the last step.
 struct SimulatedRank {
-  Bytes arena;           // furthest end ever handed out, and the room for shifts
-  Bytes live_peak;       // the most of the arena that was handed out at once
+  Bytes arena;       // furthest end ever handed out, and the room for shifts
+  Bytes live_peak;   // the most of the arena that was handed out at once
+  Bytes host_arena;  // the same two of pinned host memory
+  Bytes host_live_peak;
+  Bytes file;            // furthest end ever written
+  Bytes file_live;       // bytes that have been written, each counted once
   Bytes peak_allocated;  // the most that was allocated on the device at one time: arenas and the client's tensors
   Bytes sent;            // to peers, in the last step
   std::uint64_t operations =
@@ -72,6 +76,7 @@ class ClusterCosts final : public Costs {
   ClusterCosts(const Cluster& cluster, std::uint64_t gpus_per_node)
       : cluster_(cluster), gpus_per_adapter_(gpus_per_adapter(cluster, gpus_per_node)) {}
   double memory_seconds(Bytes touched) const override;
+  double host_link_seconds(Bytes in, Bytes out) const override;
   CollectivePrice collective(VirtualCollective kind, Bytes bytes, const GroupShape& group) const override;
 
  private:

@@ -56,6 +56,26 @@ TEST(ClusterTable, GpusMayShareAnAdapter) {
   EXPECT_NE(problem_of(read(R"(, "gpus_per_adapter": 16)")).find("gpus_per_adapter"), std::string::npos);
 }
 
+TEST(ClusterTable, HostLinksAreTheGpusAndDisksTheFiles) {
+  for (const Cluster& cluster : cluster_table(gpu_table())) {
+    EXPECT_GT(cluster.host.rate(), 10e9) << cluster.name;
+    EXPECT_LT(cluster.host.rate(), cluster.gpu.bandwidth_bytes_per_second.value()) << cluster.name;
+  }
+  EXPECT_NEAR(require_cluster("a100", gpu_table()).host.rate(), 24.8e9, 0.2e9);
+  EXPECT_NEAR(require_cluster("h100", gpu_table()).host.bytes_per_second, 63e9, 0.1e9);
+  EXPECT_EQ(require_cluster("gb200", gpu_table()).host.bytes_per_second, 225e9);
+  const auto read = [](const std::string& more) {
+    return table_with(R"({"name": "mine", "gpu": "h100-80gb")" + more + "}");
+  };
+  const Cluster said = parse_cluster_table(
+      read(R"(, "host": {"bytes_per_second": 1e10, "efficiency": 0.5}, "disk": {"read_bytes_per_second": 3e9})"),
+      "mine.json", gpu_table())[0];
+  EXPECT_EQ(said.host.rate(), 5e9);
+  EXPECT_EQ(said.disk.read_bytes_per_second, 3e9);
+  EXPECT_EQ(said.disk.write_bytes_per_second, Disk{}.write_bytes_per_second);
+  EXPECT_NE(problem_of(read(R"(, "disk": {"reads": 1})")).find("disk.reads: is no key of a disk"), std::string::npos);
+}
+
 TEST(ClusterTable, TheDefaultIsWhatTheCommandSays) {
   const Cluster cluster = require_cluster(std::string(kDefaultCluster), gpu_table());
   EXPECT_EQ(cluster.gpu.name, "h100-80gb");

@@ -319,6 +319,24 @@ TEST(MemcalcSimulate, TheFieldsThatScriptsRead) {
   EXPECT_EQ(answer.at("errors"), json::array{});
 }
 
+TEST(Memcalc, SimulatesWhatIsOffloaded) {
+  const json::object answer =
+      simulate("gpt2 --gpus 2 --zero 1 --seq 512 --gpu h100-80gb --offload optimizer=file@0.5,gradients=cpu");
+  for (const std::string tier : {"", "host_", "file_"}) {
+    for (const std::string what : {"peak_bytes", "live_peak_bytes"}) {
+      const json::object& seen = answer.at(tier + what).as_object();
+      EXPECT_EQ(seen.at("min"), answer.at("planned_" + tier + what)) << tier << what;
+      EXPECT_EQ(seen.at("max"), answer.at("planned_" + tier + what)) << tier << what;
+      EXPECT_GT(number(seen.at("min")), 0U) << tier << what;
+    }
+  }
+  const json::object plain = simulate("gpt2 --gpus 2 --zero 1 --seq 512 --gpu h100-80gb");
+  EXPECT_EQ(number(plain.at("planned_host_peak_bytes")), 0U);
+  EXPECT_GT(answer.at("virtual_step_seconds").as_double(), plain.at("virtual_step_seconds").as_double());
+  EXPECT_NE(json::serialize(answer.at("notes")).find("files: 6.8 GB/s read"), std::string::npos);
+  EXPECT_EQ(json::serialize(plain.at("notes")).find("files:"), std::string::npos);
+}
+
 // What has no forward in a profile is simulated without its activations, and that is said.
 TEST(MemcalcSimulate, UnknownActivationsAreNull) {
   const json::object answer = simulate("gpt2 --gpus 2 --seq 512 --recompute invert");
