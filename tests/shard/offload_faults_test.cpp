@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <csignal>
-#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <string>
@@ -24,6 +23,7 @@
 #include "tests/support/run_ranks.h"
 #include "tests/support/saved_state.h"
 #include "tests/support/temporary_folder.h"
+#include "tests/support/whole_grid.h"
 
 namespace shardplan::test {
 namespace {
@@ -31,12 +31,6 @@ namespace {
 using test_support::TemporaryFolder;
 
 constexpr std::uint64_t kSteps = 3;
-
-// Each operation instead of every eleventh.
-bool whole_grid() {
-  const char* all = std::getenv("SHARDPLAN_TEST_ALL");
-  return all != nullptr && std::string(all) == "1";
-}
 
 Setup setup_of(const char* precision = "bf16-mixed", int stage = 0) {
   Setup setup;
@@ -135,7 +129,7 @@ TEST(OffloadFaults, EveryFaultAtEveryOperationOfAStep) {
       std::uint64_t trials = 0;
       std::uint64_t failures = 0;
       // The last operations of a step are writes: a fault of reads strikes in the next step then, which is a case too.
-      for (std::uint64_t n = 1; n <= operations && !HasFailure(); n += whole_grid() ? 1U : 29U) {
+      for (std::uint64_t n = 1; n <= operations && !HasFailure(); n += test_support::whole_grid() ? 1U : 29U) {
         SCOPED_TRACE(fmt::format("{} threads, fault {}, operation {}", threads, static_cast<int>(fault), n));
         ++trials;
         Trial run(setup);

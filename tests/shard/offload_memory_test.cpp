@@ -18,6 +18,7 @@
 #include "shard/zero_optimizer.h"
 #include "tests/support/run_processes.h"
 #include "tests/support/temporary_folder.h"
+#include "tests/support/whole_grid.h"
 
 namespace shardplan::test {
 namespace {
@@ -27,8 +28,7 @@ using test_support::TemporaryFolder;
 constexpr std::uint64_t kUnits = 8;
 
 std::uint64_t model_elements() {
-  const char* all = std::getenv("SHARDPLAN_TEST_ALL");
-  return all != nullptr && std::string(all) == "1" ? std::uint64_t{1} << 29 : std::uint64_t{1} << 25;
+  return std::uint64_t{1} << (test_support::whole_grid() ? 29 : 25);
 }
 
 Catalog catalog_of(std::uint64_t elements) {

@@ -6,7 +6,6 @@
 #include <gtest/gtest.h>
 
 #include <array>
-#include <cstdlib>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -20,6 +19,7 @@
 #include "tests/support/run_ranks.h"
 #include "tests/support/saved_state.h"
 #include "tests/support/temporary_folder.h"
+#include "tests/support/whole_grid.h"
 
 namespace shardplan::test {
 namespace {
@@ -38,11 +38,6 @@ constexpr std::array kPlacements{"optimizer=cpu",
                                  "optimizer=cpu,gradients=cpu,parameters=cpu",
                                  "optimizer=file,gradients=cpu,parameters=cpu",
                                  "optimizer=file@0.5,gradients=cpu@0.5"};
-
-bool whole_grid() {
-  const char* all = std::getenv("SHARDPLAN_TEST_ALL");
-  return all != nullptr && std::string(all) == "1";
-}
 
 // Blocks so small that a buffer of the odd catalog has several.
 Offload offload_of(const std::string& text) {
@@ -105,7 +100,7 @@ TEST_P(OffloadTest, EveryPlacementEqualsTheReference) {
       std::optional<Trained> expected;
       for (std::size_t i = 0; i < kPlacements.size(); ++i) {
         setup.offload = {};
-        if (!whole_grid() && !sampled(i, stage, shape[0], precision_index, accumulates)) continue;
+        if (!test_support::whole_grid() && !sampled(i, stage, shape[0], precision_index, accumulates)) continue;
         if (!expected) expected = run_reference(catalog, setup, options_of(), script);
         setup.offload = offload_of(kPlacements[i]);
         if (!can_be_planned(setup)) continue;
