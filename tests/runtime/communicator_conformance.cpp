@@ -290,7 +290,7 @@ TEST_P(CommunicatorConformance, CallsAllocateNothing) {
       room.part_lease = room.arena->take(room.part, Bytes{64});
     }
     EXPECT_EQ(allocations_of_this_thread(), before);
-    ::operator delete(::operator new(1));  // called by name, which no compiler leaves out
+    ::operator delete(::operator new(1));             // called by name, which no compiler leaves out
     EXPECT_GT(allocations_of_this_thread(), before);  // it does count
   });
 }

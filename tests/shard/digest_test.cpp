@@ -88,7 +88,8 @@ void expect_stages(Setup setup, Cadence cadence, Cadence reference_cadence) {
   setup.cadence = cadence;
   for (setup.stage = 0; setup.stage < (cadence == Cadence::step ? 2 : 4); ++setup.stage) {
     for (setup.prefetch = 0; setup.prefetch < 3; ++setup.prefetch) {
-      if (!test_support::whole_grid() && (salt + static_cast<std::uint64_t>(setup.stage)) % 3 != setup.prefetch) continue;
+      if (!test_support::whole_grid() && (salt + static_cast<std::uint64_t>(setup.stage)) % 3 != setup.prefetch)
+        continue;
       setup.recompute = setup.prefetch == 1 ? Recompute::full : Recompute::none;
       SCOPED_TRACE(fmt::format("{} world {} / {} optimizer {} A {} cadence {} stage {} prefetch {}", setup.policy.name,
                                setup.world_size, setup.replicate, states_of(setup.optimizer).name, setup.accumulation,

@@ -10,10 +10,11 @@
 namespace shardplan::autograd {
 
 struct Sd3Batch {
-  Value noisy;                    // latents, [b, channels, h, w]
-  Value text;                     // [b, s, joint_attention_dim]
-  Value pooled;                   // [b, pooled_projection_dim]
-  std::function<Value()> target;  // what the transformer should say, of the latents' shape; asked for when it has spoken
+  Value noisy;   // latents, [b, channels, h, w]
+  Value text;    // [b, s, joint_attention_dim]
+  Value pooled;  // [b, pooled_projection_dim]
+  std::function<Value()>
+      target;  // what the transformer should say, of the latents' shape; asked for when it has spoken
 };
 
 struct Sd3Latents {
