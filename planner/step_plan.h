@@ -130,7 +130,7 @@ struct BufferPlan {
   bool operator==(const BufferPlan&) const = default;
 };
 
-inline constexpr Bytes kValuesBuffer{512 * 1024};
+inline constexpr Bytes kValuesBuffer{std::uint64_t{512} * 1024};
 inline constexpr Bytes kBlockRecord{32};
 inline constexpr Bytes kFilePage{4096};         // what direct I/O moves whole
 inline constexpr std::uint64_t kRingSlots = 4;  // one is updated, one is written, two are read ahead

@@ -176,7 +176,7 @@ void ZeroOptimizer::fill_initial_values() {
 
 HostBuffer ZeroOptimizer::values_buffer() {
   const std::span<std::byte> planned = memory_.host_buffer(BufferRole::values);
-  if (planned.empty()) return HostBuffer(device_, kValuesBuffer);
+  if (planned.empty()) return {device_, kValuesBuffer};
   return HostBuffer(planned);
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tests/shard/c_api/run.h"
@@ -19,7 +20,7 @@ std::string options_of(int ranks, int stage, const char* precision = "bf16-mixed
          std::to_string(stage) + R"(, "precision": ")" + precision + "\"}";
 }
 
-shardplan_save_options save_options(const std::string& client, std::uint64_t keep) {
+shardplan_save_options save_options(std::string_view client, std::uint64_t keep) {
   shardplan_save_options options{};
   options.struct_size = sizeof options;
   options.client = client.data();
@@ -61,7 +62,8 @@ TEST(CApiCheckpoint, TrainingGoesOnWithTheSameBits) {
   train(3, 3, 0, 2, nothing, [&](const Rank& rank) {
     shardplan_error error{};
     const char* name = nullptr;
-    const shardplan_save_options options = save_options(rank.rank == 0 ? place : "another", 1);
+    const std::string client = rank.rank == 0 ? place : "another";
+    const shardplan_save_options options = save_options(client, 1);
     ASSERT_OK(shardplan_optimizer_save(rank.optimizer, path.c_str(), nullptr, nullptr, &error), error);
     ASSERT_OK(shardplan_optimizer_save(rank.optimizer, path.c_str(), &options, &name, &error), error);
     EXPECT_STREQ(name, "save-000002-step-000000002");
