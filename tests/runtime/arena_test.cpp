@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "runtime/cpu_device.h"
+#include "tests/support/sanitizers.h"
 
 namespace shardplan {
 namespace {
@@ -133,7 +134,7 @@ RC_GTEST_PROP(Arena, AgreesWithAModel, ()) {
   }
 }
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(SHARDPLAN_ADDRESS_SANITIZER)
 TEST_F(ArenaTest, BytesOutsideOfLeasesArePoisoned) {
   const auto poisoned = [&](std::uint64_t offset) { return __asan_address_is_poisoned(arena_.data() + offset) != 0; };
   EXPECT_TRUE(poisoned(0));
