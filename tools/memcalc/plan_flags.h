@@ -9,7 +9,7 @@
 #include "tools/memcalc/config_files.h"
 #include "tools/memcalc/options.h"
 
-namespace CLI {
+namespace CLI {  // NOLINT(readability-identifier-naming): CLI11 is called so
 class App;
 }
 
