@@ -168,6 +168,9 @@ class ClusterSize:
     gpus_per_node: int
     node_bytes_per_second: float
     network_bytes_per_second: float
+    host_bytes_per_second: float
+    disk_read_bytes_per_second: float
+    disk_write_bytes_per_second: float
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,14 @@ class SimulatedStage:
     peak_at: str
     live_peak_bytes: Extent
     planned_live_peak_bytes: int
+    host_peak_bytes: Extent
+    planned_host_peak_bytes: int
+    host_live_peak_bytes: Extent
+    planned_host_live_peak_bytes: int
+    file_peak_bytes: Extent
+    planned_file_peak_bytes: int
+    file_live_peak_bytes: Extent
+    planned_file_live_peak_bytes: int
     peak_allocated: Optional[Extent]  # arenas and activations, as the virtual devices counted them
     planned_peak_allocated: Optional[int]
     bytes_sent_per_rank: int
