@@ -77,6 +77,7 @@ class PosixOutput final : public OutputFile {
       if (direct_ && !aligned(bytes)) leave_direct();  // a write that was cut short
     }
   }
+
   bool aligned(std::span<const std::byte> bytes) const {
     return (offset_ | bytes.size() | reinterpret_cast<std::uintptr_t>(bytes.data())) % kFileAlignment == 0;
   }

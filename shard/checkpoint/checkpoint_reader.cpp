@@ -122,11 +122,6 @@ void CheckpointReader::read(std::uint64_t tensor, StateKind kind, std::uint64_t 
   }
 }
 
-void CheckpointReader::verify_file(std::size_t index, const Bad& bad) const {
-  verify_header(index, bad);
-  verify_blocks(index, 0, manifest_.files[index].blocks.size(), bad);
-}
-
 void CheckpointReader::verify_header(std::size_t index, const Bad& bad) const {
   const CheckpointFile& file = manifest_.files[index];
   std::vector<std::byte> bytes(file.data_begin);

@@ -37,11 +37,9 @@ class CheckpointReader {
   // CheckFailure for elements that are not there.
   void read(std::uint64_t tensor, StateKind kind, std::uint64_t first, const Elements& to);
 
-  // Checks the header of a file, and all blocks or those [first, end) of CheckpointFile::blocks; calls bad(tensor's slice,
-  // what is wrong) for each that is not as it was written; of the header, with the slice's name empty. Any number of
-  // threads.
+  // Checks the header of a file, and its blocks [first, end) of CheckpointFile::blocks; calls bad(tensor's slice, what is
+  // wrong) for each that is not as it was written; of the header, with the slice's name empty. Any number of threads.
   using Bad = std::function<void(const std::string& slice, const std::string& problem)>;
-  void verify_file(std::size_t file, const Bad& bad) const;
   void verify_header(std::size_t file, const Bad& bad) const;
   void verify_blocks(std::size_t file, std::size_t first, std::size_t end, const Bad& bad) const;
 

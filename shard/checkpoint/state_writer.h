@@ -26,7 +26,7 @@ struct AnnouncedSlice {
   DType dtype = DType::f32;
 };
 
-// One is filled, one is written, and one waits, so that the disk never does.
+// One is filled, one is written, and two wait, so that the disk never does.
 inline constexpr std::size_t kOutputBuffers = 4;
 
 // A file that is written from its beginning to its end, every write but the last aligned, by a thread of its own: what it

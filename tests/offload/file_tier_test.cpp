@@ -179,14 +179,10 @@ TEST(FileTier, OnlyDirectTransfersLeaveNothingInThePageCache) {
   for (const bool direct : {false, true}) {
     const TemporaryFolder folder;
     FileTier tier({.path = folder.path("rank-0"), .bytes = Bytes{kSize}, .direct = direct});
-    if (direct && !tier.direct()) GTEST_SKIP() << "no direct I/O in " << folder.path();
+    ASSERT_TRUE(direct || !tier.direct());
     for (std::uint64_t at = 0; at < kSize; at += sizeof bytes) tier.write(at, bytes);
-    const std::size_t cached = cached_pages(folder.path("rank-0"), kSize);
-    if (direct) {
-      EXPECT_EQ(cached, 0U);
-    } else {
-      EXPECT_GT(cached, 0U);
-    }
+    // Where the file system refuses direct I/O, the tier says that it is buffered, and is.
+    EXPECT_EQ(cached_pages(folder.path("rank-0"), kSize) == 0, tier.direct());
   }
 }
 

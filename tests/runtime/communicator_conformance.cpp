@@ -20,14 +20,13 @@ namespace shardplan::test {
 namespace {
 
 using namespace std::chrono_literals;
-using Harness = std::shared_ptr<RankHarness>;
 
 constexpr std::uint64_t kSizes[] = {0, 1, 5, 1023, 1024, 100'003};
 
 class CommunicatorConformance : public testing::TestWithParam<Harness> {
  protected:
   const RankHarness& harness() const { return *GetParam(); }
-  int largest_world() const { return harness().worlds().back(); }
+  int largest_world() const { return test::largest_world(harness()); }
 
   // Nothing may fail.
   void run(int ranks, const RankHarness::Body& body) const {
@@ -37,19 +36,42 @@ class CommunicatorConformance : public testing::TestWithParam<Harness> {
   }
 };
 
+INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorConformance, testing::ValuesIn(harnesses_under_test()), name_of);
+
 // What is about bytes, of those that have some.
 class CommunicatorValues : public CommunicatorConformance {};
-
-std::vector<Harness> harnesses_with_values() {
-  std::vector<Harness> harnesses = harnesses_under_test();
-  std::erase_if(harnesses, [](const Harness& harness) { return !harness->holds_values(); });
-  return harnesses;
+bool holds_values(const RankHarness& harness) {
+  return harness.holds_values();
 }
+INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorValues, testing::ValuesIn(harnesses_that(holds_values)), name_of);
 
-INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorValues, testing::ValuesIn(harnesses_with_values()),
-                         [](const auto& harness) { return harness.param->name(); });
-INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorConformance, testing::ValuesIn(harnesses_under_test()),
-                         [](const auto& harness) { return harness.param->name(); });
+// What a peer sees of a rank's records while both run: virtual ranks copy them before another has its turn.
+class CommunicatorInRealTime : public CommunicatorConformance {};
+INSTANTIATE_TEST_SUITE_P(
+    Kinds, CommunicatorInRealTime,
+    testing::ValuesIn(harnesses_that([](const RankHarness& harness) { return harness.real_time(); })), name_of);
+
+// Of those that train.
+class TrainingCommunicator : public CommunicatorConformance {};
+INSTANTIATE_TEST_SUITE_P(Kinds, TrainingCommunicator, testing::ValuesIn(harnesses_that([](const RankHarness& harness) {
+                           return harness.allocates_nothing();
+                         })),
+                         name_of);
+
+class CommunicatorOfFour : public CommunicatorConformance {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CommunicatorOfFour);  // under a launcher with fewer processes
+INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorOfFour, testing::ValuesIn(harnesses_that([](const RankHarness& harness) {
+                           return largest_world(harness) >= 4;
+                         })),
+                         name_of);
+
+class CommunicatorOfFourValues : public CommunicatorConformance {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CommunicatorOfFourValues);
+INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorOfFourValues,
+                         testing::ValuesIn(harnesses_that([](const RankHarness& harness) {
+                           return holds_values(harness) && largest_world(harness) >= 4;
+                         })),
+                         name_of);
 
 enum class Pieces : std::uint8_t { uneven, equal };
 
@@ -191,8 +213,7 @@ TEST_P(CommunicatorConformance, RecordsArriveInRankOrder) {
   }
 }
 
-TEST_P(CommunicatorConformance, RecordsMayLieAtTheirPlaceAndNowhereElse) {
-  if (!harness().real_time()) GTEST_SKIP() << "virtual ranks copy records before a peer runs: any place is as good";
+TEST_P(CommunicatorInRealTime, RecordsMayLieAtTheirPlaceAndNowhereElse) {
   run(largest_world(), [](Communicator& communicator, Device&) {
     const auto size = static_cast<std::size_t>(communicator.size());
     std::vector<std::byte> all(size * 8, std::byte{9});
@@ -265,8 +286,7 @@ TEST_P(CommunicatorValues, CollectivesInOrderHoldUnderRandomDelays) {
   });
 }
 
-TEST_P(CommunicatorConformance, CallsAllocateNothing) {
-  if (!harness().allocates_nothing()) GTEST_SKIP() << "of those that train";
+TEST_P(TrainingCommunicator, CallsAllocateNothing) {
   constexpr std::uint64_t kElements = 10'000;
   run(largest_world(), [](Communicator& communicator, Device& device) {
     Room room(communicator, device, kElements * 4);
@@ -364,8 +384,7 @@ TEST_P(CommunicatorConformance, SplitLeavesOutThoseWithoutColor) {
   });
 }
 
-TEST_P(CommunicatorConformance, ArenasOfAPartKnowOnlyItsRanks) {
-  if (largest_world() < 4) GTEST_SKIP() << "needs four ranks";
+TEST_P(CommunicatorOfFour, ArenasOfAPartKnowOnlyItsRanks) {
   run(4, [&](Communicator& world, Device& device) {
     const auto part = world.split(world.rank() % 2, 0);
     const auto arena = part->make_arena(device, {.tier = MemoryTier::host, .bytes = 1_MiB});
@@ -435,8 +454,7 @@ void check_hybrid(Communicator& world, Device& device, int shards) {
   EXPECT_TRUE(std::equal(expected.begin(), expected.end(), room.arena->data() + result)) << "rank " << world.rank();
 }
 
-TEST_P(CommunicatorValues, HybridEqualsOneTreeBitForBit) {
-  if (largest_world() < 4) GTEST_SKIP() << "needs four ranks";
+TEST_P(CommunicatorOfFourValues, HybridEqualsOneTreeBitForBit) {
   for (const int shards : {1, 2, 4}) {
     run(4, [&](Communicator& world, Device& device) { check_hybrid(world, device, shards); });
   }

@@ -4,6 +4,8 @@
 // ranks: threads, forked processes, virtual ranks, those that a launcher has started.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <chrono>
 #include <functional>
 #include <map>
@@ -38,6 +40,24 @@ class RankHarness {
   virtual bool allocates_nothing() const { return true; }
 };
 
-std::vector<std::shared_ptr<RankHarness>> harnesses_under_test();
+using Harness = std::shared_ptr<RankHarness>;
+
+std::vector<Harness> harnesses_under_test();
+
+// Those of them that a part of the suite is about. Where there is none, the part has no tests.
+template <typename Suits>
+std::vector<Harness> harnesses_that(const Suits& suits) {
+  std::vector<Harness> harnesses = harnesses_under_test();
+  std::erase_if(harnesses, [&](const Harness& harness) { return !suits(*harness); });
+  return harnesses;
+}
+
+inline std::string name_of(const testing::TestParamInfo<Harness>& tested) {
+  return tested.param->name();
+}
+
+inline int largest_world(const RankHarness& harness) {
+  return harness.worlds().back();
+}
 
 }  // namespace shardplan::test

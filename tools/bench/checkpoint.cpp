@@ -117,11 +117,6 @@ void forget(const std::string& folder) {
   }
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 // Turns of the limit, fio and the candidate.
 void take_turns(benchmark::State& state, std::uint64_t bytes, const std::function<double()>& limit,
                 const std::function<std::optional<double>()>& fio, const std::function<double()>& candidate) {
@@ -186,15 +181,8 @@ void checkpoint_load(benchmark::State& state) {
 
 void register_checkpoints() {
   constexpr std::int64_t kBytes = 1'200'000'000;
-  for (const auto& [name, function] :
-       {std::pair{"checkpoint_save", &checkpoint_save}, {"checkpoint_load", &checkpoint_load}}) {
-    benchmark::RegisterBenchmark(name, function)
-        ->ArgNames({"bytes"})
-        ->Args({kBytes})
-        ->UseManualTime()
-        ->Unit(benchmark::kMillisecond)
-        ->Iterations(kPairs);
-  }
+  register_pairs("checkpoint_save", checkpoint_save, "bytes", kBytes);
+  register_pairs("checkpoint_load", checkpoint_load, "bytes", kBytes);
 }
 
 }  // namespace shardplan::bench

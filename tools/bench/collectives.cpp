@@ -16,12 +16,12 @@
 #include "runtime/cpu_device.h"
 #include "runtime/local_communicator.h"
 #include "tools/bench/collective_rank.h"
+#include "tools/bench/limit.h"
 #include "tools/bench/process_ranks.h"
 
 namespace shardplan::bench {
 namespace {
 
-constexpr int kPairs = 9;
 constexpr int kLimitThreads = 2;
 
 // Threads that run the same work again and again, timed from the first start to the last end.
@@ -146,11 +146,6 @@ class Limit {
   Ranks& ranks_;
   std::barrier<> middle_;
 };
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 // Candidate and limit in turns.
 void compare(benchmark::State& state, const std::function<double()>& limit, const std::function<double()>& candidate) {

@@ -6,15 +6,6 @@
 #include "base/error.h"
 
 namespace shardplan::bench {
-namespace {
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-}  // namespace
-
 Part part_of(std::size_t elements, int index, int parts) {
   const auto cut = [&](int at) {
     if (at == parts) return elements;
@@ -60,6 +51,11 @@ std::byte* ArrayMemory::take_bytes(std::size_t bytes) {
   return array;
 }
 
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
 void compare(benchmark::State& state, const char* ratio_name, std::size_t elements,
              const std::function<double()>& limit, const std::function<double()>& candidate) {
   limit();
@@ -74,6 +70,15 @@ void compare(benchmark::State& state, const char* ratio_name, std::size_t elemen
   }
   state.counters["elements_per_second"] = static_cast<double>(elements) / median(seconds);
   state.counters[ratio_name] = median(ratios);
+}
+
+void register_pairs(const char* name, void (*run)(benchmark::State&), const char* argument, std::int64_t value) {
+  benchmark::RegisterBenchmark(name, run)
+      ->ArgName(argument)
+      ->Arg(value)
+      ->UseManualTime()
+      ->Unit(benchmark::kMillisecond)
+      ->Iterations(kPairs);
 }
 
 }  // namespace shardplan::bench

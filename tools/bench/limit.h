@@ -77,4 +77,9 @@ class ArrayMemory {
 void compare(benchmark::State& state, const char* ratio_name, std::size_t elements,
              const std::function<double()>& limit, const std::function<double()>& candidate);
 
+double median(std::vector<double> values);
+
+// NAME/ARGUMENT:VALUE, of kPairs turns whose time it says itself.
+void register_pairs(const char* name, void (*run)(benchmark::State&), const char* argument, std::int64_t value);
+
 }  // namespace shardplan::bench

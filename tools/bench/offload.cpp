@@ -100,6 +100,7 @@ class Disk {
     return seconds_since(start);
   }
 
+ private:
   static constexpr std::uint64_t kThreads = 4;
 
   // Half of the threads read every second block each, the others write.
@@ -156,8 +157,7 @@ void offload_step_file(benchmark::State& state) {
         to_loop.push_back(std::max(update, loop_alone) / seconds);
         return seconds;
       });
-  std::nth_element(to_loop.begin(), to_loop.begin() + static_cast<std::ptrdiff_t>(to_loop.size() / 2), to_loop.end());
-  state.counters["ratio_to_loop"] = to_loop[to_loop.size() / 2];
+  state.counters["ratio_to_loop"] = median(to_loop);
   state.counters["last_update_seconds"] = update;
   state.counters["last_disk_seconds"] = disk_alone;
   state.counters["limit_is_fio"] = limit_is_fio ? 1 : 0;
@@ -168,15 +168,8 @@ void offload_step_file(benchmark::State& state) {
 
 void register_offload() {
   constexpr std::int64_t kElements = 64'000'000;
-  for (const auto& [name, function] :
-       {std::pair{"offload_step_host", &offload_step_host}, {"offload_step_file", &offload_step_file}}) {
-    benchmark::RegisterBenchmark(name, function)
-        ->ArgNames({"elements"})
-        ->Args({kElements})
-        ->UseManualTime()
-        ->Unit(benchmark::kMillisecond)
-        ->Iterations(kPairs);
-  }
+  register_pairs("offload_step_host", offload_step_host, "elements", kElements);
+  register_pairs("offload_step_file", offload_step_file, "elements", kElements);
 }
 
 }  // namespace shardplan::bench

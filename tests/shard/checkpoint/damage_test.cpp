@@ -38,9 +38,11 @@ std::vector<Problem> problems_of(Files& files) {
     const CheckpointReader reader(files, kSaved);
     for (std::size_t i = 0; i < reader.manifest().files.size(); ++i) {
       const std::string path = reader.folder() + "/" + reader.manifest().files[i].name;
-      reader.verify_file(i, [&](const std::string& slice, const std::string& problem) {
+      const auto bad = [&](const std::string& slice, const std::string& problem) {
         problems.push_back({path, slice + ": " + problem});
-      });
+      };
+      reader.verify_header(i, bad);
+      reader.verify_blocks(i, 0, reader.manifest().files[i].blocks.size(), bad);
     }
   } catch (const CheckpointError& error) {
     problems.push_back({error.path(), error.what()});
