@@ -3,9 +3,7 @@
 
 #include <benchmark/benchmark.h>
 
-#include <algorithm>
 #include <barrier>
-#include <chrono>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -23,43 +21,6 @@ namespace shardplan::bench {
 namespace {
 
 constexpr int kLimitThreads = 2;
-
-// Threads that run the same work again and again, timed from the first start to the last end.
-class Team {
- public:
-  explicit Team(int size) : gate_(size + 1) {
-    for (int member = 0; member < size; ++member) threads_.emplace_back([this, member] { serve(member); });
-  }
-  ~Team() {
-    stop_ = true;
-    gate_.arrive_and_wait();
-    for (std::thread& thread : threads_) thread.join();
-  }
-  Team(const Team&) = delete;
-  Team& operator=(const Team&) = delete;
-
-  double seconds(const std::function<void(int)>& work) {
-    work_ = work;
-    const auto start = std::chrono::steady_clock::now();
-    gate_.arrive_and_wait();
-    gate_.arrive_and_wait();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
-
- private:
-  void serve(int member) {
-    for (;;) {
-      gate_.arrive_and_wait();
-      if (stop_) return;
-      work_(member);
-      gate_.arrive_and_wait();
-    }
-  }
-  std::barrier<> gate_;
-  std::function<void(int)> work_;
-  bool stop_ = false;
-  std::vector<std::thread> threads_;
-};
 
 // N ranks that are threads.
 class Ranks {
