@@ -64,6 +64,10 @@ std::string report_name(BufferRole role) {
       return "ring of blocks";
     case BufferRole::block_records:
       return "records of blocks";
+    case BufferRole::passing_parameters:
+      return "passing parameters";
+    case BufferRole::passing_gradients:
+      return "passing gradients";
   }
   return "";
 }
@@ -138,6 +142,11 @@ Explanation elsewhere_explanation(const StepPlan& plan, const char* tier, Buffer
       line.formula = "32 B x blocks";
       line.inputs = fmt::format("{} blocks", with_commas(blocks.blocks));
       break;
+    case BufferRole::passing_parameters:
+    case BufferRole::passing_gradients:
+      line.formula = "the largest unit of every third, each array in pages of 4096 B";
+      line.inputs = "slots of whole units: one is in use, one is read ahead, one is written";
+      break;
     default:
       line.formula = "elements x bytes per element, over the units that are offloaded";
       line.inputs = fmt::format("{} elements in {}", with_commas(sum.elements), sum.dtypes);
@@ -150,9 +159,10 @@ void explain_elsewhere(std::vector<Explanation>& lines, const StepPlan& plan, co
                        const char* tier) {
   if (arena.arrays.empty()) return;
   Bytes rest = arena.bytes;
-  for (const BufferRole role : {BufferRole::parameter, BufferRole::gradient, BufferRole::accumulator,
-                                BufferRole::master, BufferRole::first_moment, BufferRole::second_moment,
-                                BufferRole::ema, BufferRole::values, BufferRole::ring, BufferRole::block_records}) {
+  for (const BufferRole role :
+       {BufferRole::parameter, BufferRole::gradient, BufferRole::accumulator, BufferRole::master,
+        BufferRole::first_moment, BufferRole::second_moment, BufferRole::ema, BufferRole::values, BufferRole::ring,
+        BufferRole::block_records, BufferRole::passing_parameters, BufferRole::passing_gradients}) {
     const RoleSum sum = sum_of(arena, role);
     if (sum.bytes == Bytes{}) continue;
     lines.push_back(elsewhere_explanation(plan, tier, role, sum));

@@ -37,7 +37,15 @@ constexpr std::array kPlacements{"optimizer=cpu",
                                  "parameters=cpu@0.5",
                                  "optimizer=cpu,gradients=cpu,parameters=cpu",
                                  "optimizer=file,gradients=cpu,parameters=cpu",
-                                 "optimizer=file@0.5,gradients=cpu@0.5"};
+                                 "optimizer=file@0.5,gradients=cpu@0.5",
+                                 "gradients=file",
+                                 "gradients=file@0.5",
+                                 "parameters=file",
+                                 "parameters=file@0.5",
+                                 "gradients=file,parameters=file",
+                                 "optimizer=file,gradients=file,parameters=file",
+                                 "optimizer=cpu,gradients=file@0.5,parameters=file",
+                                 "optimizer=file@0.5,gradients=cpu,parameters=file@0.7"};
 
 // Blocks so small that a buffer of the odd catalog has several.
 Offload offload_of(const std::string& text) {
@@ -72,7 +80,7 @@ Script script_of(const Setup& setup, std::size_t steps) {
   return script;
 }
 
-// Whether a sample of about 80 runs has this one: of each stage and world every placement, of each precision most.
+// Whether a sample of about 140 runs has this one: of each stage and world every placement, of each precision most.
 bool sampled(std::size_t placement, int stage, std::uint64_t world, std::size_t precision, bool accumulates) {
   return (7 * placement + 5 * static_cast<std::size_t>(stage) + 3 * world + 11 * precision + (accumulates ? 4 : 0)) %
              24 ==
