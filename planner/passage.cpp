@@ -97,6 +97,15 @@ ByteRange passing_place(const StepPlan& plan, BufferRole role, std::uint64_t uni
   return place;
 }
 
+Bytes pinned_without_passing_slots(const StepPlan& plan) {
+  Bytes bytes = plan.pinned.bytes;
+  for (const Array& array : plan.pinned.arrays) {
+    if (array.role == BufferRole::passing_parameters || array.role == BufferRole::passing_gradients)
+      bytes -= array.bytes;
+  }
+  return bytes;
+}
+
 std::uint64_t piece_elements(const StepPlan& plan, std::uint64_t elements) {
   const std::uint64_t least = std::max(plan.blocks.block_elements, divide_up(elements, kMostPieces));
   return divide_up(least, kPieceGranule) * kPieceGranule;

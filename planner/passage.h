@@ -25,6 +25,9 @@ Bytes passing_slot_bytes(const StepPlan& plan, MemoryClass memory_class, std::ui
 // Where a unit's array of role parameter, gradient or accumulator is while the unit is in its slot: of the pinned arena.
 ByteRange passing_place(const StepPlan& plan, BufferRole role, std::uint64_t unit, std::size_t buffer);
 
+// The pinned arena but for the slots: of a parameter count alone, whose one unit is no model's.
+Bytes pinned_without_passing_slots(const StepPlan& plan);
+
 // The pieces of an array of so many elements: whole pages of any dtype.
 std::uint64_t piece_elements(const StepPlan& plan, std::uint64_t elements);
 std::uint64_t pieces_in(const StepPlan& plan, std::uint64_t elements);

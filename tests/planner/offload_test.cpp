@@ -51,6 +51,15 @@ TEST(OffloadWords, WhatTheyDoNotKnowIsNamed) {
   }
 }
 
+// All classes of a rank are in one file.
+TEST(OffloadWords, FoldersOfAllClassesAreOne) {
+  EXPECT_EQ(file_folder(parse_offload("optimizer=file,gradients=file:/b")), "/b");
+  EXPECT_EQ(file_folder(parse_offload("optimizer=file:/b,parameters=file:/b")), "/b");
+  EXPECT_EQ(file_folder(parse_offload("optimizer=cpu")), "");
+  expect_config_error([] { file_folder(parse_offload("optimizer=file:/a,parameters=file:/b")); }, "--offload", "",
+                      "expected one");
+}
+
 shardplan::Setup setup_of(const std::string& offload, int stage, std::uint64_t world) {
   shardplan::Setup setup;
   setup.stage = stage;

@@ -9,7 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "planner/explain.h"
+#include "planner/formats/parameter_count.h"
 #include "planner/offload.h"
+#include "planner/report.h"
 #include "tests/support/catalogs.h"
 
 namespace shardplan {
@@ -83,6 +86,20 @@ TEST(Passage, UnitsPassThroughThreeSlotsOfTheirOwnSize) {
       EXPECT_EQ(plan.pinned.resident, kValuesBuffer + slots_bytes + 32 * Bytes{blocks});
     }
   }
+}
+
+// A parameter count is one flat buffer, which no model gathers whole: its figure has the classes and not the slots.
+TEST(Passage, AParameterCountAloneHasNoSlots) {
+  const Catalog catalog = catalog_from_parameters(7'000'000'000);
+  const StepPlan plan = make_step_plan(catalog, setup_of("gradients=file,parameters=file", 3, 8));
+  const RankReport rank = report_shardplan(catalog, plan).ranks.front();
+  EXPECT_LT(rank.host.total, 1_MiB);
+  EXPECT_EQ(rank.file, plan.file.bytes);
+  const std::vector<Explanation> lines = explain_shardplan(catalog, plan);
+  const auto host =
+      std::find_if(lines.begin(), lines.end(), [](const Explanation& line) { return line.name == "host: all of it"; });
+  ASSERT_NE(host, lines.end());
+  EXPECT_EQ(host->bytes, rank.host.total);
 }
 
 std::vector<Operation> operations_of(const StepPlan& plan, std::size_t program) {

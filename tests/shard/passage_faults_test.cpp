@@ -78,7 +78,7 @@ TEST(PassageFaults, EveryFaultAtEveryOperationOfAStep) {
                                   TierFault::short_read, TierFault::read_flip}) {
       Failures failures;
       std::uint64_t trials = 0;
-      for (std::uint64_t n = 1; n <= operations && !HasFailure(); n += test_support::whole_grid() ? 1U : 17U) {
+      for (std::uint64_t n = 1; n <= operations && !HasFailure(); n += test_support::whole_grid() ? 1U : 23U) {
         SCOPED_TRACE(fmt::format("{} at stage {}, {} threads, fault {}, operation {}", setup.policy.name, setup.stage,
                                  threads, static_cast<int>(fault), n));
         ++trials;
@@ -203,7 +203,7 @@ TEST(PassageFaults, EveryKernelFailsOnce) {
     std::uint64_t last = 0;
     Failures failures;
     for (std::uint64_t fail_at = Countdown::kNever; fail_at <= last && !HasFailure();
-         fail_at = std::max(fail_at, first) + 1) {
+         fail_at = std::max(fail_at, first) + (test_support::whole_grid() ? 1 : 5)) {
       SCOPED_TRACE(fmt::format("operation {}", fail_at));
       Trial run(setup);
       Countdown never;
