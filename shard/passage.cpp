@@ -78,9 +78,9 @@ void ZeroOptimizer::fetch_gradient(const Operation& operation, const ProgramCurs
 }
 
 void ZeroOptimizer::fetch_for_update(const Operation& operation, const ProgramCursor& cursor) {
-  if (operation.subject == Subject::gradient) fetch_gradient(operation, cursor);
-  if (operation.subject != Subject::parameter || !passing_parameters_)
-    return;  // states: block by block, as they are updated
+  if (operation.subject == Subject::gradient) return fetch_gradient(operation, cursor);
+  // Optimizer states come block by block, as they are updated.
+  if (operation.subject != Subject::parameter || !passing_parameters_) return;
   const std::uint64_t unit = operation.unit;
   take_and_read_ahead(*passing_parameters_, unit, next_to_fetch(plan_, cursor, Subject::parameter), UnitPart::in_place,
                       commit_->report.step - 1);
