@@ -147,7 +147,7 @@ class ZeroOptimizer {
   void execute(const Operation& operation);
   // `done` counts the flat buffers that are gathered: an interrupted gather goes on where its peers are.
   void gather(const Operation& operation, std::size_t& done);
-  // Of a micro-batch; then of the norm and the update. The next unit of the program is read ahead.
+  // Of a micro-batch; of the update; of the norm and the update. The program's next unit in the file is read ahead.
   void fetch(const Operation& operation, bool first_micro_batch);
   void fetch_for_update(const Operation& operation, const ProgramCursor& cursor);
   void fetch_gradient(const Operation& operation, const ProgramCursor& cursor);
@@ -215,8 +215,8 @@ class ZeroOptimizer {
   std::unique_ptr<OffloadedStates> states_;
   std::unique_ptr<PassingUnits> passing_parameters_;
   std::unique_ptr<PassingUnits> passing_gradients_;
-  std::uint64_t gradient_number_ =
-      0;  // of the micro-batch, of all that were begun: what its gradients are written with
+  // Of the micro-batch, among all that were begun: its gradients are written to the file with it.
+  std::uint64_t gradient_number_ = 0;
   std::vector<TensorView> parameter_views_;
   std::vector<TensorView> gradient_views_;
 };
