@@ -180,7 +180,7 @@ constexpr std::array<Key<Draft>, 29> kSetupKeys{{
      [](Draft& d, JsonView v) {
        const OffloadWords words = named(v, parse_offload);
        d.options.setup.offload = words.offload;
-       const std::string folder = named(v, [&](const std::string&) { return file_folder(words); });
+       const std::string folder = named(v, [&](std::string_view) { return file_folder(words); });
        if (!folder.empty()) d.options.optimizer.offload.folder = folder;
      }},
     {"offload_threads",
