@@ -13,12 +13,12 @@ BlockRecord& BlockStore::record_of(const Block& block) {
   return records_[block.index];
 }
 
-void BlockStore::read(const Block& block, std::span<std::byte> to, std::uint64_t step) {
+void BlockStore::read(const Block& block, std::span<std::byte> to, std::optional<std::uint64_t> step) {
   const BlockRecord& record = record_of(block);
   SHARDPLAN_CHECK(record.bytes == to.size(), fmt::format("block {}: {} bytes are read of {} that were written",
                                                          block.index, to.size(), record.bytes));
-  if (record.step != step) {
-    throw IoError(tier_.name(), block.offset, 0, fmt::format("holds step {}: expected step {}", record.step, step));
+  if (step && record.step != *step) {
+    throw IoError(tier_.name(), block.offset, 0, fmt::format("holds step {}: expected step {}", record.step, *step));
   }
   tier_.read(block.offset, to);
   const XXH128_hash_t checksum = XXH3_128bits(to.data(), to.size());
@@ -29,11 +29,11 @@ void BlockStore::read(const Block& block, std::span<std::byte> to, std::uint64_t
   }
 }
 
-void BlockStore::write(const Block& block, std::span<const std::byte> from, std::uint64_t step) {
+void BlockStore::write(const Block& block, std::span<const std::byte> from, std::optional<std::uint64_t> step) {
   BlockRecord& record = record_of(block);
   const XXH128_hash_t checksum = XXH3_128bits(from.data(), from.size());
   tier_.write(block.offset, from);
-  record = {checksum.low64, checksum.high64, step, from.size()};
+  record = {checksum.low64, checksum.high64, step.value_or(record.step), from.size()};
 }
 
 }  // namespace shardplan

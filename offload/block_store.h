@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "offload/tier.h"
@@ -33,9 +34,9 @@ class BlockStore {
 
   // As many bytes as were written. Throws IoError, with the tier's name and the block's offset: reading failed, the bytes
   // are not those that were written, or they are of another step. A block that was never written is a CheckFailure.
-  // Distinct blocks on any threads.
-  void read(const Block& block, std::span<std::byte> to, std::uint64_t step);
-  void write(const Block& block, std::span<const std::byte> from, std::uint64_t step);
+  // Distinct blocks on any threads. Without a step: of any, and written with the one that the block had.
+  void read(const Block& block, std::span<std::byte> to, std::optional<std::uint64_t> step);
+  void write(const Block& block, std::span<const std::byte> from, std::optional<std::uint64_t> step);
 
   std::uint64_t step_of(std::uint64_t index) const { return records_[index].step; }
   ByteTier& tier() const { return tier_; }

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -27,7 +28,7 @@ struct Transfer {
   BlockStore* store = nullptr;
   Block block;
   std::span<std::byte> memory;
-  std::uint64_t step = 0;  // that the block must be of, or is written by
+  std::optional<std::uint64_t> step = 0;  // that the block must be of, or is written by; none: as in BlockStore
 };
 
 // Whether they must happen in the order in which they are submitted.

@@ -34,7 +34,9 @@ void parse_class(const std::string& text, OffloadedClass& placed, std::string& f
   }
   placed.tier = file ? Tier::file : Tier::pinned;
   if (at != colon) placed.fraction = fraction_of(text.substr(at + 1, colon - at - 1));
-  if (colon != text.size()) folder = text.substr(colon + 1);
+  if (colon == text.size()) return;
+  folder = text.substr(colon + 1);
+  if (folder.empty()) refuse(fmt::format("'{}' names no folder: expected file or file:FOLDER", text));
 }
 
 }  // namespace

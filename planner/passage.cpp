@@ -10,9 +10,9 @@
 namespace shardplan {
 namespace {
 
-// So many elements of 4 bits, the shortest dtype, are a page.
-constexpr std::uint64_t kPieceGranule = 8192;
-static_assert(kPieceGranule / 2 == kFilePage.count());
+// So many elements of any dtype, of 4 and 6 bits too, are whole pages.
+constexpr std::uint64_t kPieceGranule = 16384;
+static_assert(kPieceGranule * 4 / 8 % kFilePage.count() == 0 && kPieceGranule * 6 / 8 % kFilePage.count() == 0);
 
 constexpr std::array kClasses{MemoryClass::parameters, MemoryClass::gradients};
 

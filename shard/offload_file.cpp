@@ -43,7 +43,8 @@ OffloadFile::OffloadFile(const StepPlan& plan, PlanMemory& memory, const Offload
       store_(*tier_, records_),
       transfers_(make_transfers(plan, options)) {}
 
-Ticket OffloadFile::submit(Direction direction, const Block& block, std::span<std::byte> memory, std::uint64_t step) {
+Ticket OffloadFile::submit(Direction direction, const Block& block, std::span<std::byte> memory,
+                           std::optional<std::uint64_t> step) {
   return transfers_->submit({.direction = direction, .store = &store_, .block = block, .memory = memory, .step = step});
 }
 

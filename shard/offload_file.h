@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "offload/block_store.h"
@@ -19,7 +20,8 @@ class OffloadFile {
   OffloadFile(const StepPlan& plan, PlanMemory& memory, const OffloadOptions& options, int rank);
 
   // As of Transfers: every ticket is waited for, once, and wait() throws what went wrong.
-  Ticket submit(Direction direction, const Block& block, std::span<std::byte> memory, std::uint64_t step);
+  Ticket submit(Direction direction, const Block& block, std::span<std::byte> memory,
+                std::optional<std::uint64_t> step);
   void wait(Ticket ticket) { transfers_->wait(ticket); }
 
   // The number that a block was written with.

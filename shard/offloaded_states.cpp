@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <utility>
 
@@ -21,7 +22,11 @@ OffloadedStates::OffloadedStates(const StepPlan& plan, PlanMemory& memory, Offlo
     }
   }
   first_turn_.push_back(turns);
-  for (std::uint64_t turn = 0; turn < turns; ++turn) {
+  write_all();  // the ring is zero
+}
+
+void OffloadedStates::write_all() {
+  for (std::uint64_t turn = 0; turn < first_turn_.back(); ++turn) {
     Slot& slot = slot_of(turn);
     if (slot.state == SlotState::writing) wait_for_write(slot);
     slot.place = place_of(turn);
@@ -29,6 +34,20 @@ OffloadedStates::OffloadedStates(const StepPlan& plan, PlanMemory& memory, Offlo
     slot.state = SlotState::writing;
   }
   settle();
+}
+
+void OffloadedStates::clear() {
+  for (Slot& slot : slots_) {
+    slot.state = SlotState::empty;
+    try {
+      wait(slot);
+    } catch (const IoError&) {
+      continue;  // it is written anew
+    }
+  }
+  changed_ = false;
+  std::memset(ring_.data(), 0, ring_.size());
+  write_all();
 }
 
 // What is under way has to end before the memory is gone, and nobody is left to hear of its errors.

@@ -58,6 +58,8 @@ class OffloadedStates {
   std::byte* at(BufferRole role, std::uint64_t unit, std::size_t buffer, std::uint64_t element, Access access);
   std::uint64_t together(std::uint64_t unit, std::size_t buffer, std::uint64_t element) const;
   void close();
+  // The file as the constructor left it: all zero, and of step 0.
+  void clear();
 
  private:
   enum class SlotState : std::uint8_t { empty, reading, taken, unwritten, writing };
@@ -68,6 +70,7 @@ class OffloadedStates {
     std::array<Ticket, kStateRoles.size()> tickets{};  // 0: none
   };
 
+  void write_all();
   std::uint64_t turn_of(const BlockPlace& place) const;
   BlockPlace place_of(std::uint64_t turn) const;
   Slot& slot_of(std::uint64_t turn) { return slots_[turn % slots_.size()]; }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <exception>
 #include <utility>
 
@@ -33,8 +34,11 @@ PassingUnits::PassingUnits(const StepPlan& plan, PlanMemory& memory, OffloadFile
     slot.last_use = device.make_event();
     slot.tickets.reserve(most_passing_transfers(plan));
   }
-  // The slots are zero.
-  const std::uint64_t units = units_in_file(plan, memory_class);
+  write_all();  // the slots are zero
+}
+
+void PassingUnits::write_all() {
+  const std::uint64_t units = units_in_file(plan_, memory_class_);
   for (std::uint64_t unit = 0; unit < units; ++unit) {
     Slot& slot = slot_of(unit);
     bring_to_rest(slot);
@@ -45,6 +49,20 @@ PassingUnits::PassingUnits(const StepPlan& plan, PlanMemory& memory, OffloadFile
   }
   settle();
   forget();
+}
+
+void PassingUnits::clear() {
+  forget();
+  const std::uint64_t units = units_in_file(plan_, memory_class_);
+  for (std::uint64_t unit = 0; unit < units; ++unit) {
+    for (std::size_t b = 0; b < plan_.buffers[run_index_of_unit(plan_.layout, unit)].size(); ++b) {
+      for (const BufferRole role : kRoles) {
+        const Bytes bytes = class_of(role) == memory_class_ ? passing_place(plan_, role, unit, b).bytes : Bytes{};
+        if (bytes > Bytes{}) std::memset(memory_.data(memory_.resident(role, unit, b)), 0, bytes.count());
+      }
+    }
+  }
+  write_all();
 }
 
 // What is under way has to end before the memory is gone, and nobody is left to hear of its errors.
@@ -107,8 +125,8 @@ void PassingUnits::submit(Slot& slot, Direction direction, UnitPart part, std::o
         const std::uint64_t offset = bytes_for(length->dtype, range.begin).count();
         const Bytes bytes = round_up(bytes_for(length->dtype, range.size()), kFilePage);
         const Block block{.index = home->first_block + piece, .offset = home->range.offset.count() + offset};
-        slot.tickets.push_back(file_.submit(direction, block, {memory + offset, bytes.count()},
-                                            own_step ? file_.step_of(block.index) : *step));
+        slot.tickets.push_back(
+            file_.submit(direction, block, {memory + offset, bytes.count()}, own_step ? std::nullopt : step));
       }
     }
   }
@@ -203,6 +221,7 @@ bool PassingUnits::whole(std::uint64_t unit) const {
 
 void PassingUnits::used(std::uint64_t unit, Stream& stream) {
   Slot& slot = slot_of(unit);
+  if (slot.unit == unit && slot.state == SlotState::held) return;  // what followed has failed, and is repeated
   SHARDPLAN_CHECK(slot.state == SlotState::taken && slot.unit == unit, "a unit is given back that was not taken");
   stream.record(*slot.last_use);
   slot.on_stream = true;
@@ -210,8 +229,11 @@ void PassingUnits::used(std::uint64_t unit, Stream& stream) {
 }
 
 void PassingUnits::put(std::uint64_t unit, UnitPart changed, std::uint64_t step, Stream& stream) {
-  used(unit, stream);
   Slot& slot = slot_of(unit);
+  const bool put_already = slot.unit == unit && slot.step == step && slot.changed == changed &&
+                           (slot.state == SlotState::changed || slot.state == SlotState::writing);
+  if (put_already) return write_what_is_ready();
+  used(unit, stream);
   slot.changed = changed;
   slot.step = step;
   if (slot.valid != UnitPart::all) slot.valid = changed;
@@ -252,7 +274,7 @@ void PassingUnits::forget() {
 }
 
 std::byte* PassingUnits::at(BufferRole role, std::uint64_t unit, std::size_t buffer, bool write) {
-  if (looked_at_ != unit) {
+  if (looked_at_ != unit || slot_of(unit).state != SlotState::taken || slot_of(unit).unit != unit) {
     close();
     take(unit, UnitPart::all, std::nullopt);
     looked_at_ = unit;

@@ -63,6 +63,8 @@ class PassingUnits {
   // Empties the slots: what was taken or read is let go, and what was put but not written is lost.
   void forget();
 
+  // The file as the constructor left it: all zero, and of step 0.
+  void clear();
   // Outside of steps, of parameters: the address of an element of an array, until the next call. `write`: it will be
   // changed. close() puts the last unit back.
   std::byte* at(BufferRole role, std::uint64_t unit, std::size_t buffer, bool write);
@@ -90,6 +92,7 @@ class PassingUnits {
   void wait_for_stream(Slot& slot);
   void wait_for_write(Slot& slot);
   void write(Slot& slot);
+  void write_all();
   // Ends what is under way in it, for another unit or another use.
   void bring_to_rest(Slot& slot);
   void begin_read(Slot& slot, std::uint64_t unit, UnitPart read, std::optional<std::uint64_t> step);

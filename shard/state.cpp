@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -155,7 +156,10 @@ void ZeroOptimizer::load_state(const StepState& step_state, const StateLoader& l
   forget_step();
   events_.join();
   const HostBuffer chunk = values_buffer();
-  half_loaded_ = true;
+  // What a load has left that failed may be no block that can be read.
+  const bool again = std::exchange(half_loaded_, true);
+  if (again && states_) states_->clear();
+  if (again && passing_parameters_) passing_parameters_->clear();
   Stream& stream = events_.compute();
   for_each_state([&](StateRange range, const TensorPlace& place, const std::vector<StateArray>& arrays) {
     // One array holds a shard or all; another one of the same kind the same or more.

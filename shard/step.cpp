@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <utility>
 
@@ -14,9 +15,10 @@
 namespace shardplan {
 namespace {
 
-// What each rank says before the commit: its shard's sums of squares. 64 bytes, as the plan's control buffer has it.
+// What each rank says before the commit: its shard's sums of squares, and at the end whether its file has failed. 64 bytes,
+// as the plan's control buffer has it.
 using Record = std::array<double, 8>;
-static_assert(sizeof(Record) == kControlRecord.count() && kMostGroups + 1 <= 8);
+static_assert(sizeof(Record) == kControlRecord.count() && kMostGroups + 1 < 8);
 
 double clip_factor(double norm, double limit) {
   return limit > 0 ? std::min(1.0, limit / (norm + 1e-6)) : 1.0;  // torch.nn.utils.clip_grad_norm_
@@ -28,19 +30,29 @@ StepReport ZeroOptimizer::step() {
   if (commit_) return roll_forward();
   SHARDPLAN_CHECK(last_done_ && !program_, "step() before the last micro-batch has ended");
   try {
-    if (file_) file_->check();
-    if (passing_gradients_) {
-      // What the norm is of is what the file gives back: a gradient that it lost is found before the commit.
-      passing_gradients_->settle();
-      passing_gradients_->forget();
+    // One rank's file that fails is told to all, so that all take the step again.
+    std::exception_ptr failure;
+    try {
+      close_states();  // that a visitor which threw has left open
+      read_gradients();
+      sum_norms();
+    } catch (const IoError&) {
+      failure = std::current_exception();
     }
-    sum_norms();
-    agree();
+    agree(failure);
   } catch (...) {
     forget_step();
     throw;
   }
   return roll_forward();
+}
+
+// What the norm is of is what the file gives back: a gradient that it lost is found before the commit.
+void ZeroOptimizer::read_gradients() {
+  if (file_) file_->check();
+  if (!passing_gradients_) return;
+  passing_gradients_->settle();
+  passing_gradients_->forget();
 }
 
 // Sums of squares over this rank's shard: each (unit, flat buffer) in element order, added up over units in order.
@@ -78,21 +90,28 @@ void ZeroOptimizer::sum_norms() {
 }
 
 // One collective over all ranks; what follows from it is the same everywhere.
-void ZeroOptimizer::agree() {
+void ZeroOptimizer::agree(const std::exception_ptr& failure) {
   const auto timer = meter_.communication();
   Record mine{};
   std::copy(partials_.begin(), partials_.end(), mine.begin());
+  mine.back() = failure ? 1 : 0;
   bool finite = true;
+  int failed_rank = -1;
   NormSums norms{};
   const auto take = [&](int rank, std::span<const std::byte> bytes) {
     Record record;
     std::memcpy(record.data(), bytes.data(), sizeof record);
     finite = finite && std::isfinite(record[0]);
+    if (record.back() != 0 && failed_rank < 0) failed_rank = rank;
     if (static_cast<std::uint64_t>(rank) >= plan_.layout.shards) return;  // the other replicas' are the same
     for (std::size_t i = 0; i < norms.size(); ++i) norms[i] += record[i];
   };
   const std::span<std::byte> scratch(memory_.data(memory_.control()), plan_.setup.world_size * sizeof(Record));
   communicators_.world->visit_records(std::as_bytes(std::span(mine)), scratch, std::ref(take));
+  if (failure) std::rethrow_exception(failure);
+  if (failed_rank >= 0) {
+    throw IoError(fmt::format("the file of rank {}", failed_rank), 0, 0, "has failed before the commit of the step");
+  }
   for (double& norm : norms) norm = std::sqrt(norm) / scaler_.scale();
   commit(norms, finite);
 }

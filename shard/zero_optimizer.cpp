@@ -226,8 +226,7 @@ void ZeroOptimizer::begin(ProgramKind kind) {
     close_states();  // that a visitor which threw has left open
     events_.join();
   } catch (...) {
-    forget_step();
-    throw;
+    abandon_program();
   }
   program_ = kind;
   cursor_ = ProgramCursor(program);
@@ -257,8 +256,7 @@ UnitViews ZeroOptimizer::enter(std::uint64_t unit, Pass pass) {
     cursor_.advance();
     return make_views(unit, with_gradients);
   } catch (...) {
-    forget_step();
-    throw;
+    abandon_program();
   }
 }
 
@@ -286,13 +284,24 @@ void ZeroOptimizer::leave(std::uint64_t unit) {
       cursor_.advance();
     }
   } catch (...) {
-    forget_step();
-    throw;
+    abandon_program();
   }
   if (!cursor_.done()) return;
   memory_.release_all();
   last_done_ = last_done_ || program_ == ProgramKind::last_micro_batch;
   program_.reset();
+}
+
+// In a handler: forgets the step, and throws on. A rank whose file fails will not join the collectives that the others are
+// on their way to.
+void ZeroOptimizer::abandon_program() {
+  forget_step();
+  try {
+    throw;
+  } catch (const IoError& error) {
+    if (communicators_.world->size() > 1) communicators_.world->abort(error.what());
+    throw;
+  }
 }
 
 // Back to before the step's first micro-batch. Gradients and accumulators are overwritten by the next one.

@@ -27,14 +27,15 @@
 //   4. A gradient that is not finite, on any rank, in any precision, skips the step on every rank.
 //
 // Errors: ConfigError (plan and options contradict each other, ranks with different plans), OutOfMemory from the
-// constructor (host memory and the disk too), CommunicationError, IoError where something is in a file (enter() and leave()
-// too), CheckFailure. After a CommunicationError the communicators are poisoned.
+// constructor (host memory and the disk too), CommunicationError, IoError where something is in a file (of
+// any call; docs/errors.md), CheckFailure. After a CommunicationError the communicators are poisoned.
 // Threads: one rank's thread. Several optimizers may live in a process. Catalog, plan and device must outlive the
 // optimizer.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -160,6 +161,7 @@ class ZeroOptimizer {
   UnitViews make_views(std::uint64_t unit, bool with_gradients);
   std::uint64_t step_of_next_compute() const;
   void forget_step();
+  [[noreturn]] void abandon_program();
   void check_gradients(std::span<const ConstElements> gradients) const;
 
   std::vector<StateArray> state_arrays(StateKind kind, std::uint64_t unit, std::size_t buffer) const;
@@ -175,8 +177,10 @@ class ZeroOptimizer {
   HostBuffer values_buffer();
   void require_whole_state(const char* call) const;
 
+  void read_gradients();
   void sum_norms();
-  void agree();
+  // `failure`: of this rank's file. Throws it, or that another rank has one.
+  void agree(const std::exception_ptr& failure);
   void commit(const NormSums& norms, bool finite);
   StepReport roll_forward();
   void update(std::uint64_t unit);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <csignal>
+#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -157,6 +158,133 @@ TEST(PassageFaults, AParameterThatWasWrittenWrongIsNeverTrainedOn) {
       EXPECT_FALSE(optimizer.step_interrupted());
       EXPECT_EQ(optimizer.steps_applied(), 2U);
     }
+  });
+}
+
+// A load that meets such a block fails, once: the next one makes the file anew.
+TEST(PassageFaults, ALoadAfterOneThatFailedNeedsNothingOfTheFile) {
+  for (const char* placement : {"parameters=file", "optimizer=file", "optimizer=file,parameters=file"}) {
+    SCOPED_TRACE(placement);
+    SavedState saved(odd_catalog());
+    Trial undisturbed(trial_setup(placement));
+    std::vector<std::vector<float>> expected;
+    undisturbed.with(0, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
+      undisturbed.step(optimizer, client, 0);
+      saved.save(optimizer);
+      undisturbed.step(optimizer, client, 1);
+      expected = parameters_of(optimizer);
+    });
+    std::uint64_t operations = 0;
+    undisturbed.with(0, [&](ZeroOptimizer& optimizer, SyntheticClient&) {
+      const std::uint64_t before = undisturbed.tier->operations();
+      saved.load(optimizer);
+      operations = undisturbed.tier->operations() - before;
+    });
+    std::uint64_t failed = 0;
+    std::uint64_t twice = 0;
+    for (const TierFault fault : {TierFault::short_write, TierFault::write_flip, TierFault::io_error}) {
+      for (std::uint64_t n = 1; n <= operations; n += fault == TierFault::short_write ? 1 : 5) {
+        Trial run(trial_setup(placement));
+        run.with(0, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
+          run.step(optimizer, client, 0);
+          run.tier->arm(fault, n);
+          bool loaded = false;
+          for (int attempt = 0; attempt < 3 && !loaded; ++attempt) {
+            try {
+              saved.load(optimizer);
+              loaded = true;
+            } catch (const IoError&) {
+              failed += 1;
+              twice += attempt > 0 ? 1U : 0U;
+            }
+          }
+          ASSERT_TRUE(loaded) << "fault " << static_cast<int>(fault) << " at operation " << n;
+          try {
+            client.run_step(optimizer, 1);
+          } catch (const IoError&) {
+            // A write that went wrong in silence is found when it is read. Loads make good of it.
+            if (optimizer.step_interrupted()) return;
+            EXPECT_THROW(saved.load(optimizer), IoError);
+            saved.load(optimizer);
+            client.run_step(optimizer, 1);
+          }
+          EXPECT_EQ(parameters_of(optimizer), expected);
+        });
+      }
+    }
+    EXPECT_GT(failed, operations / 2);
+    EXPECT_EQ(twice, 0U);
+  }
+}
+
+// Two ranks, of which one has a bad disk.
+struct TwoRanks {
+  explicit TwoRanks(const char* placement) : setup(trial_setup(placement, "bf16-mixed", 2)) {
+    setup.world_size = 2;
+    plan = make_step_plan(catalog, setup);
+    expected = trial_expected(catalog, setup).parameters;
+  }
+
+  // body(rank, optimizer, client, rank 1's tier), on both.
+  void run(const std::function<void(int, ZeroOptimizer&, SyntheticClient&, FailingTier*)>& body) {
+    const test_support::TemporaryFolder folder;
+    CpuDevice cpu;
+    run_ranks(2, [&](Communicator& world) {
+      FailingTier* tier = nullptr;
+      ZeroOptions options = trial_options(folder.path(), 2);
+      options.offload.make_tier = [&](const FileTierOptions& file) {
+        auto made = std::make_unique<FailingTier>(std::make_unique<FileTier>(file));
+        tier = made.get();
+        return made;
+      };
+      ZeroOptimizer optimizer(catalog, plan, cpu, {&world, &world}, options);
+      SyntheticClient client(trial_script(), setup, plan.layout.units, world.rank());
+      body(world.rank(), optimizer, client, tier);
+    });
+  }
+
+  Catalog catalog = odd_catalog();
+  Setup setup;
+  StepPlan plan;
+  std::vector<std::vector<float>> expected;
+};
+
+// The fault is met by the norm: every rank is told, and takes the step again.
+TEST(PassageFaults, OnTwoRanksAGradientThatIsLostIsToldToBoth) {
+  TwoRanks two("gradients=file");
+  two.run([&](int rank, ZeroOptimizer& optimizer, SyntheticClient& client, FailingTier* tier) {
+    client.run_step(optimizer, 0);
+    if (rank == 1) tier->arm(TierFault::write_flip, 1);
+    try {
+      client.run_step(optimizer, 1);
+      ADD_FAILURE() << "rank " << rank << " stepped";
+    } catch (const IoError& error) {
+      const std::string what = error.what();
+      EXPECT_NE(what.find(rank == 1 ? "checksums differ" : "the file of rank 1"), std::string::npos) << what;
+    }
+    EXPECT_EQ(optimizer.steps_applied(), 1U);
+    for (std::uint64_t step = 1; step < kTrialSteps; ++step) client.run_step(optimizer, step);
+    EXPECT_EQ(parameters_of(optimizer), two.expected);
+  });
+}
+
+// Inside of a program the other rank is on its way into a collective: it hears of it at once, and not after the deadline.
+TEST(PassageFaults, OnTwoRanksADiskThatFailsInAProgramEndsBoth) {
+  TwoRanks two("parameters=file");
+  two.run([&](int rank, ZeroOptimizer& optimizer, SyntheticClient& client, FailingTier* tier) {
+    client.run_step(optimizer, 0);
+    if (rank == 1) tier->arm(TierFault::io_error, 1);
+    if (rank == 1) {
+      EXPECT_THROW(client.run_step(optimizer, 1), IoError);
+    } else {
+      try {
+        client.run_step(optimizer, 1);
+        ADD_FAILURE() << "stepped";
+      } catch (const CommunicationError& error) {
+        EXPECT_NE(std::string(error.what()).find("shardplan-rank-1.tier"), std::string::npos) << error.what();
+      }
+    }
+    EXPECT_EQ(optimizer.steps_applied(), 1U);
   });
 }
 

@@ -89,6 +89,7 @@ void apply_offload(PlanOptions& options) {
     case Engine::megatron:
       return apply_to_megatron(words.offload, engine.megatron);
     case Engine::shardplan:
+      (void)file_folder(words);  // one, as for the runtime
       options.setup.offload = words.offload;
       return;
     case Engine::paper:

@@ -50,8 +50,9 @@ Simulation simulated(const Setup& setup, const SimulationOptions& options, const
   return simulate(read, make_step_plan(read.catalog, setup), options);
 }
 
-void expect_plan(const char* name, const Setup& setup) {
-  const Model model = preset_model(name).value();
+void expect_plan(const char* name, const Setup& setup, const char* frozen = "") {
+  Model model = preset_model(name).value();
+  if (*frozen != 0) ASSERT_GT(freeze(model.catalog, frozen), 0U);
   const StepPlan plan = make_step_plan(model.catalog, setup);
   for (const SimulatedRank& rank : simulate(model, plan, options_of()).ranks) {
     ASSERT_EQ(rank.error, "");
@@ -75,6 +76,10 @@ TEST(OffloadedSimulation, EveryTierHoldsWhatThePlanSays) {
         }
       }
     }
+  }
+  for (const int stage : {0, 3}) {
+    expect_plan("gpt2", setup_of(stage, 2, "optimizer=file,gradients=file,parameters=file"), "*ln*");
+    expect_plan("gpt2", setup_of(stage, 2, "parameters=file"), "*wte*");
   }
   auto setup = setup_of(2, 16, "optimizer=file@0.7,gradients=cpu");
   setup.replicate = 2;
