@@ -69,6 +69,8 @@ struct ClientSetup {
   // The caller holds what the model returned, logits and cache among it, until the backward has ended, as a loop does that says
   // `outputs = model(...)`. Of transformers' Trainer and of the other programs' recipes: no.
   bool keeps_outputs = false;
+  // The caller empties torch's cache of free memory before the longest batch comes.
+  bool empties_cache = false;
   double adapter_dropout = 0;  // of the inputs of low-rank adapters
   MegatronClient megatron{};   // of profile megatron
   LitGptVersion litgpt = LitGptVersion::current;

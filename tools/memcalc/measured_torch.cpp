@@ -107,6 +107,9 @@ ProgramRun peft_run(const json::object& row) {
   options.sequence = count_of(*train, "max_seq_length", 768);
   options.client.mask = MaskKind::padded;  // batches of different lengths
   options.client.keeps_outputs = true;     // run.py: `outputs = model(**batch)` in the loop
+  // Of each 80 samples the longest come first (utils.py, BucketIterator), and the cache is emptied after every tenth step, so
+  // before each of them.
+  options.client.empties_cache = true;
   if (flag_of(*train, "use_gc")) options.client.recompute = RecomputeKind::full;
   if (config == nullptr) return run;
   Lora lora{.rank = count_of(*config, "r", 8)};

@@ -111,7 +111,8 @@ void add_reserved(const PlanOptions& options, const Model& model, const Catalog&
   DeviceMemory& device = sized.report.ranks.front().device;
   const std::optional<Bytes> reserved =
       peak_reserved(engine_blocks(sized), model, catalog, options.setup, options.whole_client(), stage, machine,
-                    {.expandable_segments = options.megatron && options.megatron->environment.expandable_segments});
+                    {.expandable_segments = options.megatron && options.megatron->environment.expandable_segments,
+                     .empties_cache = options.client.empties_cache});
   if (!reserved) {
     sized.report.notes.push_back(
         unit_count(catalog) > kMostReplayedUnits
