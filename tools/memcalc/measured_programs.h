@@ -5,6 +5,7 @@
 #include <boost/json/fwd.hpp>
 #include <string>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "planner/families/model.h"
 #include "tools/memcalc/options.h"
@@ -22,6 +23,10 @@ struct ProgramRun {
   Model model;
   std::string field;    // "peak_allocated" or "peak_reserved"
   double measured = 0;  // bytes
+  Bytes beside;         // what the program keeps on the GPU besides the model and its training
+  // AdamW without fused=True (torch/optim/adamw.py, _multi_tensor_adamw): all roots of second moments at once, when gradients are
+  // there still and activations are not.
+  bool roots_at_once = false;
 };
 
 // Of a row of one of them; `framework` is the row's. Throws NotPredicted and ConfigError.
