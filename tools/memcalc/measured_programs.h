@@ -24,9 +24,6 @@ struct ProgramRun {
   std::string field;    // "peak_allocated" or "peak_reserved"
   double measured = 0;  // bytes
   Bytes beside;         // what the program keeps on the GPU besides the model and its training
-  // AdamW without fused=True (torch/optim/adamw.py, _multi_tensor_adamw): all roots of second moments at once, when gradients are
-  // there still and activations are not.
-  bool roots_at_once = false;
 };
 
 // Of a row of one of them; `framework` is the row's. Throws NotPredicted and ConfigError.

@@ -147,7 +147,8 @@ ProgramRun peft_run(const json::object& row) {
   PlanOptions& options = run.options;
   run.field = "peak_reserved";
   run.measured = number_of(row, "accelerator_memory_max_bytes");
-  run.roots_at_once = text_of(*train, "optimizer_type") == "AdamW";
+  options.client.fresh_gradients = true;
+  options.client.roots_at_once = text_of(*train, "optimizer_type") == "AdamW";
   options.gpu = "l40s";
   options.micro_batch = count_of(*train, "batch_size", 4);
   if (text_of(row, "id").find("image-gen") == std::string::npos) {

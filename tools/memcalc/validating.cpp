@@ -146,7 +146,6 @@ void add_program(const json::object& row, const std::string& file, Validation& v
   const DeviceMemory& device = planned.worst().device;
   std::optional<Bytes> predicted = run.field == "peak_reserved" ? device.peak_reserved : device.peak_allocated;
   if (!predicted) throw NotPredicted(planned.report.notes.empty() ? "not known" : planned.report.notes.back());
-  if (run.roots_at_once) predicted = std::max(*predicted, device.model_states() + Bytes{device.optimizer_states.count() / 2});
   *predicted += run.beside;
   validation.rows.push_back({.file = file,
                              .id = text_of(row, "id"),
