@@ -218,7 +218,9 @@ double StepTimes::update_seconds_of(const StepSetup& setup) const {
     moved = std::max({moved, updated * state / cluster_.disk.read_bytes_per_second,
                       updated * state / cluster_.disk.write_bytes_per_second});
   }
-  return std::max(norm, updated * gradient / link) + std::max(update, moved);
+  // Units go one after the other, those in device memory and those that are not.
+  const double elsewhere = std::max({part(offload.gradients), part(offload.parameters), part(offload.optimizer)});
+  return std::max(norm, updated * gradient / link) + (1 - elsewhere) * update + std::max(elsewhere * update, moved);
 }
 
 StepTime StepTimes::of(const StepSetup& setup) {

@@ -355,6 +355,10 @@ Fit make_fit(const PlanOptions& options, const FitOptions& question) {
   const auto begin = std::chrono::steady_clock::now();
   Search search(base, question, fit);
   run(search, question);
+  const auto offloads = [&](const FittedPlan& plan) { return plan.options.offload != base.offload; };
+  if (std::any_of(fit.plans.begin(), fit.plans.end(), offloads)) {
+    fit.notes.emplace_back("host memory is no bound of the search: plan says how much a set-up with offload pins");
+  }
   fit.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return fit;
 }

@@ -289,7 +289,7 @@ TEST_F(FitTest, HugeNumbersAreRefused) {
 }
 
 TEST_F(FitTest, WhereNothingFitsItSaysSo) {
-  const json::object fit = ask("fit " + model_ + " --gpu 2GiB --seq 1024", 1);
+  const json::object fit = ask("fit " + model_ + " --gpu 300MiB --seq 1024", 1);
   EXPECT_TRUE(fit.at("answer").is_null());
   EXPECT_TRUE(fit.at("plans").as_array().empty());
   EXPECT_FALSE(fit.at("rejected").as_array().empty());

@@ -82,7 +82,8 @@ TEST(SimulatedStepTimes, OffloadInClosedFormIsNear) {
       step.work = {.tokens = 4096, .sequence = 2048};
       const double closed = step_time(model, step, cluster).seconds();
       const double simulated = simulated_seconds(model, step, cluster);
-      EXPECT_NEAR(closed / simulated, 1, 0.03) << stage << " " << words;
+      // A fraction is reached by whole units, which the closed form does not know.
+      EXPECT_NEAR(closed / simulated, 1, step.offload.optimizer.fraction < 1 ? 0.06 : 0.02) << stage << " " << words;
       step.offload = {};
       EXPECT_GT(closed, 1.2 * step_time(model, step, cluster).seconds()) << stage << " " << words;
     }
