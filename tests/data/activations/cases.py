@@ -221,6 +221,11 @@ FILES = {
         ("siglip_vision_model", model("siglip_vision_model", "SiglipVisionModel", **VISION),
          brief(lengths=(None, None))),
     ],
+    "siglip": [
+        ("siglip, a classifier", model("siglip", "SiglipForImageClassification",
+                                       vision_config={"model_type": "siglip_vision_model", **VISION}),
+         [*brief(lengths=(None, None)), run("sdpa", "bf16", 2, None, checkpoint=True)]),
+    ],
     "mamba": [
         ("mamba", model("mamba", "MambaForCausalLM", vocab_size=96, hidden_size=64, state_size=8, num_hidden_layers=3),
          brief(attentions=("eager",))),

@@ -86,7 +86,7 @@ def integers(*shape):
 def batch_of(config, setup):
     count, length, dtype = setup["batch"], setup["sequence"], DTYPES[setup["dtype"]]
     if length is None:
-        size = config["image_size"]
+        size = config.get("vision_config", config)["image_size"]
         batch = {"pixel_values": torch.zeros(count, 3, size, size, dtype=dtype, device="cuda")}
     elif config["model_type"] == "whisper":
         frames = 2 * config["max_source_positions"]
