@@ -41,6 +41,10 @@ endfunction()
 set(version ${PROJECT_VERSION})
 set(boost ${Boost_VERSION_MAJOR}.${Boost_VERSION_MINOR}-dev)
 string(CONCAT boost "libboost${boost}, " "libboost-context${boost}")
+set(uring "")
+if(SHARDPLAN_URING)
+  set(uring ", liburing-dev")
+endif()
 string(CONCAT what "shardplan plans which rank of a training run keeps which byte, and\n"
                    "carries the plan out: a ZeRO-style sharded optimizer.\n")
 set(CPACK_DEBIAN_LIBRARY_PACKAGE_CONTROL_EXTRA ${PROJECT_SOURCE_DIR}/cmake/debian/triggers)
@@ -53,7 +57,7 @@ debian_package(c_development libshardplan-dev libdevel
                "${what}This is what C programs are built with.")
 debian_package(cxx_development libshardplan-cxx-dev libdevel
                "memory planner and sharded optimizer (C++ libraries)"
-               "libshardplan-dev (= ${version}), libfmt-dev, libyaml-cpp-dev, ${boost}"
+               "libshardplan-dev (= ${version}), libfmt-dev, libyaml-cpp-dev, ${boost}${uring}"
                "${what}This is what C++ programs are built with: static libraries and\ntheir headers.")
 if(programs)
   debian_package(tools shardplan-tools science

@@ -34,7 +34,7 @@ OutOfMemory no_room(const std::string& path, Bytes requested, int file) {
   return {fmt::format("file ({})", path), requested, available(file)};
 }
 
-// Calls move(descriptor, done, left), which is pread or pwrite, until all is done. The aligned start goes to `direct`, if
+// Calls move(descriptor, done, left), which is as pread or pwrite, until all is done. The aligned start goes to `direct`, if
 // that is one; a direct transfer that stops off the alignment goes on through the page cache.
 template <typename Move>
 void transfer(const std::string& path, const char* what, const Descriptor& file, const Descriptor& direct,
@@ -63,6 +63,7 @@ FileTier::FileTier(const FileTierOptions& options)
     throw IoError(path_, 0, errno, "is in use: expected a folder of this run's own");
   }
   try {
+    if (options.io == FileIo::io_uring) rings_ = std::make_unique<IoUrings>(options.callers);
     reserve();
     if (options.direct) open_directly();
   } catch (...) {
@@ -115,6 +116,7 @@ void FileTier::read(std::uint64_t offset, std::span<std::byte> to) {
   check_range(*this, offset, to.size());
   transfer(path_, "read", file_, direct_, offset, to.data(), to.size(),
            [&](int file, std::size_t done, std::size_t left) {
+             if (rings_) return rings_->read(file, to.data() + done, left, offset + done);
              return pread(file, to.data() + done, left, static_cast<off_t>(offset + done));
            });
 }
@@ -123,6 +125,7 @@ void FileTier::write(std::uint64_t offset, std::span<const std::byte> from) {
   check_range(*this, offset, from.size());
   transfer(path_, "written", file_, direct_, offset, from.data(), from.size(),
            [&](int file, std::size_t done, std::size_t left) {
+             if (rings_) return rings_->write(file, from.data() + done, left, offset + done);
              return pwrite(file, from.data() + done, left, static_cast<off_t>(offset + done));
            });
 }

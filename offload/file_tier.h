@@ -7,25 +7,32 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
+#include "offload/io_uring.h"
 #include "offload/tier.h"
 #include "runtime/files/files.h"
 #include "runtime/host_memory.h"
 
 namespace shardplan {
 
+// How a range is moved: in one call after the other, or in pieces at once (offload/io_uring.h).
+enum class FileIo : std::uint8_t { pread, io_uring };
+
 struct FileTierOptions {
   std::string path;    // made, and overwritten if it is there; its folder must be there
   Bytes bytes;         // all of them are reserved by the constructor
   bool direct = true;  // false: through the page cache in any case
+  FileIo io = FileIo::pread;
+  int callers = 1;  // with io_uring: threads that read and write at once; more of them wait for each other
 };
 
 class FileTier final : public ByteTier {
  public:
   // Locks the file (flock) until the destructor removes it: two tiers never share one, and what a killed process has left
   // is taken over. Throws OutOfMemory if the file system has no room (what is available is what it says it has left),
-  // IoError if the file cannot be made, or is another tier's.
+  // IoError if the file cannot be made, or is another tier's, ConfigError where io_uring is asked for and refused.
   explicit FileTier(const FileTierOptions& options);
   ~FileTier() override;
   FileTier(const FileTier&) = delete;
@@ -48,8 +55,9 @@ class FileTier final : public ByteTier {
 
   std::string path_;
   Bytes bytes_;
-  Descriptor file_;    // through the page cache
-  Descriptor direct_;  // none where direct I/O is refused
+  Descriptor file_;                  // through the page cache
+  Descriptor direct_;                // none where direct I/O is refused
+  std::unique_ptr<IoUrings> rings_;  // or null
 };
 
 }  // namespace shardplan

@@ -15,7 +15,9 @@ namespace {
 std::unique_ptr<ByteTier> make_tier(const StepPlan& plan, const OffloadOptions& options, int rank) {
   const FileTierOptions file{.path = fmt::format("{}/shardplan-rank-{}.tier", options.folder, rank),
                              .bytes = plan.file.bytes,
-                             .direct = options.direct};
+                             .direct = options.direct,
+                             .io = options.io,
+                             .callers = options.threads + 1};  // the rank itself, too
   return options.make_tier ? options.make_tier(file) : std::make_unique<FileTier>(file);
 }
 

@@ -46,6 +46,7 @@ struct OffloadOptions {
   int threads = 4;           // that read and write; 0: the rank itself, one transfer after the other
   Bytes in_flight = 64_MiB;  // under way at once, at most
   bool direct = true;        // past the page cache, where the file system allows it
+  FileIo io = FileIo::pread;
   // What stands for the file, for those who watch it or make it fail. Empty: a FileTier.
   std::function<std::unique_ptr<ByteTier>(const FileTierOptions&)> make_tier{};
   // What carries out its transfers, for those who book them. Empty: a TransferQueue.

@@ -28,8 +28,8 @@ struct Link {
 
 // What one GPU has of its node's disks, reading and writing at the same time.
 struct Disk {
-  double read_bytes_per_second = 6.8e9;
-  double write_bytes_per_second = 4.0e9;
+  double read_bytes_per_second = 6.5e9;
+  double write_bytes_per_second = 3.5e9;
   bool operator==(const Disk&) const = default;
 };
 

@@ -27,6 +27,9 @@ inline constexpr std::size_t kFileAlignment = 4096;
 class OutputFile {
  public:
   virtual ~OutputFile() = default;
+  // Before the first write: how long the file will be. Takes the room for it now, so that a full disk is an IoError (ENOSPC)
+  // here and not in the middle; where the file system cannot do that, nothing.
+  virtual void reserve(std::uint64_t /*bytes*/) {}
   // Appends. Fast where address and length are multiples of kFileAlignment in every call but the last.
   virtual void write(std::span<const std::byte> bytes) = 0;
   virtual void sync() = 0;
@@ -54,6 +57,9 @@ class Files {
   // A new file; IoError (EEXIST) where the name is taken.
   virtual std::unique_ptr<OutputFile> create(const std::string& path) = 0;
   virtual std::unique_ptr<InputFile> open(const std::string& path) = 0;
+  // Read past the page cache, where that can be: for who reads once what nobody else on this machine reads. Fast where
+  // address, offset and length are multiples of kFileAlignment.
+  virtual std::unique_ptr<InputFile> open_direct(const std::string& path) { return open(path); }
   virtual bool exists(const std::string& path) = 0;
   // In a folder that is there; nothing where it is there itself.
   virtual void make_folder(const std::string& path) = 0;

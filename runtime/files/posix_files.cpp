@@ -47,10 +47,20 @@ void sync_descriptor(int descriptor, const std::string& path) {
   if (uninterrupted([&] { return ::fsync(descriptor); }) != 0) throw IoError(path, 0, errno, "cannot be synced");
 }
 
+bool is_aligned(std::uint64_t offset, std::span<const std::byte> bytes) {
+  return (offset | bytes.size() | reinterpret_cast<std::uintptr_t>(bytes.data())) % kFileAlignment == 0;
+}
+
 class PosixOutput final : public OutputFile {
  public:
   PosixOutput(std::string path, Descriptor file, bool direct)
       : path_(std::move(path)), file_(std::move(file)), direct_(direct) {}
+
+  void reserve(std::uint64_t bytes) override {
+    if (bytes == 0) return;
+    const int result = uninterrupted([&] { return ::fallocate(*file_, 0, 0, static_cast<off_t>(bytes)); });
+    if (result != 0 && errno != EOPNOTSUPP && errno != ENOSYS) throw IoError(path_, 0, errno, "cannot get its room");
+  }
 
   void write(std::span<const std::byte> bytes) override {
     if (direct_) {  // but for the last bytes of a file
@@ -78,9 +88,7 @@ class PosixOutput final : public OutputFile {
     }
   }
 
-  bool aligned(std::span<const std::byte> bytes) const {
-    return (offset_ | bytes.size() | reinterpret_cast<std::uintptr_t>(bytes.data())) % kFileAlignment == 0;
-  }
+  bool aligned(std::span<const std::byte> bytes) const { return is_aligned(offset_, bytes); }
   void leave_direct() {
     const int flags = ::fcntl(*file_, F_GETFL);
     if (flags < 0 || ::fcntl(*file_, F_SETFL, flags & ~O_DIRECT) != 0) {
@@ -97,7 +105,9 @@ class PosixOutput final : public OutputFile {
 
 class PosixInput final : public InputFile {
  public:
-  PosixInput(std::string path, Descriptor file) : path_(std::move(path)), file_(std::move(file)) {
+  // `direct`: the same file past the page cache, or none.
+  PosixInput(std::string path, Descriptor file, Descriptor direct)
+      : path_(std::move(path)), file_(std::move(file)), direct_(std::move(direct)) {
     struct stat status{};
     if (::fstat(*file_, &status) != 0) throw IoError(path_, 0, errno, "cannot be read");
     if (!S_ISREG(status.st_mode)) throw IoError(path_, 0, S_ISDIR(status.st_mode) ? EISDIR : EINVAL, "is no file");
@@ -108,8 +118,11 @@ class PosixInput final : public InputFile {
 
   void read(std::uint64_t offset, std::span<std::byte> to) const override {
     while (!to.empty()) {
-      const ssize_t count =
-          uninterrupted([&] { return ::pread(*file_, to.data(), to.size(), static_cast<off_t>(offset)); });
+      const std::size_t whole = to.size() / kFileAlignment * kFileAlignment;
+      const bool directly = *direct_ >= 0 && whole > 0 && is_aligned(offset, to.first(whole));
+      ssize_t count = directly ? read_some(direct_, offset, to.first(whole)) : read_some(file_, offset, to);
+      // Some file systems open with O_DIRECT and refuse the transfer.
+      if (directly && count < 0 && errno == EINVAL) count = read_some(file_, offset, to);
       if (count < 0) throw IoError(path_, offset, errno, "cannot be read");
       if (count == 0) throw IoError(path_, offset, 0, "ends here");
       offset += static_cast<std::uint64_t>(count);
@@ -118,14 +131,28 @@ class PosixInput final : public InputFile {
   }
 
   void expect(std::uint64_t offset, std::uint64_t bytes) const override {
+    if (*direct_ >= 0) return;
     ::posix_fadvise(*file_, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_WILLNEED);
   }
 
  private:
+  static ssize_t read_some(const Descriptor& file, std::uint64_t offset, std::span<std::byte> to) {
+    return uninterrupted([&] { return ::pread(*file, to.data(), to.size(), static_cast<off_t>(offset)); });
+  }
+
   std::string path_;
   Descriptor file_;
+  Descriptor direct_;
   std::uint64_t bytes_ = 0;
 };
+
+std::unique_ptr<InputFile> open_input(const std::string& path, bool direct) {
+  constexpr int kFlags = O_RDONLY | O_NONBLOCK;  // a pipe of this name must not block
+  Descriptor file(open_file(path, kFlags));
+  if (*file < 0) throw IoError(path, 0, errno, "cannot be opened");
+  Descriptor past_cache(direct ? open_file(path, kFlags | O_DIRECT) : -1);
+  return std::make_unique<PosixInput>(path, std::move(file), std::move(past_cache));
+}
 
 void check(const std::string& path, const std::error_code& error, const char* problem) {
   if (error) throw IoError(path, 0, error.value(), problem);
@@ -147,9 +174,11 @@ std::unique_ptr<OutputFile> PosixFiles::create(const std::string& path) {
 }
 
 std::unique_ptr<InputFile> PosixFiles::open(const std::string& path) {
-  Descriptor file(open_file(path, O_RDONLY | O_NONBLOCK));  // a pipe of this name must not block
-  if (*file < 0) throw IoError(path, 0, errno, "cannot be opened");
-  return std::make_unique<PosixInput>(path, std::move(file));
+  return open_input(path, false);
+}
+
+std::unique_ptr<InputFile> PosixFiles::open_direct(const std::string& path) {
+  return open_input(path, true);
 }
 
 bool PosixFiles::exists(const std::string& path) {

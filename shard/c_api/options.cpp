@@ -143,7 +143,7 @@ Hyperparameters& of_draft(Draft& draft) {
   return draft.hyperparameters;
 }
 
-constexpr std::array<Key<Draft>, 28> kSetupKeys{{
+constexpr std::array<Key<Draft>, 29> kSetupKeys{{
     {"world_size", [](Draft& d, JsonView v) { d.options.setup.world_size = v.as_count(); }},
     {"replicate", [](Draft& d, JsonView v) { d.options.setup.replicate = v.as_count(); }},
     {"zero_stage", [](Draft& d, JsonView v) { d.options.setup.stage = static_cast<int>(v.as_count(3)); }},
@@ -184,6 +184,10 @@ constexpr std::array<Key<Draft>, 28> kSetupKeys{{
      }},
     {"offload_threads",
      [](Draft& d, JsonView v) { d.options.optimizer.offload.threads = static_cast<int>(v.as_count(64)); }},
+    {"offload_io",
+     [](Draft& d, JsonView v) {
+       d.options.optimizer.offload.io = word<FileIo>(v, {{"pread", FileIo::pread}, {"io_uring", FileIo::io_uring}});
+     }},
     {"ema_decay", [](Draft& d, JsonView v) { d.options.optimizer.ema_decay = decay(v); }},
     {"groups", [](Draft& d, JsonView v) { d.groups = v; }},
     {"clip_norm", [](Draft& d, JsonView v) { d.options.optimizer.clip_norm = non_negative(v); }},

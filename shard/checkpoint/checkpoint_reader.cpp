@@ -18,9 +18,26 @@ std::string difference(std::span<const std::byte> bytes, const Digest& expected)
   return found == expected ? "" : fmt::format("has the digest {}: expected {}", hex(found), hex(expected));
 }
 
+struct BlockRange {
+  const Slice* slice;
+  std::uint64_t begin;  // in the file
+  std::uint64_t bytes;
+};
+
+// Of a block of CheckpointFile::blocks: its slice is the last that begins at it or before.
+BlockRange range_of_block(const CheckpointFile& file, std::size_t index, std::uint64_t block_bytes) {
+  const auto after = std::upper_bound(file.slices.begin(), file.slices.end(), index,
+                                      [](std::size_t block, const Slice& s) { return block < s.first_block; });
+  const Slice& slice = *(after - 1);
+  const std::uint64_t block = index - slice.first_block;
+  const std::uint64_t slice_bytes = bytes_for(file.dtype, slice.elements).count();
+  return {&slice, slice.begin + block * block_bytes, bytes_of_block(slice_bytes, block_bytes, block)};
+}
+
 }  // namespace
 
-CheckpointReader::CheckpointReader(Files& files, std::string folder) : files_(files), folder_(std::move(folder)) {
+CheckpointReader::CheckpointReader(Files& files, std::string folder, Readers readers)
+    : files_(files), folder_(std::move(folder)), readers_(readers) {
   const std::string path = join_path(folder_, kManifestName);
   manifest_ = parse_manifest(read_whole(files_, path, kLargestManifest), path);
   for (const CheckpointFile& file : manifest_.files) {
@@ -39,7 +56,7 @@ CheckpointReader::CheckpointReader(Files& files, std::string folder) : files_(fi
   std::sort(parts_.begin(), parts_.end(), [](const Part& a, const Part& b) {
     return std::tie(a.tensor, a.kind, a.first) < std::tie(b.tensor, b.kind, b.first);
   });
-  opened_.resize(manifest_.files.size());
+  header_is_good_.resize(manifest_.files.size());
 }
 
 std::optional<std::uint64_t> CheckpointReader::find(std::string_view whole_name) const {
@@ -69,18 +86,34 @@ std::string CheckpointReader::name_of(const Slice& slice) const {
   return slice_name(slice.kind, tensors_[slice.tensor].name, slice.first, slice.elements);
 }
 
+// For bytes [begin, end) of it.
+std::unique_ptr<ReadAhead> CheckpointReader::open_blocks(std::size_t file, std::uint64_t begin,
+                                                         std::uint64_t end) const {
+  const std::string path = path_of(manifest_.files[file]);
+  auto input = readers_ == Readers::one ? files_.open_direct(path) : files_.open(path);
+  const std::uint64_t block = std::min(manifest_.block_bytes, end - begin);
+  const std::uint64_t buffer = (block / kFileAlignment + 1) * kFileAlignment;
+  return std::make_unique<ReadAhead>(std::move(input), end, buffer, kInputBuffers);
+}
+
 // With its header checked.
-CheckpointReader::Opened& CheckpointReader::opened(std::uint32_t file) {
-  Opened& opened = opened_[file];
-  if (opened.input) return opened;
-  const CheckpointFile& known = manifest_.files[file];
-  auto input = files_.open(path_of(known));
-  std::vector<std::byte> header(known.data_begin);
-  input->read(0, header);
-  const std::string problem = difference(header, known.header);
-  if (!problem.empty()) throw CheckpointError(path_of(known), "its header " + problem);
-  opened.input = std::move(input);
-  return opened;
+ReadAhead& CheckpointReader::opened(std::uint32_t file) {
+  auto place = std::find_if(opened_.begin(), opened_.end(), [&](const Opened& o) { return o.input && o.file == file; });
+  if (place == opened_.end()) {
+    const CheckpointFile& known = manifest_.files[file];
+    if (!header_is_good_[file]) {
+      verify_header(file, [&](const std::string&, const std::string& problem) {
+        throw CheckpointError(path_of(known), problem);
+      });
+      header_is_good_[file] = true;
+    }
+    --place;  // the one that was not used for the longest time
+    place->input.reset();
+    place->input = open_blocks(file, known.data_begin, known.bytes);
+    place->file = file;
+  }
+  std::rotate(opened_.begin(), place, place + 1);
+  return *opened_.front().input;
 }
 
 const CheckpointReader::Cached& CheckpointReader::block(const Part& part, std::uint64_t index) {
@@ -92,9 +125,7 @@ const CheckpointReader::Cached& CheckpointReader::block(const Part& part, std::u
   const std::uint64_t slice_bytes = bytes_for(file.dtype, slice.elements).count();
   cached.bytes.resize(bytes_of_block(slice_bytes, manifest_.block_bytes, index));
   const std::uint64_t begin = slice.begin + index * manifest_.block_bytes;
-  Opened& from = opened(part.file);
-  from.ahead.next(*from.input, begin, begin + cached.bytes.size());
-  from.input->read(begin, cached.bytes);
+  opened(part.file).read(begin, cached.bytes);
   const std::string problem = difference(cached.bytes, file.blocks[slice.first_block + index]);
   if (!problem.empty()) {
     throw CheckpointError(path_of(file), fmt::format("{}: block {} {}", name_of(slice), index, problem));
@@ -132,22 +163,18 @@ void CheckpointReader::verify_header(std::size_t index, const Bad& bad) const {
 void CheckpointReader::verify_blocks(std::size_t index, std::size_t first, std::size_t end, const Bad& bad) const {
   if (first >= end) return;
   const CheckpointFile& file = manifest_.files[index];
-  const auto input = files_.open(path_of(file));
-  ReadAhead ahead;
+  const std::uint64_t block_bytes = manifest_.block_bytes;
+  const BlockRange last = range_of_block(file, end - 1, block_bytes);
+  const std::unique_ptr<ReadAhead> input =
+      open_blocks(index, range_of_block(file, first, block_bytes).begin, last.begin + last.bytes);
   std::vector<std::byte> bytes;
-  // The slice of the first block: the last that begins at it or before.
-  auto slice = std::upper_bound(file.slices.begin(), file.slices.end(), first,
-                                [](std::size_t block, const Slice& s) { return block < s.first_block; });
-  --slice;
   for (std::size_t i = first; i < end; ++i) {
-    while (slice + 1 != file.slices.end() && (slice + 1)->first_block <= i) ++slice;
-    const std::uint64_t block = i - slice->first_block;
-    bytes.resize(bytes_of_block(bytes_for(file.dtype, slice->elements).count(), manifest_.block_bytes, block));
-    const std::uint64_t begin = slice->begin + block * manifest_.block_bytes;
-    ahead.next(*input, begin, begin + bytes.size());
-    input->read(begin, bytes);
+    const BlockRange range = range_of_block(file, i, block_bytes);
+    bytes.resize(range.bytes);
+    input->read(range.begin, bytes);
     const std::string problem = difference(bytes, file.blocks[i]);
-    if (!problem.empty()) bad(name_of(*slice), fmt::format("block {} {}", block, problem));
+    if (problem.empty()) continue;
+    bad(name_of(*range.slice), fmt::format("block {} {}", i - range.slice->first_block, problem));
   }
 }
 

@@ -1,7 +1,8 @@
 // Reads a checkpoint's values, in any ranges: every byte is checked against its digest before it is given to anybody.
 //
-// Holds the manifest and one block for each kind of state. Throws CheckpointError and IoError, which name the file, and
-// the tensor where it is one's bytes. Threads: one; several readers may read one checkpoint.
+// Holds the manifest, one block for each kind of state, and kOpenFiles times kInputBuffers blocks that are read ahead: 64
+// MiB in all. Throws CheckpointError and IoError, which name the file, and the tensor where it is one's bytes. Threads: one;
+// several readers may read one checkpoint.
 #pragma once
 
 #include <array>
@@ -15,15 +16,23 @@
 #include <vector>
 
 #include "runtime/files/files.h"
+#include "runtime/files/read_ahead.h"
 #include "shard/checkpoint/manifest.h"
-#include "shard/checkpoint/read_ahead.h"
 
 namespace shardplan {
+
+// A file is copied from one buffer while the others are read.
+inline constexpr std::size_t kInputBuffers = 3;
+// Files that are read ahead at a time: two of each of the dtypes that most policies have.
+inline constexpr std::size_t kOpenFiles = 4;
+
+// Whether others on this machine read the same bytes at about the same time: then they share the page cache.
+enum class Readers : std::uint8_t { several, one };
 
 class CheckpointReader {
  public:
   // Reads and checks the manifest, and that every file is there and as long as it says.
-  CheckpointReader(Files& files, std::string folder);
+  CheckpointReader(Files& files, std::string folder, Readers readers = Readers::several);
 
   const Manifest& manifest() const { return manifest_; }
   const std::string& folder() const { return folder_; }
@@ -58,23 +67,26 @@ class CheckpointReader {
     std::vector<std::byte> bytes;
   };
   struct Opened {
-    std::unique_ptr<InputFile> input;  // null: not yet
-    ReadAhead ahead;
+    std::uint32_t file = 0;
+    std::unique_ptr<ReadAhead> input;  // null: none
   };
 
   std::string path_of(const CheckpointFile& file) const { return join_path(folder_, file.name); }
   const Part* part_holding(std::uint64_t tensor, StateKind kind, std::uint64_t element) const;
-  Opened& opened(std::uint32_t file);
+  std::unique_ptr<ReadAhead> open_blocks(std::size_t file, std::uint64_t begin, std::uint64_t end) const;
+  ReadAhead& opened(std::uint32_t file);
   const Cached& block(const Part& part, std::uint64_t index);
   std::string name_of(const Slice& slice) const;
 
   Files& files_;
   std::string folder_;
+  Readers readers_;
   Manifest manifest_;
   std::vector<TensorEntry> tensors_;
   std::unordered_map<std::string_view, std::uint64_t> by_name_;
-  std::vector<Part> parts_;     // by tensor, kind and element
-  std::vector<Opened> opened_;  // by file
+  std::vector<Part> parts_;                  // by tensor, kind and element
+  std::vector<bool> header_is_good_;         // by file
+  std::array<Opened, kOpenFiles> opened_{};  // the last one used first
   std::array<Cached, kStateKinds> cache_;
 };
 

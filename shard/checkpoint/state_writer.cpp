@@ -11,8 +11,11 @@
 
 namespace shardplan {
 
-BufferedOutput::BufferedOutput(Files& files, const std::string& path, std::size_t buffer_bytes)
-    : file_(std::make_unique<WriteBehind>(files.create(path), buffer_bytes, kOutputBuffers)) {}
+BufferedOutput::BufferedOutput(Files& files, const std::string& path, std::uint64_t bytes, std::size_t buffer_bytes) {
+  std::unique_ptr<OutputFile> file = files.create(path);
+  file->reserve(bytes);
+  file_ = std::make_unique<WriteBehind>(std::move(file), buffer_bytes, kOutputBuffers);
+}
 
 void BufferedOutput::append(std::span<const std::byte> bytes) {
   bytes_ += bytes.size();
@@ -85,7 +88,7 @@ StateWriter::StateWriter(Files& files, const std::vector<TensorEntry>& table, st
     }
     file.bytes = begin;
     file.blocks.reserve(blocks);
-    BufferedOutput output(files, join_path(options.folder, file.name), options.buffer_bytes);
+    BufferedOutput output(files, join_path(options.folder, file.name), file.bytes, options.buffer_bytes);
     output.append(std::as_bytes(std::span(beginning)));
     streams_.push_back({.file = std::move(file), .output = std::move(output), .block = {}});
   }

@@ -33,8 +33,8 @@ inline constexpr std::size_t kOutputBuffers = 4;
 // fails with is thrown by a later call.
 class BufferedOutput {
  public:
-  // kOutputBuffers of `buffer_bytes` each.
-  BufferedOutput(Files& files, const std::string& path, std::size_t buffer_bytes);
+  // kOutputBuffers of `buffer_bytes` each, for a file that will have `bytes`.
+  BufferedOutput(Files& files, const std::string& path, std::uint64_t bytes, std::size_t buffer_bytes);
   void append(std::span<const std::byte> bytes);
   // Writes the rest and syncs.
   void finish();

@@ -16,6 +16,7 @@
 #include "offload/recording_tier.h"
 #include "runtime/cpu_device.h"
 #include "runtime/forwarding_device.h"
+#include "tests/support/io_uring.h"
 #include "tests/support/temporary_folder.h"
 
 namespace shardplan::test {
@@ -30,8 +31,9 @@ struct Kind {
   std::function<Made(const TemporaryFolder&, Device&, Bytes)> make;
 };
 
-Made file(const TemporaryFolder& folder, Bytes bytes, bool direct) {
-  return std::make_unique<FileTier>(FileTierOptions{folder.path("tier"), bytes, direct});
+Made file(const TemporaryFolder& folder, Bytes bytes, bool direct, FileIo io = FileIo::pread) {
+  return std::make_unique<FileTier>(
+      FileTierOptions{.path = folder.path("tier"), .bytes = bytes, .direct = direct, .io = io});
 }
 
 const std::vector<Kind>& kinds() {
@@ -44,14 +46,24 @@ const std::vector<Kind>& kinds() {
       {"buffered_file", [](const TemporaryFolder& folder, Device&, Bytes bytes) { return file(folder, bytes, false); }},
       {"recorded", [](const TemporaryFolder& folder, Device&,
                       Bytes bytes) { return std::make_unique<RecordingTier>(file(folder, bytes, true)); }},
-      {"failing_never", [](const TemporaryFolder&, Device& device, Bytes bytes) {
+      {"failing_never",
+       [](const TemporaryFolder&, Device& device, Bytes bytes) {
          return std::make_unique<FailingTier>(std::make_unique<HostTier>(device, bytes));
+       }},
+      {"io_uring_file",
+       [](const TemporaryFolder& folder, Device&, Bytes bytes) { return file(folder, bytes, true, FileIo::io_uring); }},
+      {"io_uring_buffered_file", [](const TemporaryFolder& folder, Device&, Bytes bytes) {
+         return file(folder, bytes, false, FileIo::io_uring);
        }}};
   return kKinds;
 }
 
 class TierConformance : public ::testing::TestWithParam<std::size_t> {
  protected:
+  void SetUp() override {
+    if (!kinds()[GetParam()].name.starts_with("io_uring")) return;
+    if (const std::string refused = no_io_uring(); !refused.empty()) GTEST_SKIP() << refused;
+  }
   Made make(Bytes bytes) { return kinds()[GetParam()].make(folder_, device_, bytes); }
 
  private:

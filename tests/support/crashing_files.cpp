@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <random>
 #include <utility>
 
@@ -79,6 +80,11 @@ class CrashingFiles::Output final : public OutputFile {
  public:
   Output(CrashingFiles& files, std::string path, NodePtr node)
       : files_(files), path_(std::move(path)), node_(std::move(node)) {}
+  void reserve(std::uint64_t bytes) override {
+    const std::lock_guard lock(files_.mutex_);
+    files_.change("reserve", path_);
+    reserved_ = bytes;
+  }
   void write(std::span<const std::byte> bytes) override {
     const std::lock_guard lock(files_.mutex_);
     files_.change("write", path_);
@@ -89,6 +95,7 @@ class CrashingFiles::Output final : public OutputFile {
   void sync() override {
     const std::lock_guard lock(files_.mutex_);
     files_.change("sync", path_);
+    SHARDPLAN_CHECK(!reserved_ || *reserved_ == node_->content.size(), "room for another length was reserved");
     if (!files_.ignore_syncs_) node_->sync();
   }
 
@@ -96,6 +103,7 @@ class CrashingFiles::Output final : public OutputFile {
   CrashingFiles& files_;
   std::string path_;
   NodePtr node_;
+  std::optional<std::uint64_t> reserved_;
 };
 
 class CrashingFiles::Input final : public InputFile {

@@ -31,7 +31,7 @@ double seconds_since(Clock::time_point start) {
 // One rank with one unit of `elements` parameters in bf16-mixed, which takes steps.
 class Rank {
  public:
-  Rank(std::size_t elements, const std::string& offload, const std::string& folder) {
+  Rank(std::size_t elements, const std::string& offload, const OffloadOptions& files = {}) {
     catalog_.runs.push_back({.name = "unit", .tensors = {{.name = "weight", .shape = {elements}}}});
     Setup setup;
     if (!offload.empty()) setup.offload = parse_offload(offload).offload;
@@ -39,7 +39,7 @@ class Rank {
     world_ = std::move(make_local_communicators(1).front());
     ZeroOptions options;
     options.groups = {{.match = "*", .values = {.learning_rate = 1e-7}}};
-    options.offload.folder = folder;
+    options.offload = files;
     options.initial_values = [](const TensorRange& range, std::span<float> values) {
       for (std::size_t i = 0; i < values.size(); ++i) {
         values[i] = static_cast<float>((range.first + i) % 97) * 0.01F - 0.5F;
@@ -124,18 +124,18 @@ class Disk {
 
 void offload_step_host(benchmark::State& state) {
   const auto elements = static_cast<std::size_t>(state.range(0));
-  Rank plain(elements, "", ".");
-  Rank offloaded(elements, "optimizer=cpu", ".");
+  Rank plain(elements, "");
+  Rank offloaded(elements, "optimizer=cpu");
   compare(
       state, "ratio_to_limit", elements, [&] { return plain.step_seconds(); },
       [&] { return offloaded.step_seconds(); });
 }
 
-void offload_step_file(benchmark::State& state) {
+void step_with_file(benchmark::State& state, FileIo io) {
   const auto elements = static_cast<std::size_t>(state.range(0));
   const Folder folder;
-  Rank plain(elements, "", ".");
-  Rank offloaded(elements, "optimizer=file", folder.path());
+  Rank plain(elements, "");
+  Rank offloaded(elements, "optimizer=file", {.folder = folder.path(), .io = io});
   Disk disk(offloaded.plan(), folder.path());
   double update = 0;
   double disk_alone = 0;
@@ -164,12 +164,21 @@ void offload_step_file(benchmark::State& state) {
   state.counters["file_bytes"] = static_cast<double>(offloaded.plan().file.bytes.count());
 }
 
+void offload_step_file(benchmark::State& state) {
+  step_with_file(state, FileIo::pread);
+}
+
+void offload_step_io_uring(benchmark::State& state) {
+  step_with_file(state, FileIo::io_uring);
+}
+
 }  // namespace
 
 void register_offload() {
   constexpr std::int64_t kElements = 64'000'000;
   register_pairs("offload_step_host", offload_step_host, "elements", kElements);
   register_pairs("offload_step_file", offload_step_file, "elements", kElements);
+  register_pairs("offload_step_io_uring", offload_step_io_uring, "elements", kElements);
 }
 
 }  // namespace shardplan::bench

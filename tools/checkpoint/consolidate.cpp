@@ -81,13 +81,15 @@ void write_file(Files& files, CheckpointReader& reader, const std::string& path,
            std::pair(bits(a.to), reader.tensors()[b.tensor].name);
   });
   std::vector<SafetensorsTensor> entries;
+  std::uint64_t bytes = 0;
   for (const Stored& stored : shard) {
     const TensorEntry& tensor = reader.tensors()[stored.tensor];
     entries.push_back({.name = tensor.name, .dtype = stored.to, .shape = tensor.shape});
+    bytes += stored.bytes;
   }
   const std::pair<std::string, std::string> metadata[] = {{"format", "pt"}};
-  BufferedOutput output(files, path, kCheckpointBlock);
   const std::string beginning = safetensors_beginning(entries, metadata);
+  BufferedOutput output(files, path, beginning.size() + bytes, kCheckpointBlock);
   output.append(std::as_bytes(std::span(beginning)));
   for (const Stored& stored : shard) write_values(reader, stored, output);
   output.finish();
@@ -98,7 +100,7 @@ void write_file(Files& files, CheckpointReader& reader, const std::string& path,
 std::vector<std::string> consolidate(Files& files, const std::string& checkpoint, const std::string& out,
                                      const ConsolidateOptions& options) {
   if (files.exists(out)) throw ConfigError(out, "", "is there already: expected the name of a new folder");
-  CheckpointReader reader(files, checkpoint);
+  CheckpointReader reader(files, checkpoint, Readers::one);
   const std::vector<std::vector<Stored>> shards = cut(tensors_of(reader, options), options.shard_bytes);
   const std::string working = out + ".saving";
   make_folders(files, parent_folder(out));

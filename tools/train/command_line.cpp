@@ -44,6 +44,7 @@ struct Words {
   std::string communicator = "local";
   std::string device = "cpu";
   std::optional<std::string> offload;
+  std::string offload_io = "pread";
   std::optional<std::uint64_t> ranks;
   double deadline = 60;
   bool untied = false;
@@ -85,6 +86,12 @@ void finish(TrainingOptions& options, const RankKind& kind, const Words& words) 
   }
   if (options.offload.threads < 0 || options.offload.threads > 64) {
     throw ConfigError("--offload-threads", "", "expected 0 to 64");
+  }
+  if (words.offload_io == "io_uring") {
+    options.offload.io = FileIo::io_uring;
+  } else if (words.offload_io != "pread") {
+    throw ConfigError("--offload-io", "",
+                      fmt::format("'{}' is not known: expected pread or io_uring", words.offload_io));
   }
   options.model.tied = !words.untied;
   if (setup.policy.compute != setup.policy.parameter) {
@@ -149,6 +156,8 @@ ParseResult parse_command_line(int argc, char** argv) {
          "part: optimizer=cpu@0.5")
       ->type_name("CLASS=TIER,...");
   app.add_option("--offload-threads", options.offload.threads, "that read and write a rank's file (4)");
+  app.add_option("--offload-io", words.offload_io, "how they do: pread, or io_uring with pieces at once (pread)")
+      ->type_name("HOW");
   app.add_option("--comm", words.communicator, communicators_for_help());
   app.add_option("--device", words.device, "where the arenas lie: cpu, which is where the model computes (cpu)");
   app.add_option("--deadline", words.deadline, "seconds that a rank waits for another one, at most (60)");

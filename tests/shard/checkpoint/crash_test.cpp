@@ -186,9 +186,9 @@ TEST(Crash, ASaveThatFailsLeavesTheLastOne) {
       }
     });
   };
-  const std::vector<std::pair<std::string, std::string>> failures{{"create", "rank-00002"}, {"write", "rank-00001"},
-                                                                  {"sync", "rank-00000"},   {"write", "manifest"},
-                                                                  {"sync", "manifest"},     {"rename", "save-000002"}};
+  const std::vector<std::pair<std::string, std::string>> failures{
+      {"create", "rank-00002"}, {"reserve", "rank-00001"}, {"write", "rank-00001"},  {"sync", "rank-00000"},
+      {"write", "manifest"},    {"sync", "manifest"},      {"rename", "save-000002"}};
   for (const auto& [operation, part] : failures) {
     SCOPED_TRACE(operation + " " + part);
     CrashingFiles files;

@@ -205,7 +205,7 @@ class MeetingFiles final : public Files {
     Input(MeetingFiles& all, std::unique_ptr<InputFile> file) : all_(all), file_(std::move(file)) {}
     std::uint64_t bytes() const override { return file_->bytes(); }
     void read(std::uint64_t offset, std::span<std::byte> to) const override {
-      if (to.size() == kMeetingBlock) all_.meet();
+      if (to.size() >= kMeetingBlock) all_.meet();
       file_->read(offset, to);
     }
 
