@@ -75,7 +75,8 @@ std::optional<Bytes> peak_reserved(const EngineBlocks& engine, const Model& mode
   }
   std::deque<autograd::Tape> tapes;
   for (const Catalog& chunk : chunks_of(model, held, setup.parallel, stage)) {
-    autograd::Tape& tape = tapes.emplace_back(autograd::TapeOptions{.folds = false, .keeps_gradients = client.fresh_gradients});
+    autograd::Tape& tape =
+        tapes.emplace_back(autograd::TapeOptions{.folds = false, .keeps_gradients = client.fresh_gradients});
     run_profile(tape, model, chunk, setup, client);
     rank.chunks.push_back(&tape);
   }

@@ -368,7 +368,8 @@ Value fused_rms_norm(const Value& x, const Value& weight) {
   rows.back() = 1;
   Value output = like("rms_norm", x);
   const std::array inputs{x, weight};
-  return record("rms_norm", inputs, std::move(output), {x, x.tape().allocate("rms_norm rstd", rows, DType::f32), weight});
+  return record("rms_norm", inputs, std::move(output),
+                {x, x.tape().allocate("rms_norm rstd", rows, DType::f32), weight});
 }
 
 Value cross_entropy(const Value& logits, const Value& labels) {

@@ -6,8 +6,8 @@
 namespace shardplan {
 namespace {
 
-constexpr std::uint64_t kTimeFeatures = 256;   // of the noise level: sines and cosines
-constexpr std::uint64_t kTokensOfASide = 64;   // of 1024 pixels: pipeline_flux2_klein.py, default_sample_size
+constexpr std::uint64_t kTimeFeatures = 256;  // of the noise level: sines and cosines
+constexpr std::uint64_t kTokensOfASide = 64;  // of 1024 pixels: pipeline_flux2_klein.py, default_sample_size
 constexpr std::uint64_t kMostPatch = 64;
 constexpr Head kWhole[] = {{"", "", "", HeadOutput::none, false}};
 
@@ -80,22 +80,22 @@ void flux2_transformer(ModelConfig& config, ModelBuilder& model) {
                        linear("linear_2", a.hidden, a.hidden, false)}));
   };
   const auto modulation = [&](const std::string& name, std::uint64_t vectors) {
-    return below(name, join({activation("act_fn", "silu", a.hidden),
-                             linear("linear", a.hidden, vectors * a.hidden, false)}));
+    return below(name,
+                 join({activation("act_fn", "silu", a.hidden), linear("linear", a.hidden, vectors * a.hidden, false)}));
   };
 
   model.describe(a);
-  model.add(join({level("timestep_embedder"),
-                  config.flag("guidance_embeds", true) ? level("guidance_embedder") : Modules{},
-                  modulation("double_stream_modulation_img", 6), modulation("double_stream_modulation_txt", 6),
-                  modulation("single_stream_modulation", 3), linear("x_embedder", channels, a.hidden, false),
-                  linear("context_embedder", config.size("joint_attention_dim", 15360), a.hidden, false)}));
+  model.add(
+      join({level("timestep_embedder"), config.flag("guidance_embeds", true) ? level("guidance_embedder") : Modules{},
+            modulation("double_stream_modulation_img", 6), modulation("double_stream_modulation_txt", 6),
+            modulation("single_stream_modulation", 3), linear("x_embedder", channels, a.hidden, false),
+            linear("context_embedder", config.size("joint_attention_dim", 15360), a.hidden, false)}));
   model.blocks("transformer_blocks", a.layers, flux2_double_block(a));
   model.blocks("single_transformer_blocks", singles, flux2_single_block(a));
-  model.add(join({below("norm_out", join({activation("silu", "silu", a.hidden),
-                                          linear("linear", a.hidden, 2 * a.hidden, false),
-                                          plain_norm("norm", a.hidden), scaled("modulate", a.hidden)})),
-                  linear("proj_out", a.hidden, output, false)}));
+  model.add(join(
+      {below("norm_out", join({activation("silu", "silu", a.hidden), linear("linear", a.hidden, 2 * a.hidden, false),
+                               plain_norm("norm", a.hidden), scaled("modulate", a.hidden)})),
+       linear("proj_out", a.hidden, output, false)}));
 }
 
 }  // namespace

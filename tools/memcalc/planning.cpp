@@ -112,7 +112,8 @@ void add_reserved(const PlanOptions& options, const Model& model, const Catalog&
   const std::optional<MegatronMachine> machine = machine_of(options);
   DeviceMemory& device = sized.report.ranks.front().device;
   const std::optional<Bytes> reserved =
-      peak_reserved(engine_blocks(sized, options.client.fresh_gradients), model, catalog, options.setup, options.whole_client(), stage, machine,
+      peak_reserved(engine_blocks(sized, options.client.fresh_gradients), model, catalog, options.setup,
+                    options.whole_client(), stage, machine,
                     {.expandable_segments = options.megatron && options.megatron->environment.expandable_segments,
                      .empties_cache = options.client.empties_cache});
   if (!reserved) {

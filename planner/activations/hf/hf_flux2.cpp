@@ -231,7 +231,8 @@ Value flux2(ForwardContext& context) {
   const std::uint64_t text_tokens = context.tokens() == 0 ? kTextTokens : context.tokens();
 
   context.shared.condition = condition_of(context, base);
-  for (const char* which : {"double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation"}) {
+  for (const char* which :
+       {"double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation"}) {
     context.shared.modulations.push_back(modulation(context, whole(std::string(which) + ".linear")));
   }
   const Parameters patches = layer("x_embedder");

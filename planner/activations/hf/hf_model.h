@@ -30,8 +30,8 @@ struct SharedByBlocks {
   Value bias{};  // of positions, added to all scores
   // Of a decoder beside an encoder: the encoder's output, and the mask and bias of attention to it.
   Value encoded{};
-  std::vector<Value> states{};  // what the blocks have read, where the model returns all of it
-  Value condition{};            // what adaptive norms are linear in
+  std::vector<Value> states{};       // what the blocks have read, where the model returns all of it
+  Value condition{};                 // what adaptive norms are linear in
   std::vector<Value> modulations{};  // what those of all blocks have in common: scales, shifts and gates
   Value cross_mask{};
   Value cross_bias{};
