@@ -221,6 +221,12 @@ FILES = {
         ("siglip_vision_model", model("siglip_vision_model", "SiglipVisionModel", **VISION),
          brief(lengths=(None, None))),
     ],
+    "albert": [
+        ("albert", model("albert", "AlbertForMaskedLM", **ENCODER, embedding_size=48), [*brief(), *brief(mask="padded")]),
+        ("albert, two layers in turn, dropout, a classifier",
+         model("albert", "AlbertForSequenceClassification", **ENCODER, embedding_size=48, inner_group_num=2,
+               hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1), brief()),
+    ],
     "siglip": [
         ("siglip, a classifier", model("siglip", "SiglipForImageClassification",
                                        vision_config={"model_type": "siglip_vision_model", **VISION}),

@@ -209,9 +209,9 @@ TEST(HfLlama, ABlockKeepsWhatTheClosedFormSays) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
-                         testing::Values("amp", "decoders", "encoders", "experts", "flow", "flux2", "gpt2", "gpt_neox",
-                                         "kimi_vl", "llama", "mamba", "partly", "sd3", "sd3_pipeline", "siglip", "t5",
-                                         "vision"));
+                         testing::Values("albert", "amp", "decoders", "encoders", "experts", "flow", "flux2", "gpt2",
+                                         "gpt_neox", "kimi_vl", "llama", "mamba", "partly", "sd3", "sd3_pipeline",
+                                         "siglip", "t5", "vision"));
 
 }  // namespace
 }  // namespace shardplan
