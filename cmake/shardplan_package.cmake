@@ -42,7 +42,7 @@ set(version ${PROJECT_VERSION})
 set(boost ${Boost_VERSION_MAJOR}.${Boost_VERSION_MINOR}-dev)
 string(CONCAT boost "libboost${boost}, " "libboost-context${boost}")
 set(uring "")
-if(SHARDPLAN_URING)
+if(SHARDPLAN_WITH_IO_URING)
   set(uring ", liburing-dev")
 endif()
 string(CONCAT what "shardplan plans which rank of a training run keeps which byte, and\n"

@@ -8,6 +8,9 @@
 
 namespace shardplan {
 
+// Runs `job` in a thread. Throws IoError (EAGAIN) where the system starts none, so that ranks can tell each other.
+std::thread start_thread(std::function<void()> job);
+
 class Background {
  public:
   Background() = default;

@@ -41,8 +41,6 @@ class InputFile {
   virtual std::uint64_t bytes() const = 0;
   // All of `to`, from `offset` on; IoError where the file ends before that.
   virtual void read(std::uint64_t offset, std::span<std::byte> to) const = 0;
-  // Will be read soon: a hint, so that it may be on its way by then. Does not wait, and fails silently.
-  virtual void expect(std::uint64_t /*offset*/, std::uint64_t /*bytes*/) const {}
 };
 
 struct FolderEntry {
@@ -57,9 +55,6 @@ class Files {
   // A new file; IoError (EEXIST) where the name is taken.
   virtual std::unique_ptr<OutputFile> create(const std::string& path) = 0;
   virtual std::unique_ptr<InputFile> open(const std::string& path) = 0;
-  // Read past the page cache, where that can be: for who reads once what nobody else on this machine reads. Fast where
-  // address, offset and length are multiples of kFileAlignment.
-  virtual std::unique_ptr<InputFile> open_direct(const std::string& path) { return open(path); }
   virtual bool exists(const std::string& path) = 0;
   // In a folder that is there; nothing where it is there itself.
   virtual void make_folder(const std::string& path) = 0;

@@ -58,8 +58,10 @@ class PosixOutput final : public OutputFile {
 
   void reserve(std::uint64_t bytes) override {
     if (bytes == 0) return;
-    const int result = uninterrupted([&] { return ::fallocate(*file_, 0, 0, static_cast<off_t>(bytes)); });
-    if (result != 0 && errno != EOPNOTSUPP && errno != ENOSYS) throw IoError(path_, 0, errno, "cannot get its room");
+    // EINTR: a file system in memory begins anew then, and may never come to an end.
+    const int result = ::fallocate(*file_, 0, 0, static_cast<off_t>(bytes));
+    if (result != 0 && errno != EOPNOTSUPP && errno != ENOSYS && errno != EINTR)
+      throw IoError(path_, 0, errno, "cannot get its room");
   }
 
   void write(std::span<const std::byte> bytes) override {
@@ -105,9 +107,7 @@ class PosixOutput final : public OutputFile {
 
 class PosixInput final : public InputFile {
  public:
-  // `direct`: the same file past the page cache, or none.
-  PosixInput(std::string path, Descriptor file, Descriptor direct)
-      : path_(std::move(path)), file_(std::move(file)), direct_(std::move(direct)) {
+  PosixInput(std::string path, Descriptor file) : path_(std::move(path)), file_(std::move(file)) {
     struct stat status{};
     if (::fstat(*file_, &status) != 0) throw IoError(path_, 0, errno, "cannot be read");
     if (!S_ISREG(status.st_mode)) throw IoError(path_, 0, S_ISDIR(status.st_mode) ? EISDIR : EINVAL, "is no file");
@@ -117,12 +117,13 @@ class PosixInput final : public InputFile {
   std::uint64_t bytes() const override { return bytes_; }
 
   void read(std::uint64_t offset, std::span<std::byte> to) const override {
+    // All of it at once: a page cache that is not told so asks its disk for little at a time.
+    if (to.size() >= kLong) {
+      ::posix_fadvise(*file_, static_cast<off_t>(offset), static_cast<off_t>(to.size()), POSIX_FADV_WILLNEED);
+    }
     while (!to.empty()) {
-      const std::size_t whole = to.size() / kFileAlignment * kFileAlignment;
-      const bool directly = *direct_ >= 0 && whole > 0 && is_aligned(offset, to.first(whole));
-      ssize_t count = directly ? read_some(direct_, offset, to.first(whole)) : read_some(file_, offset, to);
-      // Some file systems open with O_DIRECT and refuse the transfer.
-      if (directly && count < 0 && errno == EINVAL) count = read_some(file_, offset, to);
+      const ssize_t count =
+          uninterrupted([&] { return ::pread(*file_, to.data(), to.size(), static_cast<off_t>(offset)); });
       if (count < 0) throw IoError(path_, offset, errno, "cannot be read");
       if (count == 0) throw IoError(path_, offset, 0, "ends here");
       offset += static_cast<std::uint64_t>(count);
@@ -130,29 +131,13 @@ class PosixInput final : public InputFile {
     }
   }
 
-  void expect(std::uint64_t offset, std::uint64_t bytes) const override {
-    if (*direct_ >= 0) return;
-    ::posix_fadvise(*file_, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_WILLNEED);
-  }
-
  private:
-  static ssize_t read_some(const Descriptor& file, std::uint64_t offset, std::span<std::byte> to) {
-    return uninterrupted([&] { return ::pread(*file, to.data(), to.size(), static_cast<off_t>(offset)); });
-  }
+  static constexpr std::size_t kLong = std::size_t{1} << 20;
 
   std::string path_;
   Descriptor file_;
-  Descriptor direct_;
   std::uint64_t bytes_ = 0;
 };
-
-std::unique_ptr<InputFile> open_input(const std::string& path, bool direct) {
-  constexpr int kFlags = O_RDONLY | O_NONBLOCK;  // a pipe of this name must not block
-  Descriptor file(open_file(path, kFlags));
-  if (*file < 0) throw IoError(path, 0, errno, "cannot be opened");
-  Descriptor past_cache(direct ? open_file(path, kFlags | O_DIRECT) : -1);
-  return std::make_unique<PosixInput>(path, std::move(file), std::move(past_cache));
-}
 
 void check(const std::string& path, const std::error_code& error, const char* problem) {
   if (error) throw IoError(path, 0, error.value(), problem);
@@ -174,11 +159,9 @@ std::unique_ptr<OutputFile> PosixFiles::create(const std::string& path) {
 }
 
 std::unique_ptr<InputFile> PosixFiles::open(const std::string& path) {
-  return open_input(path, false);
-}
-
-std::unique_ptr<InputFile> PosixFiles::open_direct(const std::string& path) {
-  return open_input(path, true);
+  Descriptor file(open_file(path, O_RDONLY | O_NONBLOCK));  // a pipe of this name must not block
+  if (*file < 0) throw IoError(path, 0, errno, "cannot be opened");
+  return std::make_unique<PosixInput>(path, std::move(file));
 }
 
 bool PosixFiles::exists(const std::string& path) {

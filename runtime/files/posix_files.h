@@ -5,7 +5,7 @@
 
 namespace shardplan {
 
-// How files are written.
+// How files are written. Reading goes through the page cache.
 enum class FileWrites : std::uint8_t {
   direct,    // past the page cache (O_DIRECT), where the file system can and as long as writes are aligned
   buffered,  // through it
@@ -17,7 +17,6 @@ class PosixFiles final : public Files {
 
   std::unique_ptr<OutputFile> create(const std::string& path) override;
   std::unique_ptr<InputFile> open(const std::string& path) override;
-  std::unique_ptr<InputFile> open_direct(const std::string& path) override;
   bool exists(const std::string& path) override;
   void make_folder(const std::string& path) override;
   void sync_folder(const std::string& path) override;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "runtime/files/background.h"
 
 namespace shardplan {
 namespace {
@@ -23,7 +24,7 @@ ReadAhead::ReadAhead(std::unique_ptr<InputFile> file, std::uint64_t until, std::
   SHARDPLAN_CHECK(buffers >= 2, "one buffer cannot be filled while it is read from");
   windows_.reserve(buffers);
   for (std::size_t i = 0; i < buffers; ++i) windows_.emplace_back(bytes);
-  thread_ = std::thread([this] { serve(); });
+  thread_ = start_thread([this] { serve(); });
 }
 
 ReadAhead::~ReadAhead() {
@@ -37,7 +38,8 @@ ReadAhead::~ReadAhead() {
 
 void ReadAhead::read(std::uint64_t offset, std::span<std::byte> to) {
   if (offset + to.size() > file_->bytes()) return file_->read(offset, to);  // says what is wrong
-  if (!row_ || offset < next_ || offset - next_ > kGap) row_ = offset;
+  const std::uint64_t asked = to.size();
+  if (offset < next_ || offset - next_ > last_) in_row_ = 0;
   while (!to.empty()) {
     const Window& from = window_at(offset, to.size());
     const std::size_t count = std::min<std::uint64_t>(to.size(), from.end - offset);
@@ -46,6 +48,8 @@ void ReadAhead::read(std::uint64_t offset, std::span<std::byte> to) {
     to = to.subspan(count);
   }
   next_ = offset;
+  last_ = asked;
+  in_row_ += asked;
 }
 
 const ReadAhead::Window& ReadAhead::window_at(std::uint64_t offset, std::uint64_t wanted) {
@@ -56,22 +60,29 @@ const ReadAhead::Window& ReadAhead::window_at(std::uint64_t offset, std::uint64_
   // What is wanted, to its end; then as much ahead as was asked for in a row, in whole buffers.
   const std::uint64_t most = windows_.front().buffer.bytes().size();
   const std::uint64_t needed = std::min(file_->bytes(), aligned_up(offset + wanted));
-  const std::uint64_t ahead = std::min(until_, aligned_down(offset + wanted + (offset - *row_)));
+  const std::uint64_t ahead = std::min(until_, aligned_down(offset + wanted + in_row_));
   while (asked_ - first_ < windows_.size()) {
     const std::uint64_t begin = has_window() ? window(asked_ - 1).end : aligned_down(offset);
     const std::uint64_t end = std::min(begin + most, std::max(needed, ahead));
     if (begin >= needed && (begin >= end || end < std::min(begin + most, until_))) break;
     ask(begin, end);
   }
-  changed_.wait(lock, [&] { return read_ > first_; });
-  Window& found = window(first_);
-  if (found.failure) {
-    const std::exception_ptr failure = std::exchange(found.failure, nullptr);
+  wait_for_first(lock);
+  if (window(first_).failure && window(first_).end > needed) {
+    // What failed may be what nobody has asked for.
     forget(lock);
-    row_.reset();
+    ask(aligned_down(offset), std::min(aligned_down(offset) + most, needed));
+    wait_for_first(lock);
+  }
+  if (const std::exception_ptr failure = window(first_).failure; failure) {
+    forget(lock);
     std::rethrow_exception(failure);
   }
-  return found;
+  return window(first_);
+}
+
+void ReadAhead::wait_for_first(std::unique_lock<std::mutex>& lock) {
+  changed_.wait(lock, [&] { return read_ > first_; });
 }
 
 void ReadAhead::ask(std::uint64_t begin, std::uint64_t end) {
@@ -80,7 +91,6 @@ void ReadAhead::ask(std::uint64_t begin, std::uint64_t end) {
   next.end = end;
   next.failure = nullptr;
   ++asked_;
-  file_->expect(begin, end - begin);
   changed_.notify_all();
 }
 

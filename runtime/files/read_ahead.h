@@ -1,8 +1,8 @@
 // Reads a file through buffers that a thread fills ahead of the one who asks: the disk works while what is there is
 // checked and copied.
 //
-// No more is read ahead than has been asked for in a row, so that who wants pieces makes the disk read twice what is
-// needed at the most. What is left out between two requests may be kGap long and they are still in a row.
+// No more is read ahead than has been asked for in a row. What is left out between two requests may be as long as the first
+// of them and they are still in a row; so who wants pieces makes the disk read three times what is needed at the most.
 //
 // Threads: one rank's. What a read fails with is thrown by the call that asks for those bytes; asked again, they are read
 // again.
@@ -14,7 +14,6 @@
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <span>
 #include <thread>
 #include <vector>
@@ -25,10 +24,8 @@ namespace shardplan {
 
 class ReadAhead {
  public:
-  static constexpr std::uint64_t kGap = std::uint64_t{1} << 20;
-
   // `buffers` (two or more) of `bytes` bytes each, in multiples of kFileAlignment. Nothing is read ahead from `until` on.
-  // Throws OutOfMemory.
+  // Throws OutOfMemory, and IoError where no thread can be started.
   ReadAhead(std::unique_ptr<InputFile> file, std::uint64_t until, std::size_t bytes, std::size_t buffers);
   // Waits for the read that is under way.
   ~ReadAhead();
@@ -53,6 +50,7 @@ class ReadAhead {
   bool has_window() const { return first_ < asked_; }
   void ask(std::uint64_t begin, std::uint64_t end);
   void forget(std::unique_lock<std::mutex>& lock);
+  void wait_for_first(std::unique_lock<std::mutex>& lock);
   // The window that holds the byte at `offset`, read; `wanted` bytes are asked for from there on.
   const Window& window_at(std::uint64_t offset, std::uint64_t wanted);
 
@@ -67,9 +65,10 @@ class ReadAhead {
   std::uint64_t asked_ = 0;
   bool reading_ = false;
   bool stop_ = false;
-  std::optional<std::uint64_t> row_;  // where reading in a row began
-  std::uint64_t next_ = 0;            // where it has come to
-  std::thread thread_;                // the last member: it uses the others
+  std::uint64_t next_ = 0;    // where the last request ended,
+  std::uint64_t last_ = 0;    // how long it was,
+  std::uint64_t in_row_ = 0;  // and what was asked for in a row before the one at hand
+  std::thread thread_;        // the last member: it uses the others
 };
 
 }  // namespace shardplan

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "runtime/files/background.h"
 
 namespace shardplan {
 
@@ -11,7 +12,7 @@ WriteBehind::WriteBehind(std::unique_ptr<OutputFile> file, std::size_t bytes, st
   SHARDPLAN_CHECK(buffers >= 2, "one buffer cannot be filled while it is written");
   buffers_.reserve(buffers);
   for (std::size_t i = 0; i < buffers; ++i) buffers_.emplace_back(bytes);
-  thread_ = std::thread([this] { serve(); });
+  thread_ = start_thread([this] { serve(); });
 }
 
 WriteBehind::~WriteBehind() {

@@ -20,7 +20,8 @@ namespace shardplan {
 
 class WriteBehind {
  public:
-  // `buffers` (two or more) of `bytes` bytes each, in multiples of kFileAlignment. Throws OutOfMemory.
+  // `buffers` (two or more) of `bytes` bytes each, in multiples of kFileAlignment. Throws OutOfMemory, and IoError where no
+  // thread can be started.
   WriteBehind(std::unique_ptr<OutputFile> file, std::size_t bytes, std::size_t buffers);
   // Writes no more than what is under way.
   ~WriteBehind();

@@ -3,8 +3,8 @@
 #include <string>
 #include <utility>
 
-#include "runtime/files/posix_files.h"
 #include "shard/c_api/handles.h"
+#include "shard/checkpoint/together.h"
 
 namespace shardplan::c_api {
 namespace {
@@ -45,10 +45,40 @@ shardplan_status shardplan_optimizer_save(shardplan_optimizer* optimizer, const 
                                           shardplan_error* error) {
   return guarded(error, [&] {
     shardplan_optimizer& handle = required(optimizer, "optimizer");
-    shardplan::PosixFiles files;
-    handle.saved = shardplan::save_checkpoint(*handle.optimizer, *handle.world->communicator, files,
+    handle.saved = shardplan::save_checkpoint(*handle.optimizer, *handle.world->communicator, handle.files,
                                               &required(folder, "folder"), options_of(options));
     if (name != nullptr) *name = handle.saved.c_str();
+  });
+}
+
+shardplan_status shardplan_optimizer_save_in_background(shardplan_optimizer* optimizer, const char* folder,
+                                                        const shardplan_save_options* options, shardplan_error* error) {
+  return guarded(error, [&] {
+    shardplan_optimizer& handle = required(optimizer, "optimizer");
+    const std::string where = &required(folder, "folder");
+    const shardplan::SaveOptions how = options_of(options);
+    shardplan::Communicator& world = *handle.world->communicator;
+    if (!handle.background) {
+      shardplan::succeed_together(world, where, [&] {
+        handle.background =
+            std::make_unique<shardplan::BackgroundSave>(*handle.optimizer, world, handle.files, *handle.world->device);
+      });
+    }
+    handle.background->start(where, how);
+  });
+}
+
+shardplan_status shardplan_optimizer_finish_save(shardplan_optimizer* optimizer, int wait, const char** name,
+                                                 shardplan_error* error) {
+  return guarded(error, [&] {
+    shardplan_optimizer& handle = required(optimizer, "optimizer");
+    bool done = true;
+    if (handle.background) {
+      if (wait != 0) handle.background->finish();
+      done = handle.background->poll();
+      if (done) handle.saved = handle.background->published();
+    }
+    if (name != nullptr) *name = done ? handle.saved.c_str() : nullptr;
   });
 }
 
@@ -56,10 +86,9 @@ shardplan_status shardplan_optimizer_load(shardplan_optimizer* optimizer, const 
                                           shardplan_load_report* report, shardplan_error* error) {
   return guarded(error, [&] {
     shardplan_optimizer& handle = required(optimizer, "optimizer");
-    shardplan::PosixFiles files;
-    const shardplan_load_report loaded = keep(
-        handle,
-        shardplan::load_checkpoint(*handle.optimizer, *handle.world->communicator, files, &required(folder, "folder")));
+    const shardplan_load_report loaded =
+        keep(handle, shardplan::load_checkpoint(*handle.optimizer, *handle.world->communicator, handle.files,
+                                                &required(folder, "folder")));
     if (report != nullptr) give(report, loaded, "report");
   });
 }

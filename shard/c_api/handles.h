@@ -10,7 +10,9 @@
 #include "planner/report.h"
 #include "runtime/communicator.h"
 #include "runtime/device.h"
+#include "runtime/files/posix_files.h"
 #include "shard/c_api/call.h"
+#include "shard/checkpoint/background_save.h"
 #include "shard/checkpoint/checkpoint.h"
 #include "shard/cuda_backend.h"
 #include "shard/zero_optimizer.h"
@@ -68,6 +70,8 @@ struct shardplan_optimizer {
   std::vector<shardplan_view> gradients;
   std::vector<shardplan::ConstElements> contributions;
   std::string saved;  // the last checkpoint's name
+  shardplan::PosixFiles files;
+  std::unique_ptr<shardplan::BackgroundSave> background;  // since the first save in the background
   shardplan::LoadReport loaded;
   std::vector<const char*> notes;  // of `loaded`
 };

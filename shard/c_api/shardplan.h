@@ -442,7 +442,7 @@ SHARDPLAN_API shardplan_status shardplan_optimizer_load_state(shardplan_optimize
 
 /* A folder of checkpoints that any number of ranks at any stage can load, and that is the old one or the new one, whole,
  * after a crash at any instant: docs/checkpoints.md. All ranks see one folder, into which one program at a time saves.
- * Both calls are collective and happen between steps; where one rank fails, all fail, with the same error. */
+ * All calls are collective and happen between steps; where one rank fails, all fail, with the same error. */
 typedef struct shardplan_save_options {
   size_t struct_size;
   const void* client;    /* the caller's own bytes, as generators and its place in the data; rank 0's are kept */
@@ -457,6 +457,21 @@ typedef struct shardplan_save_options {
 SHARDPLAN_API shardplan_status shardplan_optimizer_save(shardplan_optimizer* optimizer, const char* folder,
                                                         const shardplan_save_options* options, const char** name,
                                                         shardplan_error* error);
+
+/* Saves while training goes on: copies the rank's part of the state into host memory, which the first call allocates
+ * (as much as `memcalc plan --save-background` says), and writes from there by another thread. At most one save is under way:
+ * the one before is finished first. Destroying the optimizer leaves a save that was not finished unpublished. */
+SHARDPLAN_API shardplan_status shardplan_optimizer_save_in_background(shardplan_optimizer* optimizer,
+                                                                      const char* folder,
+                                                                      const shardplan_save_options* options,
+                                                                      shardplan_error* error);
+
+/* Publishes the save in the background, if every rank has written its part; where `wait` is not 0, waits for that. After
+ * each step, say. What went wrong in the background is told here, or by the next save in the background. `name`, which may be
+ * NULL, is set to NULL where the save is still under way, else to the last checkpoint's name ("" where there was none), valid
+ * until the next save. */
+SHARDPLAN_API shardplan_status shardplan_optimizer_finish_save(shardplan_optimizer* optimizer, int wait,
+                                                               const char** name, shardplan_error* error);
 
 /* Valid until the next load. */
 typedef struct shardplan_load_report {

@@ -12,12 +12,10 @@
 
 namespace shardplan {
 
-BackgroundSave::BackgroundSave(ZeroOptimizer& optimizer, Communicator& world, Files& files, Device& device,
-                               std::string folder)
+BackgroundSave::BackgroundSave(ZeroOptimizer& optimizer, Communicator& world, Files& files, Device& device)
     : optimizer_(optimizer),
       world_(world),
       files_(files),
-      folder_(std::move(folder)),
       bytes_(snapshot_bytes(optimizer.plan())),
       snapshot_(device.allocate({.tier = MemoryTier::host, .bytes = bytes_})) {
   snapshot_->handed_out(0, bytes_, "snapshot");
@@ -32,9 +30,10 @@ BackgroundSave::~BackgroundSave() {
   snapshot_->given_back(0, bytes_);
 }
 
-void BackgroundSave::start(const SaveOptions& options) {
+void BackgroundSave::start(const std::string& folder, const SaveOptions& options) {
   check_options(options);
   finish();
+  folder_ = folder;
   OpenCheckpoint checkpoint = begin_together(world_, files_, folder_, optimizer_.steps_applied());
   manifest_ = manifest_of(optimizer_, options.client);
   keep_ = options.keep;

@@ -1,7 +1,7 @@
 // Saving while training goes on: the state is copied into a planned buffer, and written from there by another thread.
 //
-//   BackgroundSave saving(optimizer, world, files, device, folder);   // allocates snapshot_bytes(plan), once
-//   ... after a step: saving.start({.client = position});             // copies; training may go on
+//   BackgroundSave saving(optimizer, world, files, device);           // allocates snapshot_bytes(plan), once
+//   ... after a step: saving.start(folder, {.client = position});     // copies; training may go on
 //   ... after each later step: saving.poll();                         // publishes when all ranks have written
 //   ... at the end: saving.finish();
 //
@@ -22,11 +22,11 @@ namespace shardplan {
 
 class BackgroundSave {
  public:
-  // All but `folder` must outlive it. Throws OutOfMemory.
-  BackgroundSave(ZeroOptimizer& optimizer, Communicator& world, Files& files, Device& device, std::string folder);
+  // All must outlive it. Throws OutOfMemory.
+  BackgroundSave(ZeroOptimizer& optimizer, Communicator& world, Files& files, Device& device);
   ~BackgroundSave();
 
-  void start(const SaveOptions& options);
+  void start(const std::string& folder, const SaveOptions& options);
   // Publishes, if every rank has written its part. True where no save is under way any more.
   bool poll();
   void finish();
@@ -40,7 +40,7 @@ class BackgroundSave {
   ZeroOptimizer& optimizer_;
   Communicator& world_;
   Files& files_;
-  std::string folder_;
+  std::string folder_;  // of the save that is under way
   Bytes bytes_;
   std::unique_ptr<Memory> snapshot_;
   OpenCheckpoint checkpoint_;  // without a name: none is under way

@@ -36,8 +36,7 @@ BlockRange range_of_block(const CheckpointFile& file, std::size_t index, std::ui
 
 }  // namespace
 
-CheckpointReader::CheckpointReader(Files& files, std::string folder, Readers readers)
-    : files_(files), folder_(std::move(folder)), readers_(readers) {
+CheckpointReader::CheckpointReader(Files& files, std::string folder) : files_(files), folder_(std::move(folder)) {
   const std::string path = join_path(folder_, kManifestName);
   manifest_ = parse_manifest(read_whole(files_, path, kLargestManifest), path);
   for (const CheckpointFile& file : manifest_.files) {
@@ -89,11 +88,9 @@ std::string CheckpointReader::name_of(const Slice& slice) const {
 // For bytes [begin, end) of it.
 std::unique_ptr<ReadAhead> CheckpointReader::open_blocks(std::size_t file, std::uint64_t begin,
                                                          std::uint64_t end) const {
-  const std::string path = path_of(manifest_.files[file]);
-  auto input = readers_ == Readers::one ? files_.open_direct(path) : files_.open(path);
-  const std::uint64_t block = std::min(manifest_.block_bytes, end - begin);
+  const std::uint64_t block = std::min({manifest_.block_bytes, kCheckpointBlock, end - begin});
   const std::uint64_t buffer = (block / kFileAlignment + 1) * kFileAlignment;
-  return std::make_unique<ReadAhead>(std::move(input), end, buffer, kInputBuffers);
+  return std::make_unique<ReadAhead>(files_.open(path_of(manifest_.files[file])), end, buffer, kInputBuffers);
 }
 
 // With its header checked.

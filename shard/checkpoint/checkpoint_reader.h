@@ -1,7 +1,7 @@
 // Reads a checkpoint's values, in any ranges: every byte is checked against its digest before it is given to anybody.
 //
-// Holds the manifest, one block for each kind of state, and kOpenFiles times kInputBuffers blocks that are read ahead: 64
-// MiB in all. Throws CheckpointError and IoError, which name the file, and the tensor where it is one's bytes. Threads: one;
+// Holds the manifest, one block for each kind of state, and kOpenFiles times kInputBuffers buffers of kCheckpointBlock that are
+// read ahead: 64 MiB and some pages where blocks are of that size, as all that is written here. Throws CheckpointError and IoError, which name the file, and the tensor where it is one's bytes. Threads: one;
 // several readers may read one checkpoint.
 #pragma once
 
@@ -26,13 +26,10 @@ inline constexpr std::size_t kInputBuffers = 3;
 // Files that are read ahead at a time: two of each of the dtypes that most policies have.
 inline constexpr std::size_t kOpenFiles = 4;
 
-// Whether others on this machine read the same bytes at about the same time: then they share the page cache.
-enum class Readers : std::uint8_t { several, one };
-
 class CheckpointReader {
  public:
   // Reads and checks the manifest, and that every file is there and as long as it says.
-  CheckpointReader(Files& files, std::string folder, Readers readers = Readers::several);
+  CheckpointReader(Files& files, std::string folder);
 
   const Manifest& manifest() const { return manifest_; }
   const std::string& folder() const { return folder_; }
@@ -80,7 +77,6 @@ class CheckpointReader {
 
   Files& files_;
   std::string folder_;
-  Readers readers_;
   Manifest manifest_;
   std::vector<TensorEntry> tensors_;
   std::unordered_map<std::string_view, std::uint64_t> by_name_;

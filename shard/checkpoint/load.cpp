@@ -32,17 +32,11 @@ void zero(const Elements& to) {
   std::memset(to.data, 0, bytes_for(to.dtype, to.elements).count());
 }
 
-// Below stage 3 every rank reads all parameters, and replicas read what the others do.
-Readers readers_of(const StepPlan& plan) {
-  const bool one_rank = plan.layout.shards == 1 && plan.layout.replicas == 1;
-  return one_rank || (parameters_sharded(plan) && plan.layout.replicas == 1) ? Readers::one : Readers::several;
-}
-
 // A checkpoint as an optimizer's values: tensors are found by name.
 class Source {
  public:
   Source(const ZeroOptimizer& optimizer, Files& files, const std::string& path)
-      : reader_(files, path, readers_of(optimizer.plan())), place_(tensor_count(optimizer.catalog())) {
+      : reader_(files, path), place_(tensor_count(optimizer.catalog())) {
     match_catalog(optimizer.catalog());
     optimizer.list_state([&](const StateRange& range, DType dtype, std::uint64_t) { check(range, dtype); });
   }

@@ -30,10 +30,16 @@ function(expect package fields)
   run(dpkg-deb -x ${file} ${WORK}/root)
 endfunction()
 
-expect(libshardplan0 "Depends: [^\n]*libc6;Depends: [^\n]*libfmt" "/libshardplan.so.0 -> ")
+set(uring_library "")
+set(uring_headers "")
+if(URING)
+  set(uring_library ";Depends: [^\n]*liburing2")
+  set(uring_headers ";Depends: [^\n]*liburing-dev")
+endif()
+expect(libshardplan0 "Depends: [^\n]*libc6;Depends: [^\n]*libfmt${uring_library}" "/libshardplan.so.0 -> ")
 expect(libshardplan-dev "Depends: [^\n]*libshardplan0 \\(= ${VERSION}\\)" "/include/shardplan.h\n" "/libshardplan.so -> "
        "/pkgconfig/shardplan-c.pc\n" "/cmake/shardplan/shardplan-c-targets.cmake\n")
-expect(libshardplan-cxx-dev "Depends: [^\n]*libshardplan-dev \\(= ;Depends: [^\n]*libboost1\\.[0-9]+-dev"
+expect(libshardplan-cxx-dev "Depends: [^\n]*libshardplan-dev \\(= ${uring_headers};Depends: [^\n]*libboost1\\.[0-9]+-dev"
        "/include/shardplan/shard/zero_optimizer.h\n" "/libshardplan_shard.a\n" "/cmake/shardplan/shardplan-targets.cmake\n")
 if(TOOLS)
   expect(shardplan-tools "Depends: [^\n]*libc6" "/usr/bin/memcalc\n")

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cerrno>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -17,6 +18,13 @@
 
 namespace shardplan::test {
 namespace {
+
+// What skips the others must not be a build that lost it.
+#if __has_include(<liburing.h>) && !defined(SHARDPLAN_WITHOUT_IO_URING)
+TEST(IoUringBuild, HasItWhereLiburingIs) {
+  EXPECT_EQ(no_io_uring().find("this build"), std::string::npos) << no_io_uring();
+}
+#endif
 
 class IoUring : public ::testing::Test {
  protected:

@@ -75,6 +75,44 @@ def test_training_goes_on_with_the_same_bits(tmp_path: Path, dtype: torch.dtype,
     assert run_threads(ranks, second) == expected
 
 
+def test_saving_in_the_background_saves_what_was_there(tmp_path: Path) -> None:
+    ranks = 2
+    folder = tmp_path / "run"
+
+    def uninterrupted(rank: int, communicator: Any) -> Any:
+        model = models.gpt2()
+        optimizer = make(model, 2, False, communicator=communicator)
+        train(model, optimizer, range(3), rank, ranks)
+        return models.digest(optimizer.full_parameters())
+
+    def first(rank: int, communicator: Any) -> Any:
+        model = models.gpt2()
+        optimizer = make(model, 3, False, communicator=communicator)
+        assert optimizer.finish_save() == ""
+        train(model, optimizer, range(1), rank, ranks)
+        optimizer.save_in_background(folder, client=b"one")
+        train(model, optimizer, range(1, 2), rank, ranks)  # changes all of it; steps publish it sooner or later
+        name = optimizer.finish_save()
+        optimizer.save_in_background(folder, keep=1)
+        for step in range(2, 1000):
+            train(model, optimizer, range(step, step + 1), rank, ranks)
+            communicator.barrier()
+            if (folder / "latest").read_text().strip() != name:
+                break
+        return name, (folder / "latest").read_text().strip()
+
+    def second(rank: int, communicator: Any) -> Any:
+        model = models.gpt2()
+        optimizer = make(model, 1, False, communicator=communicator)
+        loaded = optimizer.load(folder)
+        train(model, optimizer, range(2, 3), rank, ranks)
+        return loaded.notes, models.digest(optimizer.full_parameters())
+
+    names = ("save-000001-step-000000001", "save-000002-step-000000002")
+    assert run_threads(ranks, first) == [names] * ranks
+    assert run_threads(ranks, second) == [((), digest) for digest in run_threads(ranks, uninterrupted)]
+
+
 def in_process(transport: str, folder: str, last: int) -> Any:
     import torch.distributed as dist
 

@@ -100,7 +100,7 @@ void write_file(Files& files, CheckpointReader& reader, const std::string& path,
 std::vector<std::string> consolidate(Files& files, const std::string& checkpoint, const std::string& out,
                                      const ConsolidateOptions& options) {
   if (files.exists(out)) throw ConfigError(out, "", "is there already: expected the name of a new folder");
-  CheckpointReader reader(files, checkpoint, Readers::one);
+  CheckpointReader reader(files, checkpoint);
   const std::vector<std::vector<Stored>> shards = cut(tensors_of(reader, options), options.shard_bytes);
   const std::string working = out + ".saving";
   make_folders(files, parent_folder(out));

@@ -60,7 +60,7 @@ std::vector<CheckpointFile> write_rank(Files& files, CheckpointReader& reader, c
 
 std::string reshard(Files& files, const std::string& checkpoint, const std::string& out, std::uint64_t ranks) {
   if (ranks == 0 || ranks > 100'000) throw ConfigError("--ranks", "", "expected 1 to 100000");
-  CheckpointReader reader(files, checkpoint, Readers::one);
+  CheckpointReader reader(files, checkpoint);
   Manifest manifest = reader.manifest();
   const Layout layout = make_layout(manifest.catalog, ranks, 1);
   const OpenCheckpoint open = begin_checkpoint(files, out, manifest.step.steps_applied);

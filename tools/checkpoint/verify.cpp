@@ -112,7 +112,7 @@ Verified verify(Files& files, const std::string& path, unsigned threads) {
   for (const std::string& checkpoint : checkpoints) {
     ++verified.checkpoints;
     try {
-      const CheckpointReader reader(files, checkpoint, Readers::one);
+      const CheckpointReader reader(files, checkpoint);
       verify_files(reader, threads, verified);
     } catch (const CheckpointError& error) {
       verified.flaws.push_back({error.path(), "", std::string(error.what()).substr(error.path().size() + 2)});

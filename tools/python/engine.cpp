@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "planner/formats/tensor_list.h"
+#include "shard/checkpoint/together.h"
 
 namespace shardplan::python {
 namespace {
@@ -143,6 +144,22 @@ void Engine::write_state(const StepState& step_state, const std::map<StateKind, 
 
 std::string Engine::save(const std::string& folder, const SaveOptions& options) {
   return save_checkpoint(optimizer_, communicator_, files_, folder, options);
+}
+
+void Engine::save_in_background(const std::string& folder, const SaveOptions& options) {
+  if (!background_) {
+    succeed_together(communicator_, folder, [&] {
+      background_ = std::make_unique<BackgroundSave>(optimizer_, communicator_, files_, device_);
+    });
+  }
+  background_->start(folder, options);
+}
+
+std::optional<std::string> Engine::finish_save(bool wait) {
+  if (!background_) return "";
+  if (wait) background_->finish();
+  if (!background_->poll()) return std::nullopt;
+  return background_->published();
 }
 
 LoadReport Engine::load(const std::string& folder) {

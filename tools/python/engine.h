@@ -6,6 +6,8 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,6 +15,7 @@
 #include "planner/step_plan.h"
 #include "runtime/cpu_device.h"
 #include "runtime/files/posix_files.h"
+#include "shard/checkpoint/background_save.h"
 #include "shard/checkpoint/checkpoint.h"
 #include "shard/zero_optimizer.h"
 
@@ -66,6 +69,9 @@ class Engine {
 
   // Checkpoints (shard/checkpoint/checkpoint.h). Collective.
   std::string save(const std::string& folder, const SaveOptions& options);
+  // While training goes on. finish_save() has the name once it is published, nothing where it is still being written.
+  void save_in_background(const std::string& folder, const SaveOptions& options);
+  std::optional<std::string> finish_save(bool wait);
   LoadReport load(const std::string& folder);
 
  private:
@@ -76,8 +82,9 @@ class Engine {
   PosixFiles files_;
   Communicator& communicator_;
   ZeroOptimizer optimizer_;
-  std::span<const TensorView> gradients_;  // of the unit that is entered
-  std::uint64_t begun_ = 0;                // micro-batches since the last step
+  std::span<const TensorView> gradients_;       // of the unit that is entered
+  std::uint64_t begun_ = 0;                     // micro-batches since the last step
+  std::unique_ptr<BackgroundSave> background_;  // since the first one; the last member: it uses the others
 };
 
 }  // namespace shardplan::python

@@ -118,12 +118,15 @@ void write_state(Engine& engine, std::uint64_t steps_applied, double loss_scale,
   engine.write_state(step_state, kinds);
 }
 
-std::string save(Engine& engine, const std::string& folder, const nb::bytes& client, std::uint64_t keep,
-                 std::uint64_t memory_bytes) {
+// The name; nothing of a save in the background, which has none yet.
+std::optional<std::string> save(Engine& engine, const std::string& folder, const nb::bytes& client, std::uint64_t keep,
+                                std::uint64_t memory_bytes, bool background) {
   const SaveOptions options{
       .client = {client.c_str(), client.size()}, .keep = keep, .memory = shardplan::Bytes{memory_bytes}};
   const nb::gil_scoped_release released;
-  return engine.save(folder, options);
+  if (!background) return engine.save(folder, options);
+  engine.save_in_background(folder, options);
+  return std::nullopt;
 }
 
 // Name, the client's bytes, notes.
@@ -180,7 +183,9 @@ void bind_engine(nb::module_& module) {
           nb::arg("group"), nb::arg("lr"), nb::arg("beta1"), nb::arg("beta2"), nb::arg("eps"), nb::arg("weight_decay"))
       .def("step", step)
       .def("read_state", read_state, nb::arg("kind"), nb::arg("into"))
-      .def("save", save, nb::arg("folder"), nb::arg("client"), nb::arg("keep"), nb::arg("memory_bytes"))
+      .def("save", save, nb::arg("folder"), nb::arg("client"), nb::arg("keep"), nb::arg("memory_bytes"),
+           nb::arg("background"))
+      .def("finish_save", &Engine::finish_save, nb::arg("wait"), Released())
       .def("load", load, nb::arg("folder"))
       .def("write_state", write_state, nb::arg("steps_applied"), nb::arg("loss_scale"), nb::arg("clean_steps"),
            nb::arg("from_"));

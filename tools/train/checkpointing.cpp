@@ -34,7 +34,7 @@ std::uint64_t steps_done(const std::string& blob, std::uint64_t seed, const std:
 Checkpointing::Checkpointing(const CheckpointOptions& options, std::uint64_t seed, ZeroOptimizer& optimizer,
                              Communicator& world, Device& device)
     : options_(options), seed_(seed), optimizer_(optimizer), world_(world) {
-  if (options.background && !options.save.empty()) background_.emplace(optimizer, world, files_, device, options.save);
+  if (options.background && !options.save.empty()) background_.emplace(optimizer, world, files_, device);
 }
 
 Bytes Checkpointing::planned_snapshot() const {
@@ -69,7 +69,7 @@ void Checkpointing::after_step(std::uint64_t done, bool last) {
 std::string Checkpointing::save(std::uint64_t done, bool last) {
   const SaveOptions options{.client = client_blob(seed_, done), .keep = options_.keep};
   if (!background_) return save_checkpoint(optimizer_, world_, files_, options_.save, options);
-  background_->start(options);
+  background_->start(options_.save, options);
   if (last) background_->finish();
   return background_->published();
 }

@@ -94,6 +94,46 @@ TEST(CApiCheckpoint, TrainingGoesOnWithTheSameBits) {
   }
 }
 
+TEST(CApiCheckpoint, SavingInTheBackgroundSavesWhatWasThere) {
+  const TemporaryFolder folder;
+  const std::string path = folder.path("run");
+  const auto nothing = [](const Rank&) {};
+  const std::vector<float> expected = train(2, 2, 0, 3, nothing, nothing);
+  train(2, 3, 0, 3, nothing, [&](const Rank& rank) {
+    shardplan_error error{};
+    const char* name = "unchanged";
+    ASSERT_OK(shardplan_optimizer_finish_save(rank.optimizer, 1, &name, &error), error);
+    EXPECT_STREQ(name, "");
+    const shardplan_save_options options = save_options("place", 1);
+    ASSERT_OK(shardplan_optimizer_save_in_background(rank.optimizer, path.c_str(), &options, &error), error);
+    run_step(rank, Client::enters_units, 3, 1);  // changes all of it
+    do {
+      ASSERT_OK(shardplan_optimizer_finish_save(rank.optimizer, 0, &name, &error), error);
+    } while (name == nullptr);
+    EXPECT_STREQ(name, "save-000001-step-000000003");
+    // The one before is finished first; one that nobody finishes is not there.
+    ASSERT_OK(shardplan_optimizer_save_in_background(rank.optimizer, path.c_str(), &options, &error), error);
+    ASSERT_OK(shardplan_optimizer_finish_save(rank.optimizer, 1, &name, &error), error);
+    EXPECT_STREQ(name, "save-000002-step-000000004");
+    const std::string other = folder.path("other");
+    ASSERT_OK(shardplan_optimizer_save_in_background(rank.optimizer, other.c_str(), nullptr, &error), error);
+    run_step(rank, Client::enters_units, 4, 1);
+    ASSERT_OK(shardplan_optimizer_save_in_background(rank.optimizer, other.c_str(), nullptr, &error), error);
+  });
+  EXPECT_EQ(std::filesystem::exists(path + "/save-000001-step-000000003"), false);  // one was to be kept
+  EXPECT_TRUE(std::filesystem::exists(folder.path("other/save-000001-step-000000004/manifest.json")));
+  EXPECT_FALSE(std::filesystem::exists(folder.path("other/save-000002-step-000000005")));
+  EXPECT_EQ(train(
+                2, 1, 0, 0,
+                [&](const Rank& rank) {
+                  const shardplan_load_report report = load(rank, path);
+                  EXPECT_STREQ(report.name, "save-000002-step-000000004");
+                  EXPECT_EQ(std::string(static_cast<const char*>(report.client), report.client_bytes), "place");
+                },
+                nothing),
+            train(2, 0, 0, 4, nothing, nothing));
+}
+
 TEST(CApiCheckpoint, WhatIsWrongIsToldOnEveryRank) {
   const TemporaryFolder folder;
   const std::string path = folder.path("run");
@@ -119,6 +159,8 @@ TEST(CApiCheckpoint, WhatIsWrongIsToldOnEveryRank) {
     options.struct_size = 3;
     EXPECT_EQ(shardplan_optimizer_save(rank.optimizer, path.c_str(), &options, nullptr, &error), SHARDPLAN_BUG);
     EXPECT_EQ(shardplan_optimizer_save(rank.optimizer, nullptr, nullptr, nullptr, &error), SHARDPLAN_BUG);
+    EXPECT_EQ(shardplan_optimizer_save_in_background(rank.optimizer, file.c_str(), nullptr, &error),
+              SHARDPLAN_CHECKPOINT_ERROR);
     EXPECT_EQ(shardplan_optimizer_load(nullptr, path.c_str(), nullptr, &error), SHARDPLAN_BUG);
   });
   // The newest is damaged: the one before it, and a note.

@@ -29,18 +29,18 @@ TEST(BackgroundSave, WritesWhatASaveWrites) {
     CpuDevice cpu;
     with_world(setup, catalog, state_options(), script_of(3), [&](const Rank& rank) {
       RecordingDevice recording(cpu);
-      BackgroundSave saving(rank.optimizer, rank.world, files, recording, "background");
+      BackgroundSave saving(rank.optimizer, rank.world, files, recording);
       const Bytes planned = snapshot_bytes(rank.optimizer.plan());
       EXPECT_EQ(recording.report(MemoryTier::host).high_water, planned);
       EXPECT_GT(planned, 0_B);
       rank.client.run_step(rank.optimizer, 0);
       save_checkpoint(rank.optimizer, rank.world, files, "foreground", {.client = "place"});
-      saving.start({.client = "place"});
+      saving.start("background", {.client = "place"});
       rank.client.run_step(rank.optimizer, 1);  // changes every byte of the state
       saving.finish();
       EXPECT_EQ(saving.published(), "save-000001-step-000000001");
       save_checkpoint(rank.optimizer, rank.world, files, "foreground", {});
-      saving.start({});
+      saving.start("background", {});
       rank.client.run_step(rank.optimizer, 2);
       while (!saving.poll()) std::this_thread::sleep_for(std::chrono::milliseconds{1});
       EXPECT_EQ(saving.published(), "save-000002-step-000000002");
@@ -61,14 +61,14 @@ TEST(BackgroundSave, AFailureIsToldByTheNextCallAndTheNextSaveSucceeds) {
   CrashingFiles files;
   CpuDevice cpu;
   with_world(setup_of("fp32", 3, 1, 2), catalog, state_options(), script_of(2), [&](const Rank& rank) {
-    BackgroundSave saving(rank.optimizer, rank.world, files, cpu, "saved");
+    BackgroundSave saving(rank.optimizer, rank.world, files, cpu);
     if (rank.rank == 0) {
       files.fail_when([](const std::string& what, const std::string& path) {
         return what == "write" && path.find("rank-00001") != std::string::npos;
       });
     }
     rank.world.barrier();
-    saving.start({});
+    saving.start("saved", {});
     rank.client.run_step(rank.optimizer, 0);
     EXPECT_THROW(while (!saving.poll()) std::this_thread::sleep_for(std::chrono::milliseconds{1}), CheckpointError);
     EXPECT_FALSE(saving.under_way());
@@ -78,8 +78,8 @@ TEST(BackgroundSave, AFailureIsToldByTheNextCallAndTheNextSaveSucceeds) {
       files.fail_when({});
     }
     rank.world.barrier();
-    saving.start({});
-    saving.start({});  // finishes the one before
+    saving.start("saved", {});
+    saving.start("saved", {});  // finishes the one before
     EXPECT_EQ(saving.published(), "save-000001-step-000000001");
   });
   // The one that nobody finished is not there.

@@ -104,8 +104,7 @@ TEST(Resume, FilesOnARealDiskAreSafetensors) {
       saved.save(rank.optimizer);
       save_checkpoint(rank.optimizer, rank.world, files, folder.path(), {.memory = 4_MiB});
     });
-    const CheckpointReader reader(files, folder.path("save-000001-step-000000001"),
-                                  writes == FileWrites::direct ? Readers::one : Readers::several);
+    const CheckpointReader reader(files, folder.path("save-000001-step-000000001"));
     EXPECT_EQ(reader.manifest().files.size(), 2U * 2U);  // fp32, and bf16 (frozen), on each rank
     std::size_t slices = 0;
     for (std::size_t i = 0; i < reader.manifest().files.size(); ++i) {
@@ -228,6 +227,19 @@ TEST(Resume, ASaveAndALoadHoldLittleBeyondTheArenas) {
     const std::uint64_t between = peak_resident();
     load_checkpoint(rank.optimizer, rank.world, files, folder.path());
     EXPECT_LT(peak_resident() - between, kMemory.count() + kStateKinds * kCheckpointBlock);
+  });
+  // As many files as are read ahead at a time, and more.
+  const test_support::TemporaryFolder of_many;
+  auto many = setup_of("fp32", 6, 1, 1);
+  many.ema = false;
+  with_world(many, catalog, state_options(), {}, [&](const Rank& rank) {
+    save_checkpoint(rank.optimizer, rank.world, files, of_many.path(), {.memory = kMemory});
+  });
+  with_world(setup, catalog, state_options(), {}, [&](const Rank& rank) {
+    reset_peak();
+    const std::uint64_t before = peak_resident();
+    load_checkpoint(rank.optimizer, rank.world, files, of_many.path());
+    EXPECT_LT(peak_resident() - before, (64_MiB + 1_MiB).count());
   });
 }
 #endif

@@ -110,6 +110,7 @@ class ZeroAdamW(torch.optim.Optimizer):
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(groups_of(params), defaults)
         self.last_step: Optional[StepReport] = None
+        self._saving = False  # in the background
         self.loss_scaling = loss_scaling
         self._entries = entries_of(self.param_groups, module)
         if communicator is None:
@@ -170,6 +171,9 @@ class ZeroAdamW(torch.optim.Optimizer):
         self._set_hyperparameters()
         self._client.finish()
         self.last_step = StepReport(**self._engine.step())
+        if self._saving:
+            self._saving = False
+            self._saving = self._engine.finish_save(False) is None
         return loss
 
     @property
@@ -246,7 +250,26 @@ class ZeroAdamW(torch.optim.Optimizer):
         with at most `memory_bytes` beyond its arena; the folder has the old checkpoints or the new one too, whole,
         after a crash at any instant. `client` are bytes of the caller's, rank 0's are kept. `keep`: how many whole
         checkpoints stay; 0: all. Raises CheckpointError, on every rank, where one could not write."""
-        return self._engine.save(os.fspath(folder), client, keep, memory_bytes)
+        name = self._engine.save(os.fspath(folder), client, keep, memory_bytes, False)
+        assert name is not None
+        return name
+
+    def save_in_background(
+        self, folder: "str | os.PathLike[str]", *, client: bytes = b"", keep: int = 0, memory_bytes: int = 64 << 20
+    ) -> None:
+        """Collective: as save(), while training goes on. Copies what this rank saves into host memory, which the first
+        call allocates (`shardplan.plan(..., save_background=True)` says how much), and writes from there by another
+        thread. One save is under way at most: the one before is finished first. step() publishes it once every rank
+        has written, and raises what went wrong, after the step; finish_save() waits for it."""
+        self._engine.save(os.fspath(folder), client, keep, memory_bytes, True)
+        self._saving = True
+
+    def finish_save(self) -> str:
+        """Collective: waits for the save in the background, and gives its name; "" if there never was one."""
+        self._saving = False
+        name = self._engine.finish_save(True)
+        assert name is not None
+        return name
 
     def load(self, folder: "str | os.PathLike[str]") -> Loaded:
         """Collective: what `folder` says is the latest checkpoint, or the newest that is whole; of any stage and any
