@@ -208,6 +208,31 @@ TEST(HfLlama, ABlockKeepsWhatTheClosedFormSays) {
   }
 }
 
+// A flow of 32 steps in each level and one of 320: recomputed by inversion, the deeper needs no more than the other.
+TEST(HfFlow, InvertedStepsAreConstantInDepth) {
+  const auto peak = [](int steps, RecomputeKind recompute) {
+    const Model model = model_from_hf_config(
+        JsonDocument(fmt::format(R"({{"model_type": "glow", "levels": 3, "steps_per_level": {}, "image_size": 32,
+                                      "hidden_channels": 512}})",
+                                 steps),
+                     "config.json")
+            .root());
+    shardplan::Setup setup;
+    setup.policy = policy_named("fp32");
+    ClientSetup client;
+    client.micro_batch = 16;
+    client.sequence = 1;
+    client.recompute = recompute;
+    const ActivityResult result = activity_of(model, model.catalog, setup, client, {.keeps_gradients = false});
+    EXPECT_TRUE(result.activity) << result.unknown_because;
+    return static_cast<double>(sum(peak_of(*result.activity).held));
+  };
+  const double shallow = peak(32, RecomputeKind::invert);
+  EXPECT_NEAR(peak(320, RecomputeKind::invert) / shallow, 1, 0.01);
+  EXPECT_GT(peak(320, RecomputeKind::none), 9 * peak(32, RecomputeKind::none));
+  EXPECT_GT(peak(32, RecomputeKind::none), 10 * shallow);
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
                          testing::Values("albert", "amp", "decoders", "encoders", "experts", "flow", "flux2", "gpt2",
                                          "gpt_neox", "kimi_vl", "llama", "mamba", "partly", "sd3", "sd3_pipeline",
