@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "planner/alignment.h"
 #include "planner/packing.h"
+#include "planner/passage.h"
 
 namespace shardplan {
 namespace {
@@ -104,7 +105,7 @@ class ArenaBuilder {
     array.stride = round_up(array.bytes, kFilePage);
     array.offset = file_.end;
     array.first_block = plan_.blocks.blocks;
-    plan_.blocks.blocks += array.count * blocks_in(plan_, array.elements);
+    plan_.blocks.blocks += array.count * file_blocks(plan_, array.role, array.elements);
     file_.end += array.count * array.stride;
     file_.arena.arrays.push_back(array);
   }
@@ -203,6 +204,19 @@ class ArenaBuilder {
     blocks.ring_slots = std::min(kRingSlots, turns);
     place(BufferRole::ring, blocks.ring_slots * blocks.slot);
     place(BufferRole::block_records, blocks.blocks * kBlockRecord);
+    place_passing_slots(BufferRole::passing_parameters, MemoryClass::parameters);
+    place_passing_slots(BufferRole::passing_gradients, MemoryClass::gradients);
+  }
+
+  void place_passing_slots(BufferRole role, MemoryClass passing) {
+    for (std::uint64_t slot = 0; slot < passing_slots(plan_, passing); ++slot) {
+      place_array(pinned_,
+                  {.role = role,
+                   .buffer = static_cast<std::uint32_t>(slot),
+                   .dtype = DType::u8,
+                   .elements = passing_slot_bytes(plan_, passing, slot).count()},
+                  true);
+    }
   }
 
   void add_slot(Slot slot) {

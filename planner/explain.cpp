@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/text.h"
+#include "planner/passage.h"
 
 namespace shardplan {
 namespace {
@@ -64,6 +65,10 @@ std::string report_name(BufferRole role) {
       return "ring of blocks";
     case BufferRole::block_records:
       return "records of blocks";
+    case BufferRole::passing_parameters:
+      return "passing parameters";
+    case BufferRole::passing_gradients:
+      return "passing gradients";
   }
   return "";
 }
@@ -138,6 +143,11 @@ Explanation elsewhere_explanation(const StepPlan& plan, const char* tier, Buffer
       line.formula = "32 B x blocks";
       line.inputs = fmt::format("{} blocks", with_commas(blocks.blocks));
       break;
+    case BufferRole::passing_parameters:
+    case BufferRole::passing_gradients:
+      line.formula = "the largest unit of every third, each array in pages of 4096 B";
+      line.inputs = "slots of whole units: one is in use, one is read ahead, one is written";
+      break;
     default:
       line.formula = "elements x bytes per element, over the units that are offloaded";
       line.inputs = fmt::format("{} elements in {}", with_commas(sum.elements), sum.dtypes);
@@ -145,24 +155,26 @@ Explanation elsewhere_explanation(const StepPlan& plan, const char* tier, Buffer
   return line;
 }
 
-// What another tier holds; the last line is all of it.
-void explain_elsewhere(std::vector<Explanation>& lines, const StepPlan& plan, const ArenaPlan& arena,
-                       const char* tier) {
+// What another tier holds; the last line is all of it. `units`: with the slots that units pass through.
+void explain_elsewhere(std::vector<Explanation>& lines, const StepPlan& plan, const ArenaPlan& arena, Bytes whole,
+                       const char* tier, bool units = true) {
   if (arena.arrays.empty()) return;
-  Bytes rest = arena.bytes;
-  for (const BufferRole role : {BufferRole::parameter, BufferRole::gradient, BufferRole::accumulator,
-                                BufferRole::master, BufferRole::first_moment, BufferRole::second_moment,
-                                BufferRole::ema, BufferRole::values, BufferRole::ring, BufferRole::block_records}) {
+  Bytes rest = whole;
+  for (const BufferRole role :
+       {BufferRole::parameter, BufferRole::gradient, BufferRole::accumulator, BufferRole::master,
+        BufferRole::first_moment, BufferRole::second_moment, BufferRole::ema, BufferRole::values, BufferRole::ring,
+        BufferRole::block_records, BufferRole::passing_parameters, BufferRole::passing_gradients}) {
     const RoleSum sum = sum_of(arena, role);
-    if (sum.bytes == Bytes{}) continue;
+    const bool passing = role == BufferRole::passing_parameters || role == BufferRole::passing_gradients;
+    if (sum.bytes == Bytes{} || (passing && !units)) continue;
     lines.push_back(elsewhere_explanation(plan, tier, role, sum));
     rest -= sum.bytes;
   }
   constexpr const char* kSource = "docs/memory_model.md, 'Offload'";
   lines.push_back({fmt::format("{}: alignment and shifts", tier), rest, "the next line - the lines above",
                    "pages of 4096 B, k x 4096 per kind of array, 28,672 B for the base of an arena", kSource});
-  lines.push_back({fmt::format("{}: all of it", tier), arena.bytes, "the lines above",
-                   "reserved at the start of the run", kSource});
+  lines.push_back(
+      {fmt::format("{}: all of it", tier), whole, "the lines above", "reserved at the start of the run", kSource});
 }
 
 }  // namespace
@@ -181,8 +193,8 @@ std::vector<Explanation> explain_shardplan(const Catalog& catalog, const StepPla
     Bytes total;
     for (const Explanation& line : lines) total += line.bytes;
     lines.push_back({"model states", total, "parameters + gradients + optimizer states", "the lines above", kStages});
-    explain_elsewhere(lines, plan, plan.pinned, "host");
-    explain_elsewhere(lines, plan, plan.file, "file");
+    explain_elsewhere(lines, plan, plan.pinned, pinned_without_passing_slots(plan), "host", false);
+    explain_elsewhere(lines, plan, plan.file, plan.file.bytes, "file");
     return lines;
   }
   for (const BufferRole role : {BufferRole::gathered_parameter, BufferRole::contribution, BufferRole::partial}) {
@@ -195,8 +207,8 @@ std::vector<Explanation> explain_shardplan(const Catalog& catalog, const StepPla
                    "docs/memory_model.md, 'The arena'"});
   lines.push_back({"arena", plan.device.bytes, "the lines above", "one allocation at the start of the run",
                    "docs/memory_model.md, 'The arena'"});
-  explain_elsewhere(lines, plan, plan.pinned, "host");
-  explain_elsewhere(lines, plan, plan.file, "file");
+  explain_elsewhere(lines, plan, plan.pinned, plan.pinned.bytes, "host");
+  explain_elsewhere(lines, plan, plan.file, plan.file.bytes, "file");
   return lines;
 }
 

@@ -76,4 +76,17 @@ OffloadWords parse_offload(std::string_view text) {
   return words;
 }
 
+std::string file_folder(const OffloadWords& words) {
+  std::string folder;
+  for (const std::string* named : {&words.optimizer_folder, &words.gradients_folder, &words.parameters_folder}) {
+    if (named->empty() || *named == folder) continue;
+    if (!folder.empty()) {
+      refuse(fmt::format("folders {} and {}: expected one, for engine shardplan has one file for each rank", folder,
+                         *named));
+    }
+    folder = *named;
+  }
+  return folder;
+}
+
 }  // namespace shardplan

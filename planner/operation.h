@@ -1,7 +1,7 @@
 // Operations and programs: the ordered part of a step plan.
 //
 // How they are executed. Two streams, each in the program's order: computation (compute, accumulate, norm, update,
-// cast) and communication (gather, reduce, agree, and a parameter's fetch). What an operation waits for on the other stream stands in
+// cast) and communication (gather, reduce, agree, and what is fetched and evicted of parameters and gradients). What an operation waits for on the other stream stands in
 // `waits_for`; on its own, the order is enough. A program begins when the one before it has finished on both. Where
 // everything runs in line, as on the CPU, the order of the list is all there is.
 #pragma once
@@ -26,12 +26,14 @@ enum class OperationKind : std::uint8_t {
   agree,       // one collective: finite everywhere? the global norm, hence scale and clip. The commit point
   update,      // the optimizer's step on one unit, rounding to the parameter dtype included
   cast,        // a change of dtype by itself
-  // From a slower tier to a faster one: a unit's parameters into a slot, as a gather does where they are sharded; or, of
-  // optimizer states in a file, its blocks into the ring, ahead of their update.
+  // From a slower tier to a faster one: a unit's parameters into a slot, as a gather does where they are sharded; of
+  // optimizer states in a file, its blocks into the ring, ahead of their update; of parameters and gradients in a file, the
+  // unit into its slot in pinned memory (and on into a slot of the device where parameters are not gathered from there).
   fetch,
   // From a faster tier to a slower one: a unit's updated blocks go back to the file. The fetch, update and evict of the units
   // that follow each other overlap block by block: while one is updated, the next are read and the ones before are
-  // written; the ring's slots are all that they wait for.
+  // written; the ring's slots are all that they wait for. Likewise whole units of parameters and gradients: a unit that will
+  // be fetched next is read while this one is in use, and written while the next one is.
   evict,
   snapshot,  // a copy for a checkpoint that is written while training goes on
 };

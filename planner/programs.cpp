@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "planner/passage.h"
+
 namespace shardplan {
 namespace {
 
@@ -95,28 +97,20 @@ class ProgramBuilder {
   Program update() const {
     Program program;
     SegmentList segments(program);
-    for_each_trainable_run([&](const LayoutRun& run, const UnitTraffic&) {
-      segments.append({.count = run.count,
-                       .unit_stride = 1,
-                       .step_stride = 0,
-                       .operations = {on(OperationKind::norm, run.first_unit)}});
+    for_each_trainable_part([&](std::uint64_t first, std::uint64_t count, const UnitTraffic&) {
+      std::vector<Operation> operations;
+      if (passes(MemoryClass::gradients, first))
+        operations.push_back(passage(OperationKind::fetch, Subject::gradient, first));
+      operations.push_back(on(OperationKind::norm, first));
+      segments.append({.count = count, .unit_stride = 1, .step_stride = 0, .operations = operations});
     });
     Operation agree = on(OperationKind::agree, 0);
     if (const auto last = last_trainable_unit())
       agree.waits_for[0] = Dependency{OperationKind::norm, Pass::none, *last};
     segments.append({.count = 1, .unit_stride = 0, .step_stride = 0, .operations = {agree}});
-    for_each_trainable_run([&](const LayoutRun& run, const UnitTraffic& traffic) {
-      // The run's units with states in the file, then the others.
-      const std::uint64_t end = run.first_unit + run.count;
-      const std::uint64_t in_file = plan_.setup.offload.optimizer.tier == Tier::file ? plan_.offloaded.optimizer : 0;
-      const std::uint64_t turn = std::clamp(in_file, run.first_unit, end);
-      for (const auto& [first, last] : {std::pair{run.first_unit, turn}, std::pair{turn, end}}) {
-        if (first == last) continue;
-        segments.append({.count = last - first,
-                         .unit_stride = 1,
-                         .step_stride = 0,
-                         .operations = update_operations(first, traffic, last == turn)});
-      }
+    for_each_trainable_part([&](std::uint64_t first, std::uint64_t count, const UnitTraffic& traffic) {
+      segments.append(
+          {.count = count, .unit_stride = 1, .step_stride = 0, .operations = update_operations(first, traffic)});
     });
     return program;
   }
@@ -130,29 +124,46 @@ class ProgramBuilder {
     return operation;
   }
 
-  std::vector<Operation> update_operations(std::uint64_t unit, const UnitTraffic& traffic, bool in_file) const {
+  // Between the file and host memory.
+  static Operation passage(OperationKind kind, Subject subject, std::uint64_t unit, std::uint64_t step = 0) {
+    Operation operation = on(kind, unit, step);
+    operation.subject = subject;
+    return operation;
+  }
+
+  bool passes(MemoryClass memory_class, std::uint64_t unit) const { return in_file(plan_, memory_class, unit); }
+
+  std::uint64_t units_with_states_in_file() const {
+    return plan_.setup.offload.optimizer.tier == Tier::file ? plan_.offloaded.optimizer : 0;
+  }
+
+  std::vector<Operation> update_operations(std::uint64_t unit, const UnitTraffic& traffic) const {
     std::vector<Operation> operations;
-    const Dependency agreed{OperationKind::agree, Pass::none, 0};
-    if (in_file) {
-      operations.push_back(on(OperationKind::fetch, unit));
-      operations.back().subject = Subject::optimizer_states;
-      operations.back().waits_for[0] = agreed;
+    const auto append = [&](Operation operation, OperationKind after, std::uint64_t after_unit) {
+      operation.waits_for[0] = Dependency{after, Pass::none, after_unit};
+      operations.push_back(operation);
+    };
+    const auto fetch = [&](Subject subject) {
+      append(passage(OperationKind::fetch, subject, unit), OperationKind::agree, 0);
+    };
+    const auto evict = [&](Subject subject) {
+      append(passage(OperationKind::evict, subject, unit), OperationKind::update, unit);
+    };
+    const bool states_in_file = unit < units_with_states_in_file();
+    if (passes(MemoryClass::gradients, unit)) fetch(Subject::gradient);
+    if (passes(MemoryClass::parameters, unit)) fetch(Subject::parameter);
+    if (states_in_file) fetch(Subject::optimizer_states);
+    append(on(OperationKind::update, unit), OperationKind::agree, 0);
+    if (states_in_file) evict(Subject::optimizer_states);
+    if (optimizer_states_sharded(plan_) && !parameters_sharded(plan_)) {
+      Operation gather = on(OperationKind::gather, unit);
+      gather.subject = Subject::parameter;
+      gather.scope = Scope::shard_group;
+      gather.sent = traffic.gather_updated;
+      append(gather, OperationKind::update, unit);
     }
-    operations.push_back(on(OperationKind::update, unit));
-    operations.back().waits_for[0] = agreed;
-    const Dependency updated{OperationKind::update, Pass::none, unit};
-    if (in_file) {
-      operations.push_back(on(OperationKind::evict, unit));
-      operations.back().subject = Subject::optimizer_states;
-      operations.back().waits_for[0] = updated;
-    }
-    if (!optimizer_states_sharded(plan_) || parameters_sharded(plan_)) return operations;
-    Operation gather = on(OperationKind::gather, unit);
-    gather.subject = Subject::parameter;
-    gather.scope = Scope::shard_group;
-    gather.sent = traffic.gather_updated;
-    gather.waits_for[0] = updated;
-    operations.push_back(gather);
+    // On the gather's stream: after it.
+    if (passes(MemoryClass::parameters, unit)) evict(Subject::parameter);
     return operations;
   }
 
@@ -161,6 +172,22 @@ class ProgramBuilder {
     for (std::size_t run = 0; run < plan_.layout.runs.size(); ++run) {
       if (traffic_[run].trainable && plan_.layout.runs[run].count > 0) visit(plan_.layout.runs[run], traffic_[run]);
     }
+  }
+
+  // Calls visit(first unit, units, traffic) for the parts of trainable runs in which the same is in the file.
+  template <typename Visitor>
+  void for_each_trainable_part(Visitor&& visit) const {
+    std::array ends{units_in_file(plan_, MemoryClass::parameters), units_in_file(plan_, MemoryClass::gradients),
+                    units_with_states_in_file(), plan_.layout.units};
+    std::sort(ends.begin(), ends.end());
+    for_each_trainable_run([&](const LayoutRun& run, const UnitTraffic& traffic) {
+      std::uint64_t first = run.first_unit;
+      for (const std::uint64_t end : ends) {
+        const std::uint64_t last = std::clamp(end, first, run.first_unit + run.count);
+        if (first < last) visit(first, last - first, traffic);
+        first = last;
+      }
+    });
   }
 
   std::optional<std::uint64_t> last_trainable_unit() const {
@@ -192,6 +219,9 @@ class ProgramBuilder {
   // In evaluate too: backward's first use is of the unit that forward used last, so that none is issued before it.
   void append_gathers(std::vector<Operation>& operations, std::uint64_t step) const {
     for (const Use& use : schedule_.issued_at(step)) {
+      if (arrival_ == OperationKind::gather && passes(MemoryClass::parameters, use.unit)) {
+        operations.push_back(passage(OperationKind::fetch, Subject::parameter, use.unit, use.step));
+      }
       Operation gather = on(arrival_, use.unit, use.step);
       gather.subject = Subject::parameter;
       if (arrival_ == OperationKind::gather) {
@@ -253,16 +283,26 @@ class ProgramBuilder {
       operation.waits_for[0] = after;
       operations.push_back(operation);
     };
-    if (added_locally()) append(OperationKind::accumulate, Scope::none, Bytes{}, computed);
-    if (added_locally() && !last) return;
-    const Dependency summed{OperationKind::accumulate, Pass::none, unit};
-    append(OperationKind::reduce, Scope::shard_group, traffic.reduce_in_group, added_locally() ? summed : computed);
-    const Dependency reduced{OperationKind::reduce, Pass::none, unit};
-    if (plan_.layout.replicas > 1) {
-      append(OperationKind::reduce, Scope::replicas, traffic.reduce_among_replicas, reduced);
+    const bool passes_by = passes(MemoryClass::gradients, unit);
+    // Where there may be sums of earlier micro-batches to add to.
+    if (passes_by && plan_.setup.accumulation > 1) {
+      operations.push_back(passage(OperationKind::fetch, Subject::gradient, unit, step));
     }
-    const bool everyone_updates = !optimizer_states_sharded(plan_) && plan_.layout.shards > 1;
-    if (last && everyone_updates) append(OperationKind::gather, Scope::shard_group, traffic.gather_gradient, reduced);
+    const Dependency summed{OperationKind::accumulate, Pass::none, unit};
+    const Dependency reduced{OperationKind::reduce, Pass::none, unit};
+    const bool reduces = last || !added_locally();
+    if (added_locally()) append(OperationKind::accumulate, Scope::none, Bytes{}, computed);
+    if (reduces) {
+      append(OperationKind::reduce, Scope::shard_group, traffic.reduce_in_group, added_locally() ? summed : computed);
+      if (plan_.layout.replicas > 1) {
+        append(OperationKind::reduce, Scope::replicas, traffic.reduce_among_replicas, reduced);
+      }
+      const bool everyone_updates = !optimizer_states_sharded(plan_) && plan_.layout.shards > 1;
+      if (last && everyone_updates) append(OperationKind::gather, Scope::shard_group, traffic.gather_gradient, reduced);
+    }
+    if (!passes_by) return;
+    operations.push_back(passage(OperationKind::evict, Subject::gradient, unit, step));
+    operations.back().waits_for[0] = reduces ? reduced : summed;
   }
 
   const StepPlan& plan_;

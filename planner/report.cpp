@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "planner/passage.h"
 
 namespace shardplan {
 namespace {
@@ -170,10 +171,8 @@ Report report_shardplan(const Catalog& catalog, const StepPlan& plan) {
   device.parameters = of(resident, MemoryClass::parameters);
   device.gradients = of(resident, MemoryClass::gradients);
   device.optimizer_states = of(resident, MemoryClass::optimizer_states);
-  rank.host = {.pinned = plan.pinned.bytes,
-               .pageable = Bytes{},
-               .total = plan.pinned.bytes,
-               .initialization_peak = std::nullopt};
+  const Bytes pinned = catalog.count_only ? pinned_without_passing_slots(plan) : plan.pinned.bytes;
+  rank.host = {.pinned = pinned, .pageable = Bytes{}, .total = pinned, .initialization_peak = std::nullopt};
   rank.file = plan.file.bytes;
   const auto program = [&](ProgramKind kind) { return traffic_of(plan.programs[static_cast<std::size_t>(kind)]); };
   if (catalog.count_only) {

@@ -5,11 +5,14 @@
 
 namespace shardplan {
 
-Schedule::Schedule(std::vector<std::uint64_t> run_starts, const std::vector<UnitTie>& ties, std::uint64_t prefetch)
+Schedule::Schedule(std::vector<std::uint64_t> run_starts, const std::vector<UnitTie>& ties, std::uint64_t prefetch,
+                   const std::vector<std::uint64_t>& parts)
     : run_starts_(std::move(run_starts)), ties_(ties), units_(run_starts_.back()), prefetch_(prefetch) {
-  for (const std::uint64_t unit : run_starts_) {
-    breaks_.push_back(unit);
-    breaks_.push_back(2 * units_ - unit);
+  for (const std::vector<std::uint64_t>* units : {&std::as_const(run_starts_), &parts}) {
+    for (const std::uint64_t unit : *units) {
+      breaks_.push_back(unit);
+      breaks_.push_back(2 * units_ - unit);
+    }
   }
   for (const UnitTie& tie : ties_) {
     for (const std::uint64_t unit : {tie.unit, tie.owner}) {

@@ -27,8 +27,10 @@ using Uses = boost::container::small_vector<Use, 4>;
 
 class Schedule {
  public:
-  // `run_starts`: the first unit of each run, and the number of units at the end.
-  Schedule(std::vector<std::uint64_t> run_starts, const std::vector<UnitTie>& ties, std::uint64_t prefetch);
+  // `run_starts`: the first unit of each run, and the number of units at the end. `parts`: units from which on something
+  // else is done, inside runs: where what is in a file ends.
+  Schedule(std::vector<std::uint64_t> run_starts, const std::vector<UnitTie>& ties, std::uint64_t prefetch,
+           const std::vector<std::uint64_t>& parts = {});
 
   std::uint64_t units() const { return units_; }
   std::uint64_t steps() const { return 2 * units_; }

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "planner/arena_plan.h"
+#include "planner/passage.h"
 #include "planner/programs.h"
 #include "planner/schedule.h"
 
@@ -131,12 +132,11 @@ void require_own_transfers(const StepPlan& plan) {
       offload.parameters.tier == Tier::pageable) {
     refuse("engine shardplan keeps what it offloads in pinned host memory or in files: expected cpu or file");
   }
-  if (offload.gradients.tier == Tier::file || offload.parameters.tier == Tier::file) {
-    refuse("engine shardplan keeps optimizer states in files, not gradients or parameters: expected cpu for those");
-  }
   if (offload.parameters.elsewhere() && offload.parameters.fraction < 1 && !parameters_sharded(plan)) {
     refuse(
-        "a part of parameters that are not sharded: expected parameters=cpu, all of them, or --zero 3 on several GPUs");
+        "a part of parameters that are not sharded: expected parameters=cpu or file, all of them, or --zero 3 on "
+        "several "
+        "GPUs");
   }
 }
 
@@ -159,10 +159,11 @@ void require_own_kernels(const Setup& setup) {
 }  // namespace
 
 std::string_view name(BufferRole role) {
-  constexpr std::array<std::string_view, 15> kNames{
-      "parameter",          "gradient",       "accumulator",       "master",         "first moment",
-      "second moment",      "moving average", "control",           "staging",        "gathered parameter",
-      "gradient in flight", "partial sum",    "values in and out", "ring of blocks", "records of blocks"};
+  constexpr std::array<std::string_view, 17> kNames{
+      "parameter",          "gradient",         "accumulator",       "master",         "first moment",
+      "second moment",      "moving average",   "control",           "staging",        "gathered parameter",
+      "gradient in flight", "partial sum",      "values in and out", "ring of blocks", "records of blocks",
+      "passing parameters", "passing gradients"};
   return kNames[static_cast<std::size_t>(role)];
 }
 
@@ -187,6 +188,8 @@ MemoryClass class_of(BufferRole role) {
     case BufferRole::values:
     case BufferRole::ring:
     case BufferRole::block_records:
+    case BufferRole::passing_parameters:
+    case BufferRole::passing_gradients:
       return MemoryClass::communication_buffers;
   }
   SHARDPLAN_CHECK(false, "a buffer role without a class");
@@ -218,7 +221,8 @@ StepPlan make_step_plan(const Catalog& catalog, const Setup& setup) {
   }
   run_starts.push_back(plan.layout.units);
 
-  const Schedule schedule(std::move(run_starts), plan.ties, setup.prefetch);
+  const Schedule schedule(std::move(run_starts), plan.ties, setup.prefetch,
+                          {units_in_file(plan, MemoryClass::parameters), units_in_file(plan, MemoryClass::gradients)});
   plan_arena(plan, schedule);
   plan_programs(plan, schedule);
 
@@ -265,7 +269,8 @@ std::optional<ResidentPlace> resident_place(const StepPlan& plan, BufferRole rol
       if (array.role != role || array.run != run || array.buffer != buffer) continue;
       const std::uint64_t index = in_run - array.first_index;
       if (in_run < array.first_index || index >= array.count) continue;
-      const std::uint64_t block = tier == Tier::file ? array.first_block + index * blocks_in(plan, array.elements) : 0;
+      const std::uint64_t block =
+          tier == Tier::file ? array.first_block + index * file_blocks(plan, role, array.elements) : 0;
       return ResidentPlace{tier, {array.offset + index * array.stride, array.bytes}, block};
     }
     return std::nullopt;

@@ -52,6 +52,9 @@ enum class BufferRole : std::uint8_t {
   values,         // kValuesBuffer: initial values and state, on their way in and out
   ring,           // the slots of BlockPlan
   block_records,  // kBlockRecord for each block in the file: checksum and step
+  // A slot each, for units on their way to and from the file (planner/passage.h). Array::buffer is the slot's number.
+  passing_parameters,
+  passing_gradients,
 };
 std::string_view name(BufferRole role);
 
@@ -79,7 +82,7 @@ struct Array {
   Bytes bytes{};  // of one unit
   std::uint64_t count = 1;
   std::uint64_t first_index = 0;
-  std::uint64_t first_block = 0;  // in a file: the number of its first block; blocks_in(elements) more for each unit
+  std::uint64_t first_block = 0;  // in a file: the number of its first block; file_blocks() more for each unit
   bool operator==(const Array&) const = default;
 };
 
@@ -136,11 +139,12 @@ inline constexpr Bytes kFilePage{4096};         // what direct I/O moves whole
 inline constexpr std::uint64_t kRingSlots = 4;  // one is updated, one is written, two are read ahead
 
 // Optimizer states in a file. Each array of a unit is cut into blocks of block_elements (the last one shorter), which are
-// read and written whole. Block k of all states of a (unit, flat buffer) is in one slot of the ring at a time.
+// read and written whole. Block k of all states of a (unit, flat buffer) is in one slot of the ring at a time. Parameters and
+// gradients in a file are cut into pieces instead, which pass with their unit (planner/passage.h); each is a block too.
 struct BlockPlan {
   std::uint64_t block_elements = 0;
   std::uint64_t blocks = 0;      // in the file, of all arrays
-  std::uint64_t ring_slots = 0;  // 0: nothing is in a file
+  std::uint64_t ring_slots = 0;  // 0: no optimizer state is in a file
   Bytes slot;                    // of one slot of the ring
   bool operator==(const BlockPlan&) const = default;
 };
@@ -172,7 +176,7 @@ struct StepPlan {
 StepPlan make_step_plan(const Catalog& catalog, const Setup& setup);
 
 // Whether a unit's parameters are copied into a slot for each use: gathered where they are sharded, fetched where they live
-// in host memory.
+// in host memory or in a file.
 bool parameters_in_slots(const StepPlan& plan);
 
 // Whether a class of tensors is really split: the stage says so and a shard group has more than one rank.

@@ -7,41 +7,10 @@
 #include <utility>
 
 #include "base/error.h"
-#include "offload/file_tier.h"
 
 namespace shardplan {
-namespace {
-
-std::unique_ptr<ByteTier> make_tier(const StepPlan& plan, const OffloadOptions& options, int rank) {
-  const FileTierOptions file{.path = fmt::format("{}/shardplan-rank-{}.tier", options.folder, rank),
-                             .bytes = plan.file.bytes,
-                             .direct = options.direct,
-                             .io = options.io,
-                             .callers = options.threads + 1};  // the rank itself, too
-  return options.make_tier ? options.make_tier(file) : std::make_unique<FileTier>(file);
-}
-
-std::unique_ptr<Transfers> make_transfers(const OffloadOptions& options) {
-  const TransferOptions queue{
-      .threads = options.threads, .in_flight = options.in_flight, .tickets = kRingSlots * kStateRoles.size()};
-  return options.make_transfers ? options.make_transfers(queue) : std::make_unique<TransferQueue>(queue);
-}
-
-std::span<BlockRecord> as_records(std::span<std::byte> bytes) {
-  static_assert(sizeof(BlockRecord) == kBlockRecord.count());
-  return {reinterpret_cast<BlockRecord*>(bytes.data()), bytes.size() / sizeof(BlockRecord)};
-}
-
-}  // namespace
-
-OffloadedStates::OffloadedStates(const StepPlan& plan, PlanMemory& memory, const OffloadOptions& options, int rank)
-    : plan_(plan),
-      ring_(memory.host_buffer(BufferRole::ring)),
-      records_(as_records(memory.host_buffer(BufferRole::block_records))),
-      tier_(make_tier(plan, options, rank)),
-      store_(*tier_, records_),
-      slots_(plan.blocks.ring_slots),
-      queue_(make_transfers(options)) {
+OffloadedStates::OffloadedStates(const StepPlan& plan, PlanMemory& memory, OffloadFile& file)
+    : plan_(plan), file_(file), ring_(memory.host_buffer(BufferRole::ring)), slots_(plan.blocks.ring_slots) {
   first_turn_.reserve(plan.offloaded.optimizer + 1);
   std::uint64_t turns = 0;
   for (std::uint64_t unit = 0; unit < plan.offloaded.optimizer; ++unit) {
@@ -62,7 +31,7 @@ OffloadedStates::OffloadedStates(const StepPlan& plan, PlanMemory& memory, const
   settle();
 }
 
-// What is under way has to end before the memory and the tier are gone, and nobody is left to hear of its errors.
+// What is under way has to end before the memory is gone, and nobody is left to hear of its errors.
 OffloadedStates::~OffloadedStates() {
   for (Slot& slot : slots_) {
     try {
@@ -109,12 +78,9 @@ void OffloadedStates::submit(Slot& slot, Direction direction, std::uint64_t step
         home->range.bytes.count() / state_elements(plan_, place.unit, place.buffer);  // bytes of an element
     const Bytes bytes = round_up(Bytes{elements.size() * width}, kFilePage);
     const ByteRange part = role_in_ring_slot(plan_, kStateRoles[i], place.unit, place.buffer);
-    slot.tickets[i] = queue_->submit({.direction = direction,
-                                      .store = &store_,
-                                      .block = {.index = home->first_block + place.block,
-                                                .offset = home->range.offset.count() + elements.begin * width},
-                                      .memory = {slot_bytes(slot) + part.offset.count(), bytes.count()},
-                                      .step = step});
+    const Block block{.index = home->first_block + place.block,
+                      .offset = home->range.offset.count() + elements.begin * width};
+    slot.tickets[i] = file_.submit(direction, block, {slot_bytes(slot) + part.offset.count(), bytes.count()}, step);
   }
 }
 
@@ -123,7 +89,7 @@ void OffloadedStates::wait(Slot& slot) {
   for (Ticket& ticket : slot.tickets) {
     if (ticket == 0) continue;
     try {
-      queue_->wait(std::exchange(ticket, 0));
+      file_.wait(std::exchange(ticket, 0));
     } catch (...) {
       if (!first) first = std::current_exception();
     }
@@ -211,7 +177,7 @@ std::byte* OffloadedStates::at(BufferRole role, std::uint64_t unit, std::size_t 
     close();
     slot.place = place;
     const auto home = resident_place(plan_, role, unit, buffer);
-    slot.step = store_.step_of(home->first_block + place.block);
+    slot.step = file_.step_of(home->first_block + place.block);
     submit(slot, Direction::read, slot.step);
     wait(slot);
     slot.state = SlotState::taken;
@@ -242,11 +208,6 @@ void OffloadedStates::close() {
     wait(slot);
   }
   slot.state = SlotState::empty;
-}
-
-void OffloadedStates::restamp(std::uint64_t step) {
-  close();
-  for (BlockRecord& record : records_) record.step = step;
 }
 
 }  // namespace shardplan

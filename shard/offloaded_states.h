@@ -11,14 +11,11 @@
 
 #include <array>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
-#include "offload/block_store.h"
-#include "offload/transfer_queue.h"
 #include "planner/arena_plan.h"
 #include "planner/step_plan.h"
-#include "shard/options.h"
+#include "shard/offload_file.h"
 #include "shard/plan_memory.h"
 
 namespace shardplan {
@@ -33,8 +30,8 @@ struct BlockPlace {
 
 class OffloadedStates {
  public:
-  // Makes the file, with every state zero and of step 0. Throws OutOfMemory where the disk has no room, IoError.
-  OffloadedStates(const StepPlan& plan, PlanMemory& memory, const OffloadOptions& options, int rank);
+  // Writes every state to `file`, which must outlive it: zero, and of step 0. Throws IoError.
+  OffloadedStates(const StepPlan& plan, PlanMemory& memory, OffloadFile& file);
   ~OffloadedStates();
   OffloadedStates(const OffloadedStates&) = delete;
   OffloadedStates& operator=(const OffloadedStates&) = delete;
@@ -42,8 +39,6 @@ class OffloadedStates {
   bool has(std::uint64_t unit) const { return unit < plan_.offloaded.optimizer; }
   // Blocks of a unit's flat buffer: none where it has no state, as of plain SGD without a master.
   std::uint64_t blocks_of(std::uint64_t unit, std::size_t buffer) const;
-  // Throws IoError if the file was removed or cut short.
-  void check() { tier_->check(); }
 
   // In step `step`, in order of turns. take() waits until the block is in the ring, as step - 1 left it, and reads the next
   // ones meanwhile. put(), after its update, has it written. Both throw IoError, after which the same call may be repeated:
@@ -63,8 +58,6 @@ class OffloadedStates {
   std::byte* at(BufferRole role, std::uint64_t unit, std::size_t buffer, std::uint64_t element, Access access);
   std::uint64_t together(std::uint64_t unit, std::size_t buffer, std::uint64_t element) const;
   void close();
-  // All blocks are of this step: after a load, which wrote all of them.
-  void restamp(std::uint64_t step);
 
  private:
   enum class SlotState : std::uint8_t { empty, reading, taken, unwritten, writing };
@@ -86,14 +79,11 @@ class OffloadedStates {
   void read_ahead(std::uint64_t turn, std::uint64_t step);
 
   const StepPlan& plan_;
+  OffloadFile& file_;
   std::span<std::byte> ring_;
-  std::span<BlockRecord> records_;
-  std::unique_ptr<ByteTier> tier_;
-  BlockStore store_;
   std::vector<Slot> slots_;
   std::vector<std::uint64_t> first_turn_;  // of each unit, and the end
   bool changed_ = false;                   // the block that is looked at, in slot 0
-  std::unique_ptr<Transfers> queue_;       // last: its threads use the others
 };
 
 }  // namespace shardplan

@@ -37,7 +37,8 @@ Stream& OperationEvents::stream_of(const Operation& operation) {
     case OperationKind::agree:
       return *communication_;
     case OperationKind::fetch:
-      return operation.subject == Subject::parameter ? *communication_ : *compute_;
+    case OperationKind::evict:
+      return operation.subject == Subject::optimizer_states ? *compute_ : *communication_;
     default:
       return *compute_;
   }
@@ -51,6 +52,8 @@ void OperationEvents::before(const Operation& operation) {
 }
 
 void OperationEvents::after(const Operation& operation) {
+  // Who waits for a unit's fetch waits for its parameters.
+  if (operation.kind == OperationKind::fetch && operation.subject != Subject::parameter) return;
   const auto& event = events_[index_of(operation.kind, operation.pass, operation.unit)];
   if (event) stream_of(operation).record(*event);
 }

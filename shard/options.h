@@ -44,7 +44,7 @@ struct TensorRange {
 struct OffloadOptions {
   std::string folder = ".";  // of the files, shardplan-rank-N.tier: of one run at a time
   int threads = 4;           // that read and write; 0: the rank itself, one transfer after the other
-  Bytes in_flight = 64_MiB;  // under way at once, at most
+  Bytes in_flight = 64_MiB;  // under way at once, at most; of parameters and gradients, all that is in pinned memory
   bool direct = true;        // past the page cache, where the file system allows it
   FileIo io = FileIo::pread;
   // What stands for the file, for those who watch it or make it fail. Empty: a FileTier.

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "planner/arena_plan.h"
+#include "planner/passage.h"
 
 namespace shardplan {
 namespace {
@@ -45,6 +46,9 @@ void PlanMemory::take_arrays(SymmetricArena& arena, const ArenaPlan& planned) {
 
 ArenaPlace PlanMemory::resident(BufferRole role, std::uint64_t unit, std::size_t buffer) const {
   const auto place = resident_place(plan_, role, unit, buffer);
+  if (place && place->tier == Tier::file && class_of(role) != MemoryClass::optimizer_states) {
+    return {pinned_.get(), passing_place(plan_, role, unit, buffer).offset.count()};
+  }
   SHARDPLAN_CHECK(place && place->tier != Tier::file,
                   fmt::format("the plan has no {} for unit {} in memory", name(role), unit));
   return {place->tier == Tier::device ? arena_.get() : pinned_.get(), place->range.offset.count()};

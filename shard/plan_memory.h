@@ -18,8 +18,9 @@ class PlanMemory {
   // hands out every array. Throws OutOfMemory.
   PlanMemory(const StepPlan& plan, Device& device, Communicator& world);
 
-  // Where a buffer's first element is, on the device or in pinned host memory, which kernels and collectives reach alike. A
-  // buffer that the plan does not have there, or a slot that is not handed out, is a CheckFailure.
+  // Where a buffer's first element is, on the device or in pinned host memory, which kernels and collectives reach alike. Of
+  // parameters and gradients in a file: where it is while the unit is in its slot of pinned memory. A buffer that the plan
+  // does not have there, or a slot that is not handed out, is a CheckFailure.
   ArenaPlace resident(BufferRole role, std::uint64_t unit, std::size_t buffer) const;
   ArenaPlace slot(BufferRole role, std::uint64_t unit, std::size_t buffer) const;
   ArenaPlace control() const;

@@ -57,18 +57,25 @@ std::vector<ZeroOptimizer::StateArray> ZeroOptimizer::state_arrays(StateKind kin
 std::byte* ZeroOptimizer::state_at(const StateArray& array, std::uint64_t element, Access access) {
   const std::uint64_t index = element - array.held.begin;
   const auto place = resident_place(plan_, array.role, array.unit, array.buffer);
-  if (place->tier == Tier::file) return states_->at(array.role, array.unit, array.buffer, index, access);
+  if (place->tier == Tier::file && array.role != BufferRole::parameter) {
+    return states_->at(array.role, array.unit, array.buffer, index, access);
+  }
+  if (place->tier == Tier::file) {
+    return passing_parameters_->at(array.role, array.unit, array.buffer, access == Access::write) +
+           bytes_for(array.dtype, index).count();
+  }
   return memory_.data(memory_.resident(array.role, array.unit, array.buffer)) + bytes_for(array.dtype, index).count();
 }
 
 std::uint64_t ZeroOptimizer::together(const StateArray& array, std::uint64_t element, std::uint64_t count) const {
   const auto place = resident_place(plan_, array.role, array.unit, array.buffer);
-  if (place->tier != Tier::file) return count;
+  if (place->tier != Tier::file || array.role == BufferRole::parameter) return count;
   return std::min(count, states_->together(array.unit, array.buffer, element - array.held.begin));
 }
 
 void ZeroOptimizer::close_states() {
   if (states_) states_->close();
+  if (passing_parameters_) passing_parameters_->close();
 }
 
 // Calls act(range, place, elements of the flat buffer, arrays) for every tensor and kind that this rank holds any of.
@@ -166,7 +173,8 @@ void ZeroOptimizer::load_state(const StepState& step_state, const StateLoader& l
       stream.synchronize();
     }
   });
-  if (states_) states_->restamp(step_state.steps_applied);
+  close_states();
+  if (file_) file_->restamp(step_state.steps_applied);
   steps_applied_ = step_state.steps_applied;
   scaler_ = scaler;
   half_loaded_ = false;
@@ -185,7 +193,7 @@ void ZeroOptimizer::store_state(const StateArray& array, Range asked, const Cons
     } else {
       kernels().cast(events_.compute(), {array.dtype, to, count}, ConstElements(values.dtype, from, count));
     }
-    if (states_) events_.compute().synchronize();  // before the block that holds it can be written
+    if (file_) events_.compute().synchronize();  // before the block that holds it can be written
   }
 }
 

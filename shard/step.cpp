@@ -28,7 +28,12 @@ StepReport ZeroOptimizer::step() {
   if (commit_) return roll_forward();
   SHARDPLAN_CHECK(last_done_ && !program_, "step() before the last micro-batch has ended");
   try {
-    if (states_) states_->check();
+    if (file_) file_->check();
+    if (passing_gradients_) {
+      // What the norm is of is what the file gives back: a gradient that it lost is found before the commit.
+      passing_gradients_->settle();
+      passing_gradients_->forget();
+    }
     sum_norms();
     agree();
   } catch (...) {
@@ -44,8 +49,12 @@ void ZeroOptimizer::sum_norms() {
   partials_ = {};
   events_.join();
   ProgramCursor cursor(plan_.programs[static_cast<std::size_t>(ProgramKind::update)]);
-  for (; cursor.operation().kind == OperationKind::norm; cursor.advance()) {
+  for (; cursor.operation().kind != OperationKind::agree; cursor.advance()) {
     const std::uint64_t unit = cursor.operation().unit;
+    if (cursor.operation().kind == OperationKind::fetch) {
+      fetch_gradient(cursor.operation(), cursor);
+      continue;
+    }
     const std::size_t run = run_index_of_unit(plan_.layout, unit);
     for (std::size_t b = 0; b < plan_.buffers[run].size(); ++b) {
       if (!plan_.buffers[run][b].trainable) continue;
@@ -63,6 +72,7 @@ void ZeroOptimizer::sum_norms() {
         partials_[1 + tensor.group] += kernels().sum_of_squares(events_.compute(), {dtype, first, held.size()});
       }
     }
+    if (passing_gradients_ && passing_gradients_->has(unit)) passing_gradients_->used(unit, events_.compute());
   }
   if (options_.groups.size() == 1) partials_[1] = partials_[0];
 }
@@ -116,17 +126,25 @@ void ZeroOptimizer::commit(const NormSums& norms, bool finite) {
 StepReport ZeroOptimizer::roll_forward() {
   Commit& commit = *commit_;
   if (states_) states_->retry();
+  if (passing_parameters_) passing_parameters_->retry();
   while (!commit.report.skipped && !commit.next.done()) {
     const Operation operation = commit.next.operation();
     events_.before(operation);
-    if (operation.kind == OperationKind::fetch || operation.kind == OperationKind::evict) {
-      // Part of the update: its blocks take turns with those of the units before and after.
+    if (operation.kind == OperationKind::fetch) {
+      const auto timer = meter_.update();
+      fetch_for_update(operation, commit.next);
+    } else if (operation.kind == OperationKind::evict) {
+      const auto timer = meter_.update();
+      evict(operation, true);
     } else if (operation.kind == OperationKind::update) {
       const auto timer = meter_.update();
       if (states_ && states_->has(operation.unit)) {
         update_blocks(operation.unit);
       } else {
         update(operation.unit);
+      }
+      if (passing_gradients_ && passing_gradients_->has(operation.unit)) {
+        passing_gradients_->used(operation.unit, events_.compute());
       }
     } else {
       const auto timer = meter_.communication();
@@ -137,9 +155,10 @@ StepReport ZeroOptimizer::roll_forward() {
     commit.next.advance();
     commit.done_in_unit = 0;
   }
-  if (states_) {
+  {
     const auto timer = meter_.update();
-    states_->settle();
+    if (states_) states_->settle();
+    if (passing_parameters_) passing_parameters_->settle();
   }
   StepReport report = commit.report;
   commit_.reset();

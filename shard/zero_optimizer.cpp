@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "planner/arena_plan.h"
+#include "planner/passage.h"
 #include "shard/host_buffer.h"
 
 namespace shardplan {
@@ -135,8 +136,15 @@ ZeroOptimizer::ZeroOptimizer(const Catalog& catalog, const StepPlan& plan, Devic
       prepared_(plan.layout.units, false),
       parameter_views_(index_.most_tensors()),
       gradient_views_(index_.most_tensors()) {
-  if (plan.blocks.ring_slots > 0) {
-    states_ = std::make_unique<OffloadedStates>(plan, memory_, options_.offload, communicators.world->world_rank());
+  if (plan.file.bytes > Bytes{}) {
+    file_ = std::make_unique<OffloadFile>(plan, memory_, options_.offload, communicators.world->world_rank());
+    const auto passing = [&](MemoryClass which) {
+      if (passing_slots(plan, which) == 0) return std::unique_ptr<PassingUnits>{};
+      return std::make_unique<PassingUnits>(plan, memory_, *file_, device, which, place_.shard);
+    };
+    if (plan.blocks.ring_slots > 0) states_ = std::make_unique<OffloadedStates>(plan, memory_, *file_);
+    passing_parameters_ = passing(MemoryClass::parameters);
+    passing_gradients_ = passing(MemoryClass::gradients);
   }
   if (!kernels().hold_values()) return;
   fill_initial_values();
@@ -212,8 +220,10 @@ void ZeroOptimizer::begin(ProgramKind kind) {
         micro_batches_ < plan_.setup.accumulation,
         fmt::format("begin({}): the plan has {} micro-batches per step", name(kind), plan_.setup.accumulation));
     ++micro_batches_;
+    ++gradient_number_;
   }
   try {
+    close_states();  // that a visitor which threw has left open
     events_.join();
   } catch (...) {
     forget_step();
@@ -292,6 +302,8 @@ void ZeroOptimizer::forget_step() {
   entered_.reset();
   micro_batches_ = 0;
   last_done_ = false;
+  if (passing_parameters_) passing_parameters_->forget();
+  if (passing_gradients_) passing_gradients_->forget();
 }
 
 void ZeroOptimizer::execute(const Operation& operation) {
@@ -303,18 +315,24 @@ void ZeroOptimizer::execute(const Operation& operation) {
     case OperationKind::gather: {
       std::size_t done = 0;
       gather(operation, done);
+      if (operation.subject == Subject::parameter) used_parameters(operation.unit);
       break;
     }
     case OperationKind::fetch:
-      fetch(operation);
+      fetch(operation, micro_batch.first);
+      break;
+    case OperationKind::evict:
+      evict(operation, micro_batch.last);
       break;
     case OperationKind::release:
       memory_.release(BufferRole::gathered_parameter, operation.unit);
       break;
     case OperationKind::accumulate:
+      hold_gradient(operation.unit);
       reducer_.accumulate(operation.unit, micro_batch);
       break;
     case OperationKind::reduce:
+      hold_gradient(operation.unit);
       reducer_.reduce(operation, micro_batch);
       break;
     default:
@@ -346,19 +364,6 @@ void ZeroOptimizer::gather(const Operation& operation, std::size_t& done) {
       own.offset += bytes_for(dtype, shard_range(layout, own_shard()).begin).count();
       gather_buffer(own, resident, dtype, layout);
     }
-  }
-}
-
-// A unit's parameters from host memory, whole, into their slot.
-void ZeroOptimizer::fetch(const Operation& operation) {
-  const std::uint64_t unit = operation.unit;
-  const std::size_t run = run_index_of_unit(plan_.layout, unit);
-  memory_.acquire(BufferRole::gathered_parameter, operation.step, unit, UINT64_MAX);
-  for (std::size_t i = 0; i < plan_.layout.runs[run].unit.buffers.size(); ++i) {
-    const Bytes bytes =
-        bytes_for(plan_.buffers[run][i].policy.parameter, plan_.layout.runs[run].unit.buffers[i].padded_elements);
-    events_.communication().copy(memory_.data(memory_.slot(BufferRole::gathered_parameter, unit, i)),
-                                 memory_.data(memory_.resident(BufferRole::parameter, unit, i)), bytes);
   }
 }
 

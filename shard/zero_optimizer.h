@@ -27,7 +27,8 @@
 //   4. A gradient that is not finite, on any rank, in any precision, skips the step on every rank.
 //
 // Errors: ConfigError (plan and options contradict each other, ranks with different plans), OutOfMemory from the
-// constructor (host memory and the disk too), CommunicationError, IoError where states are in a file, CheckFailure. After a CommunicationError the communicators are poisoned.
+// constructor (host memory and the disk too), CommunicationError, IoError where something is in a file (enter() and leave()
+// too), CheckFailure. After a CommunicationError the communicators are poisoned.
 // Threads: one rank's thread. Several optimizers may live in a process. Catalog, plan and device must outlive the
 // optimizer.
 #pragma once
@@ -44,10 +45,12 @@
 #include "runtime/device.h"
 #include "shard/gradient_reducer.h"
 #include "shard/host_buffer.h"
+#include "shard/offload_file.h"
 #include "shard/offloaded_states.h"
 #include "shard/operation_events.h"
 #include "shard/options.h"
 #include "shard/parameter_index.h"
+#include "shard/passing_units.h"
 #include "shard/plan_memory.h"
 #include "shard/program_cursor.h"
 #include "shard/state.h"
@@ -144,7 +147,14 @@ class ZeroOptimizer {
   void execute(const Operation& operation);
   // `done` counts the flat buffers that are gathered: an interrupted gather goes on where its peers are.
   void gather(const Operation& operation, std::size_t& done);
-  void fetch(const Operation& operation);
+  // Of a micro-batch; of the update; of the norm and the update. The program's next unit in the file is read ahead.
+  void fetch(const Operation& operation, bool first_micro_batch);
+  void fetch_for_update(const Operation& operation, const ProgramCursor& cursor);
+  void fetch_gradient(const Operation& operation, const ProgramCursor& cursor);
+  void evict(const Operation& operation, bool last_micro_batch);
+  // A unit whose gradients are in the file, in the slot that its reduction writes into.
+  void hold_gradient(std::uint64_t unit);
+  void used_parameters(std::uint64_t unit);
   void gather_buffer(const ArenaPlace& input, const ArenaPlace& output, DType dtype, const BufferLayout& buffer);
   void prepare_gradients(std::uint64_t unit);
   UnitViews make_views(std::uint64_t unit, bool with_gradients);
@@ -200,7 +210,13 @@ class ZeroOptimizer {
   std::uint64_t steps_applied_ = 0;
   bool half_loaded_ = false;  // load_state() has failed
   std::optional<Commit> commit_;
-  std::unique_ptr<OffloadedStates> states_;  // in a file
+  // What is in a file; null where it is not.
+  std::unique_ptr<OffloadFile> file_;
+  std::unique_ptr<OffloadedStates> states_;
+  std::unique_ptr<PassingUnits> passing_parameters_;
+  std::unique_ptr<PassingUnits> passing_gradients_;
+  // Of the micro-batch, among all that were begun: its gradients are written to the file with it.
+  std::uint64_t gradient_number_ = 0;
   std::vector<TensorView> parameter_views_;
   std::vector<TensorView> gradient_views_;
 };

@@ -180,7 +180,8 @@ constexpr std::array<Key<Draft>, 29> kSetupKeys{{
      [](Draft& d, JsonView v) {
        const OffloadWords words = named(v, parse_offload);
        d.options.setup.offload = words.offload;
-       if (!words.optimizer_folder.empty()) d.options.optimizer.offload.folder = words.optimizer_folder;
+       const std::string folder = named(v, [&](std::string_view) { return file_folder(words); });
+       if (!folder.empty()) d.options.optimizer.offload.folder = folder;
      }},
     {"offload_threads",
      [](Draft& d, JsonView v) { d.options.optimizer.offload.threads = static_cast<int>(v.as_count(64)); }},

@@ -167,8 +167,8 @@ typedef struct shardplan_plan shardplan_plan;
  *   loss_scaling: "constant", "torch", "deepspeed", "megatron", or an object with rule, initial, growth, backoff,
  *   window, hysteresis, minimum ("constant", 1)
  *   ema (false), ema_decay (0.999): a moving average of the parameters
- *   offload: "optimizer=cpu", "optimizer=file@0.5:/mnt/nvme,gradients=cpu,parameters=cpu", ...: what lives in host memory, or
- *   in a file for each rank in a folder ("."), offload_threads (4): that read and write it,
+ *   offload: "optimizer=cpu", "optimizer=file@0.5:/mnt/nvme,gradients=file,parameters=cpu", ...: what lives in host memory, or
+ *   in a file for each rank, one of all classes, in a folder ("."), offload_threads (4): that read and write it,
  *   offload_io: "pread", "io_uring" (each read and write in pieces at once): how
  *   freeze: ["model.embed*", ...]: globs of tensors to freeze
  */

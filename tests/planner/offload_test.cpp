@@ -51,6 +51,15 @@ TEST(OffloadWords, WhatTheyDoNotKnowIsNamed) {
   }
 }
 
+// All classes of a rank are in one file.
+TEST(OffloadWords, FoldersOfAllClassesAreOne) {
+  EXPECT_EQ(file_folder(parse_offload("optimizer=file,gradients=file:/b")), "/b");
+  EXPECT_EQ(file_folder(parse_offload("optimizer=file:/b,parameters=file:/b")), "/b");
+  EXPECT_EQ(file_folder(parse_offload("optimizer=cpu")), "");
+  expect_config_error([] { file_folder(parse_offload("optimizer=file:/a,parameters=file:/b")); }, "--offload", "",
+                      "expected one");
+}
+
 shardplan::Setup setup_of(const std::string& offload, int stage, std::uint64_t world) {
   shardplan::Setup setup;
   setup.stage = stage;
@@ -105,14 +114,17 @@ void expect_disjoint(const StepPlan& plan, const ArenaPlan& arena, Bytes limit) 
 TEST(OffloadPlan, EveryClassIsWhereItWasPut) {
   for (const Catalog& catalog : known_catalogs()) {
     for (int stage = 0; stage <= 3; ++stage) {
-      shardplan::Setup setup = setup_of("optimizer=file,gradients=cpu,parameters=cpu", stage, 8);
+      const bool file = stage % 2 == 1;
+      const char* const others =
+          file ? "optimizer=file,gradients=file,parameters=file" : "optimizer=file,gradients=cpu,parameters=cpu";
+      shardplan::Setup setup = setup_of(others, stage, 8);
       const StepPlan plan = make_step_plan(catalog, setup);
       setup.offload = {};
       const std::map<Placed, Bytes> plain = placed_bytes(make_step_plan(catalog, setup));
       const std::map<Placed, Bytes> bytes = placed_bytes(plan);
       for (const auto& [placed, each] : plain) {
         const BufferRole role = std::get<BufferRole>(placed);
-        const bool pinned = role == BufferRole::parameter || role == BufferRole::gradient;
+        const bool pinned = !file && (role == BufferRole::parameter || role == BufferRole::gradient);
         EXPECT_EQ(bytes.at({pinned ? Tier::pinned : Tier::file, role}), each) << name(role);
       }
       EXPECT_EQ(sum(bytes, Tier::device), 0_B);
@@ -261,11 +273,11 @@ TEST(OffloadPlan, WhatTheRuntimeCannotCarryOutIsRefused) {
   const auto refused = [&](const char* offload, int stage, std::uint64_t world, const char* expected) {
     expect_config_error([&] { make_step_plan(catalog, setup_of(offload, stage, world)); }, "--offload", "", expected);
   };
-  refused("gradients=file", 1, 8, "expected cpu for those");
-  refused("parameters=file", 3, 8, "expected cpu for those");
-  refused("parameters=cpu@0.5", 1, 8, "expected parameters=cpu, all of them");
-  refused("parameters=cpu@0.5", 3, 1, "expected parameters=cpu, all of them");
-  EXPECT_NO_THROW(make_step_plan(catalog, setup_of("parameters=cpu@0.5", 3, 8)));
+  for (const char* part : {"parameters=cpu@0.5", "parameters=file@0.5"}) {
+    refused(part, 1, 8, "expected parameters=cpu or file, all of them");
+    refused(part, 3, 1, "expected parameters=cpu or file, all of them");
+    EXPECT_NO_THROW(make_step_plan(catalog, setup_of(part, 3, 8)));
+  }
   shardplan::Setup setup = setup_of("optimizer=file", 1, 8);
   setup.offload.block_elements = 1000;
   expect_config_error([&] { make_step_plan(catalog, setup); }, "--offload", "", "multiple of 2048");

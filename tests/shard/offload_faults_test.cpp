@@ -1,4 +1,4 @@
-// States in a file, and everything that can go wrong with it: each fault at each operation of a step, a file that others
+// Optimizer states in a file, and everything that can go wrong with it: each fault at each operation of a step, a file that others
 // spoil, kernels that fail, a process that is killed. A named error with path and offset; before the commit point nothing
 // has changed, after it the next call finishes the step; in either case with the bits of an undisturbed run.
 #include <fcntl.h>
@@ -9,119 +9,24 @@
 
 #include <algorithm>
 #include <csignal>
-#include <functional>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "base/error.h"
-#include "offload/failing_tier.h"
 #include "offload/file_tier.h"
-#include "runtime/cpu_device.h"
 #include "runtime/failing.h"
-#include "tests/shard/training_run.h"
+#include "tests/shard/offload_trial.h"
 #include "tests/support/run_ranks.h"
 #include "tests/support/saved_state.h"
-#include "tests/support/temporary_folder.h"
 #include "tests/support/whole_grid.h"
 
 namespace shardplan::test {
 namespace {
 
-using test_support::TemporaryFolder;
-
-constexpr std::uint64_t kSteps = 3;
-
-Setup setup_of(const char* precision = "bf16-mixed", int stage = 0) {
-  Setup setup;
-  setup.policy = policy_named(precision);
-  setup.stage = stage;
-  setup.ema = true;
-  setup.offload.optimizer.tier = Tier::file;
-  setup.offload.block_elements = 2048;
-  return setup;
-}
-
-ZeroOptions options_of(const std::string& folder, int threads) {
-  ZeroOptions options;
-  options.clip_norm = 0.5;
-  options.initial_values = synthetic_values;
-  options.offload.folder = folder;
-  options.offload.threads = threads;
-  return options;
-}
-
-// Clients keep a reference.
-const Script& script_of() {
-  static const Script kScript = [] {
-    Script script;
-    script.micro_batches.assign(kSteps, 1);
-    return script;
-  }();
-  return kScript;
-}
-
-Trained expected_of(const Catalog& catalog, Setup setup) {
-  setup.offload = {};
-  Trained expected = run_reference(catalog, setup, options_of("", 0), script_of());
-  expected.digests.clear();
-  return expected;
-}
-
-// One rank's optimizer, its client and the tier beneath.
-struct Trial {
-  Catalog catalog = odd_catalog();
-  Setup setup;
-  StepPlan plan;
-  TemporaryFolder folder;
-  CpuDevice cpu;
-  FailingTier* tier = nullptr;
-  Trained outcome;
-
-  explicit Trial(const Setup& asked) : setup(asked), plan(make_step_plan(catalog, setup)) {}
-
-  std::string path() const { return folder.path("shardplan-rank-0.tier"); }
-
-  void with(int threads, const std::function<void(ZeroOptimizer&, SyntheticClient&)>& body, Device* device = nullptr) {
-    run_ranks(1, [&](Communicator& world) {
-      ZeroOptions options = options_of(folder.path(), threads);
-      options.offload.make_tier = [&](const FileTierOptions& file) {
-        auto made = std::make_unique<FailingTier>(std::make_unique<FileTier>(file));
-        tier = made.get();
-        return made;
-      };
-      ZeroOptimizer optimizer(catalog, plan, device == nullptr ? cpu : *device, {&world, &world}, options);
-      SyntheticClient client(script_of(), setup, plan.layout.units, 0);
-      body(optimizer, client);
-    });
-  }
-
-  void step(ZeroOptimizer& optimizer, SyntheticClient& client, std::uint64_t number) {
-    outcome.reports.push_back(client.run_step(optimizer, number));
-  }
-  // As a client does it: the step again, or its end.
-  void repeat(ZeroOptimizer& optimizer, SyntheticClient& client, std::uint64_t number) {
-    outcome.reports.push_back(optimizer.step_interrupted() ? optimizer.step() : client.run_step(optimizer, number));
-  }
-};
-
-// The operations of one step of the tier.
-std::uint64_t operations_of_a_step(const Setup& setup) {
-  Trial run(setup);
-  std::uint64_t operations = 0;
-  run.with(0, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
-    run.step(optimizer, client, 0);
-    const std::uint64_t before = run.tier->operations();
-    run.step(optimizer, client, 1);
-    operations = run.tier->operations() - before;
-  });
-  return operations;
-}
-
 TEST(OffloadFaults, EveryFaultAtEveryOperationOfAStep) {
   for (const int threads : {0, 2}) {
-    const auto setup = setup_of(threads == 0 ? "bf16-mixed" : "fp32", threads == 0 ? 0 : 3);
-    const Trained expected = expected_of(odd_catalog(), setup);
+    const auto setup = trial_setup("optimizer=file", threads == 0 ? "bf16-mixed" : "fp32", threads == 0 ? 0 : 3);
+    const Trained expected = trial_expected(odd_catalog(), setup);
     const std::uint64_t operations = operations_of_a_step(setup);
     ASSERT_GT(operations, 20U);
     for (const TierFault fault : {TierFault::io_error, TierFault::no_space, TierFault::short_write,
@@ -136,7 +41,7 @@ TEST(OffloadFaults, EveryFaultAtEveryOperationOfAStep) {
         run.with(threads, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
           run.step(optimizer, client, 0);
           run.tier->arm(fault, n);
-          for (std::uint64_t step = 1; step < kSteps; ++step) {
+          for (std::uint64_t step = 1; step < kTrialSteps; ++step) {
             const std::uint64_t before = optimizer.steps_applied();
             try {
               run.step(optimizer, client, step);
@@ -161,8 +66,8 @@ TEST(OffloadFaults, EveryFaultAtEveryOperationOfAStep) {
 
 // The begin() of the next step finishes the interrupted one too.
 TEST(OffloadFaults, BeginFinishesAnInterruptedStep) {
-  const auto setup = setup_of();
-  const Trained expected = expected_of(odd_catalog(), setup);
+  const auto setup = trial_setup("optimizer=file");
+  const Trained expected = trial_expected(odd_catalog(), setup);
   Trial run(setup);
   run.with(2, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
     run.step(optimizer, client, 0);
@@ -176,7 +81,7 @@ TEST(OffloadFaults, BeginFinishesAnInterruptedStep) {
 
 // A disk that lies: the write is acknowledged and one bit is wrong. The block is named, step after step; it is not trained on.
 TEST(OffloadFaults, AWriteThatLiesIsFoundInTheNextStepAndNeverTrainedOn) {
-  const auto setup = setup_of();
+  const auto setup = trial_setup("optimizer=file");
   Trial run(setup);
   run.with(0, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
     run.step(optimizer, client, 0);
@@ -197,8 +102,8 @@ TEST(OffloadFaults, AWriteThatLiesIsFoundInTheNextStepAndNeverTrainedOn) {
 
 // Somebody else's bytes in the file: named, and once the old bytes are back the step ends as if nothing had been.
 TEST(OffloadFaults, AFileThatSomebodyChangedIsNamedAndTheStepEndsOnceItIsRestored) {
-  const auto setup = setup_of("fp32", 3);
-  const Trained expected = expected_of(odd_catalog(), setup);
+  const auto setup = trial_setup("optimizer=file", "fp32", 3);
+  const Trained expected = trial_expected(odd_catalog(), setup);
   Trial run(setup);
   run.with(2, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
     run.step(optimizer, client, 0);
@@ -234,7 +139,7 @@ TEST(OffloadFaults, AFileThatSomebodyChangedIsNamedAndTheStepEndsOnceItIsRestore
 TEST(OffloadFaults, AFileThatIsRemovedOrCutShortEndsTheStepBeforeItsCommit) {
   for (const bool removed : {true, false}) {
     SCOPED_TRACE(removed ? "removed" : "cut short");
-    const auto setup = setup_of();
+    const auto setup = trial_setup("optimizer=file");
     Trial run(setup);
     run.with(2, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
       run.step(optimizer, client, 0);
@@ -280,14 +185,14 @@ TEST(OffloadFaults, AFileThatIsCutShortInMidStepIsNamedWithItsOffset) {
     std::string path_;
     std::uint64_t& left_;
   };
-  const auto setup = setup_of();
+  const auto setup = trial_setup("optimizer=file");
   Trial run(setup);
   std::uint64_t left = 0;
   run_ranks(1, [&](Communicator& world) {
-    ZeroOptions options = options_of(run.folder.path(), 0);
+    ZeroOptions options = trial_options(run.folder.path(), 0);
     options.offload.make_tier = [&](const FileTierOptions& file) { return std::make_unique<Cutting>(file, left); };
     ZeroOptimizer optimizer(run.catalog, run.plan, run.cpu, {&world, &world}, options);
-    SyntheticClient client(script_of(), setup, run.plan.layout.units, 0);
+    SyntheticClient client(trial_script(), setup, run.plan.layout.units, 0);
     client.run_step(optimizer, 0);
     left = 8;
     try {
@@ -304,8 +209,8 @@ TEST(OffloadFaults, AFileThatIsCutShortInMidStepIsNamedWithItsOffset) {
 
 // Kernels, copies and waits fail too, in turn, between the transfers.
 TEST(OffloadFaults, EveryKernelFailsOnce) {
-  const auto setup = setup_of("bf16-mixed", 1);
-  const Trained expected = expected_of(odd_catalog(), setup);
+  const auto setup = trial_setup("optimizer=file", "bf16-mixed", 1);
+  const Trained expected = trial_expected(odd_catalog(), setup);
   std::uint64_t first = 0;
   std::uint64_t last = 0;
   std::uint64_t before_commit = 0;
@@ -362,8 +267,8 @@ TEST(OffloadFaults, AProcessThatIsKilledInMidStepResumesWithTheSameBits) {
     FileTier file_;
     std::uint64_t& left_;
   };
-  const auto setup = setup_of();
-  const Trained expected = expected_of(odd_catalog(), setup);
+  const auto setup = trial_setup("optimizer=file");
+  const Trained expected = trial_expected(odd_catalog(), setup);
   Trial run(setup);
   SavedState saved(run.catalog);
   run.with(0, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
@@ -376,10 +281,10 @@ TEST(OffloadFaults, AProcessThatIsKilledInMidStepResumesWithTheSameBits) {
     if (child == 0) {
       run_ranks(1, [&](Communicator& world) {
         std::uint64_t left = 0;
-        ZeroOptions options = options_of(run.folder.path(), 0);
+        ZeroOptions options = trial_options(run.folder.path(), 0);
         options.offload.make_tier = [&](const FileTierOptions& file) { return std::make_unique<Killing>(file, left); };
         ZeroOptimizer optimizer(run.catalog, run.plan, run.cpu, {&world, &world}, options);
-        SyntheticClient client(script_of(), setup, run.plan.layout.units, 0);
+        SyntheticClient client(trial_script(), setup, run.plan.layout.units, 0);
         client.run_step(optimizer, 0);
         left = nth;
         client.run_step(optimizer, 1);

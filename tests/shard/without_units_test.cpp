@@ -13,6 +13,7 @@
 #include "runtime/cpu_device.h"
 #include "tests/shard/training_run.h"
 #include "tests/support/run_ranks.h"
+#include "tests/support/temporary_folder.h"
 
 namespace shardplan::test {
 namespace {
@@ -66,8 +67,11 @@ void with_ranks(const Setup& setup, const std::function<void(ZeroOptimizer&, int
   const Catalog catalog = odd_catalog();
   const StepPlan plan = make_step_plan(catalog, setup);
   CpuDevice cpu;
+  const test_support::TemporaryFolder folder;
   run_ranks(static_cast<int>(setup.world_size), [&](Communicator& world) {
-    ZeroOptimizer optimizer(catalog, plan, cpu, {.world = &world, .shard_group = &world}, test_options());
+    ZeroOptions options = test_options();
+    options.offload.folder = folder.path();
+    ZeroOptimizer optimizer(catalog, plan, cpu, {.world = &world, .shard_group = &world}, options);
     body(optimizer, world.rank());
   });
 }
@@ -81,6 +85,7 @@ TEST(WithoutUnits, TheSameBitsAsWithThem) {
     for (int stage = 0; stage < 3; ++stage) {
       auto setup = setup_of("fp32", 3, stage);
       setup.recompute = recompute;
+      if (recompute == Recompute::full) setup.offload = parse_offload("gradients=file").offload;
       SCOPED_TRACE(fmt::format("stage {}, recompute {}", stage, name(recompute)));
       const Trained expected = run_reference(catalog, setup, test_options(), script);
       with_ranks(setup, [&](ZeroOptimizer& optimizer, int rank) {

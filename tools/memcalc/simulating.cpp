@@ -152,7 +152,7 @@ void add_links(const Offload& offload, Simulated& simulated) {
   }
   simulated.notes.push_back(fmt::format("host memory: {:.1f} GB/s each way per GPU, {:.0f} % of its link",
                                         cluster.host.rate() / 1e9, cluster.host.efficiency * 100));
-  if (offload.optimizer.tier != Tier::file) return;
+  if (!offload.any_in_file()) return;
   simulated.notes.push_back(fmt::format(
       "files: {:.1f} GB/s read and {:.1f} GB/s written per GPU, at the same time (disk, in a --cluster file)",
       cluster.disk.read_bytes_per_second / 1e9, cluster.disk.write_bytes_per_second / 1e9));
@@ -213,7 +213,7 @@ void run_stages(const SimulateOptions& simulate, const Model& model, Simulated& 
   if (simulate.trace) {
     trace_file = open_for_writing(*simulate.trace);
     perfetto.emplace(*trace_file, static_cast<int>(simulated.options.setup.world_size),
-                     simulated.stages[0].planned.plan->blocks.ring_slots > 0);
+                     simulated.stages[0].planned.plan->file.bytes > Bytes{});
     listeners.add(&*perfetto);
   }
   if (simulate.plot) plot_file = open_for_writing(*simulate.plot);

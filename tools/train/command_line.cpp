@@ -82,7 +82,7 @@ void finish(TrainingOptions& options, const RankKind& kind, const Words& words) 
   if (words.offload) {
     const OffloadWords offload = parse_offload(*words.offload);
     setup.offload = offload.offload;
-    if (!offload.optimizer_folder.empty()) options.offload.folder = offload.optimizer_folder;
+    if (const std::string folder = file_folder(offload); !folder.empty()) options.offload.folder = folder;
   }
   if (options.offload.threads < 0 || options.offload.threads > 64) {
     throw ConfigError("--offload-threads", "", "expected 0 to 64");
@@ -152,8 +152,8 @@ ParseResult parse_command_line(int argc, char** argv) {
   app.add_flag("--ema", options.setup.ema, "keep a moving average of the parameters");
   app.add_option(
          "--offload", words.offload,
-         "optimizer, gradients or parameters = cpu, and optimizer = file[:FOLDER]; @FRACTION after the tier for a "
-         "part: optimizer=cpu@0.5")
+         "optimizer, gradients or parameters = cpu or file[:FOLDER], one file for each rank; @FRACTION after the tier "
+         "for a part: optimizer=cpu@0.5")
       ->type_name("CLASS=TIER,...");
   app.add_option("--offload-threads", options.offload.threads, "that read and write a rank's file (4)");
   app.add_option("--offload-io", words.offload_io, "how they do: pread, or io_uring with pieces at once (pread)")

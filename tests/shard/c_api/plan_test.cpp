@@ -139,6 +139,7 @@ TEST(CApiPlan, AWrongOptionIsNamed) {
   expect(R"({"world_size": 0})", "options: world_size: 0 is no world size");
   expect(R"({"offload_io": "aio"})", "offload_io: expected \"pread\" or \"io_uring\"");
   expect(R"({"wire_dtype": "u8"})", "options: wire_dtype: ");
+  expect(R"({"offload": "optimizer=file:/a,gradients=file:/b"})", "options: offload: folders /a and /b: expected one");
   expect(R"({"learning_rate": -1})", "options: learning_rate: expected a number from 0, found -1");
   expect(R"({"beta1": 1})", "options: beta1: expected a number from 0 and below 1");
   expect(R"({"learning_rate": Infinity})", "options: learning_rate: ");

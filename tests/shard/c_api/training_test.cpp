@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tests/shard/c_api/run.h"
+#include "tests/support/temporary_folder.h"
 
 namespace shardplan::test {
 namespace {
@@ -48,6 +49,16 @@ Result train(const std::string& options, int ranks, Client client) {
   });
   EXPECT_EQ(result.parameters.size(), 534U);
   return result;
+}
+
+TEST(CApiTraining, WhereStatesLiveChangesNoBit) {
+  const Result expected = train(options_of("bf16-mixed", 2, 0), 2, Client::enters_units);
+  for (int stage = 0; stage < 4; ++stage) {
+    const test_support::TemporaryFolder folder;
+    const std::string more = R"(, "offload_threads": 2, "offload": "optimizer=file:)" + folder.path() +
+                             R"(,gradients=file@0.5,parameters=file")";
+    EXPECT_EQ(train(options_of("bf16-mixed", 2, stage, more.c_str()), 2, Client::enters_units), expected) << stage;
+  }
 }
 
 TEST(CApiTraining, EveryStageAndBothKindsOfClientGiveTheSameBits) {

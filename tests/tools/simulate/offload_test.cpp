@@ -23,7 +23,10 @@ constexpr std::array kPlacements{"optimizer=cpu",
                                  "gradients=cpu@0.5",
                                  "parameters=cpu",
                                  "optimizer=cpu@0.3,gradients=cpu,parameters=cpu",
-                                 "optimizer=file,gradients=cpu,parameters=cpu"};
+                                 "optimizer=file,gradients=cpu,parameters=cpu",
+                                 "gradients=file",
+                                 "optimizer=cpu,gradients=file@0.4,parameters=file",
+                                 "optimizer=file,gradients=file,parameters=file"};
 
 bool whole_grid() {
   return std::getenv("SHARDPLAN_TEST_ALL") != nullptr;
@@ -77,6 +80,8 @@ TEST(OffloadedSimulation, EveryTierHoldsWhatThePlanSays) {
   setup.replicate = 2;
   setup.accumulation = 3;
   expect_plan("gpt2", setup);
+  setup.offload = parse_offload("optimizer=file@0.7,gradients=file@0.5").offload;
+  expect_plan("gpt2", setup);
   setup.optimizer = OptimizerKind::sgd;  // no state beside the master
   setup.ema = true;
   expect_plan("gpt2", setup);
@@ -115,6 +120,36 @@ TEST(OffloadedSimulation, FilesAreReadAndWrittenWhileBlocksAreUpdated) {
     const double slowest = bytes / std::min(reads, writes);
     EXPECT_GT(seconds, slowest - 0.01);
     EXPECT_LT(seconds, slowest + 2 * block / reads + 2 * block / writes + 0.02) << reads << " " << writes;
+  }
+}
+
+// A step reads and writes what of a class passes, and while it computes: on a fast disk it takes hardly longer than on host
+// memory; on a slow one what the slower of reading and writing takes.
+TEST(OffloadedSimulation, UnitsPassTheDiskWhileOthersCompute) {
+  SimulationOptions options = options_of();
+  const auto seconds = [&](const char* placement, double reads, double writes) {
+    options.cluster.disk = {.read_bytes_per_second = reads, .write_bytes_per_second = writes};
+    return simulated(setup_of(3, 8, placement), options, "llama-2-7b").step_seconds;
+  };
+  const double shard = 2 * 6.74e9 / 8;  // bytes of a rank's gradients, and of its parameters
+  struct Case {
+    const char* placement;
+    const char* host;
+    double read;  // bytes in a step
+    double written;
+  };
+  // Gradients: written by reductions, read by the norm and by the update. Parameters: read by each use, written by the update.
+  for (const Case& each : {Case{"gradients=file", "gradients=cpu", 2 * shard, shard},
+                           Case{"parameters=file", "parameters=cpu", 2 * shard, shard}}) {
+    SCOPED_TRACE(each.placement);
+    const double on_host = seconds(each.host, 1e9, 1e9);
+    EXPECT_LT(seconds(each.placement, 100e9, 100e9), 1.15 * on_host + (each.read + each.written) / 100e9);
+    for (const auto& [reads, writes] : {std::pair{1e9, 100e9}, {100e9, 1e9}, {1e9, 1e9}}) {
+      const double on_disk = seconds(each.placement, reads, writes);
+      const double slowest = std::max(each.read / reads, each.written / writes);
+      EXPECT_GT(on_disk, 0.9 * slowest) << reads << " " << writes;
+      EXPECT_LT(on_disk, 1.05 * (each.read / reads + each.written / writes) + on_host) << reads << " " << writes;
+    }
   }
 }
 
