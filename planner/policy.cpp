@@ -71,6 +71,10 @@ Policy policy_for(const Policy& policy, std::optional<DType> fixed_dtype) {
   result.gradient = *fixed_dtype;
   result.wire = *fixed_dtype;
   if (result.master && bits(*fixed_dtype) >= bits(*result.master)) result.master.reset();
+  for (DType* moment : {&result.first_moment, &result.second_moment}) {
+    const bool narrow = !policy.master && *moment == policy.parameter && bits(*moment) < 32;
+    if (narrow && bits(*fixed_dtype) >= 32) *moment = DType::f32;
+  }
   return result;
 }
 

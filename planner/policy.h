@@ -37,8 +37,9 @@ Policy policy_named(std::string_view name);
 std::span<const Policy> all_policies();
 
 // The policy of a tensor whose dtype the model fixes: the same one where that is its parameter dtype. Else a trainable
-// fixed dtype makes its own gradient, travels as itself, and needs no master where it is at least as wide as one. Frozen
-// tensors only use `parameter`.
+// fixed dtype makes its own gradient, travels as itself, and needs no master where it is at least as wide as one. Where moments
+// are as narrow as the parameters (torch.optim's zeros_like), those of a tensor in fp32 are fp32. Frozen tensors only use
+// `parameter`.
 Policy policy_for(const Policy& policy, std::optional<DType> fixed_dtype);
 
 enum class OptimizerKind : std::uint8_t { adamw, adam, sgd, sgd_momentum, lion, adafactor, adam8bit, muon };

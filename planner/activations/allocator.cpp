@@ -182,6 +182,19 @@ void CachingAllocator::free(Handle handle) {
   set_free(handle, true);
 }
 
+void CachingAllocator::empty_cache() {
+  if (options_.expandable_segments) return;
+  for (const bool small : {false, true}) {
+    std::erase_if(pool(small).free, [&](const Place& place) {
+      Block& block = blocks_[place.handle];
+      if (block.before != kNone || block.after != kNone) return false;
+      reserved_ -= block.size;
+      unused_.push_back(place.handle);
+      return true;
+    });
+  }
+}
+
 void replay(const Tape& tape, CachingAllocator& allocator) {
   Replay(tape, allocator).finish();
 }
@@ -211,6 +224,7 @@ ReplayedBytes replay_steps(const ReplayedRank& replayed, const Parallelism& para
       }
     }
     for (const CachingAllocator::Handle handle : in_step) allocator.free(handle);
+    if (options.empties_cache) allocator.empty_cache();
   }
   return {allocator.peak_allocated(), allocator.peak_requested(), allocator.peak_reserved(), allocator.allocated()};
 }

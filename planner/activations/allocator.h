@@ -10,7 +10,7 @@
 //   * a block is split where at least 512 bytes remain in the small pool, more than 1 MiB in the large one (should_split):
 //     what is not split off counts as allocated. So a tensor of more than 1 MiB may count up to 1 MiB more than it has
 //   * expandable segments: one segment for each pool that grows by pages of 2 MiB or 20 MiB; every block is split
-//   * freed blocks merge with free neighbours; segments are kept
+//   * freed blocks merge with free neighbours; segments are kept, until empty_cache gives back those that are free as a whole
 // Limits of memory, at which cached segments are given back, are not modelled: reserved is what a large enough GPU shows.
 #pragma once
 
@@ -28,6 +28,8 @@ namespace shardplan {
 
 struct AllocatorOptions {
   bool expandable_segments = false;  // PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+  // The step that is replayed finds an empty cache, as one behind torch.cuda.empty_cache() does, not what others left in it.
+  bool empties_cache = false;
 };
 
 class CachingAllocator {
@@ -39,6 +41,8 @@ class CachingAllocator {
 
   Handle allocate(Bytes bytes);
   void free(Handle handle);
+  // torch.cuda.empty_cache(): segments with no block in use are gone. Expandable ones keep their pages, which torch would unmap.
+  void empty_cache();
 
   // Sizes of blocks in use, of all segments, and what was asked for, rounded up: allocated less the slack of blocks.
   Bytes allocated() const { return Bytes{allocated_}; }

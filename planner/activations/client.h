@@ -69,6 +69,13 @@ struct ClientSetup {
   // The caller holds what the model returned, logits and cache among it, until the backward has ended, as a loop does that says
   // `outputs = model(...)`. Of transformers' Trainer and of the other programs' recipes: no.
   bool keeps_outputs = false;
+  // A loop of plain PyTorch, engine paper alone. Gradients are there from when the backward has made them until the next forward
+  // (zero_grad sets them to None); else all the time, as where micro-batches are accumulated.
+  bool fresh_gradients = false;
+  // AdamW without fused=True (torch/optim/adamw.py, _multi_tensor_adamw): the roots of all second moments at once.
+  bool roots_at_once = false;
+  // The caller empties torch's cache of free memory before the longest batch comes.
+  bool empties_cache = false;
   double adapter_dropout = 0;  // of the inputs of low-rank adapters
   MegatronClient megatron{};   // of profile megatron
   LitGptVersion litgpt = LitGptVersion::current;

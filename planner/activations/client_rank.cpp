@@ -57,7 +57,7 @@ ClientSide client_of_rank(const Model& model, const Catalog& held, const Setup& 
                           std::uint64_t stage, const std::optional<MegatronMachine>& machine) {
   ActivityResult result;
   const auto compute = [&](const Catalog& chunk) -> const ActivityResult& {
-    return result = activity_of(model, chunk, setup, client, {.keeps_gradients = false});
+    return result = activity_of(model, chunk, setup, client, {.keeps_gradients = client.fresh_gradients});
   };
   return client_of_rank(model, held, setup, client, stage, machine, compute);
 }
@@ -75,7 +75,8 @@ std::optional<Bytes> peak_reserved(const EngineBlocks& engine, const Model& mode
   }
   std::deque<autograd::Tape> tapes;
   for (const Catalog& chunk : chunks_of(model, held, setup.parallel, stage)) {
-    autograd::Tape& tape = tapes.emplace_back(autograd::TapeOptions{.folds = false, .keeps_gradients = false});
+    autograd::Tape& tape =
+        tapes.emplace_back(autograd::TapeOptions{.folds = false, .keeps_gradients = client.fresh_gradients});
     run_profile(tape, model, chunk, setup, client);
     rank.chunks.push_back(&tape);
   }

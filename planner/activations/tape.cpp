@@ -433,8 +433,9 @@ void Tape::backward(Value output, Value gradient) {
   pass_ = pass;
 }
 
-std::vector<Value> Tape::recompute(const Function& function, std::span<const Value> inputs,
-                                   const std::vector<bool>& trained, std::optional<DType> autocast, Value gradient) {
+std::vector<Value> Tape::recompute(const Functions& function, std::span<const Value> inputs,
+                                   const std::vector<bool>& trained, std::optional<DType> autocast,
+                                   std::vector<Value>& incoming) {
   const bool enabled = set_grad_enabled(true);
   ++nested_;
   autocast_ = autocast;
@@ -442,11 +443,11 @@ std::vector<Value> Tape::recompute(const Function& function, std::span<const Val
   std::vector<Value> starts;
   for (std::size_t i = 0; i < inputs.size(); ++i) starts.push_back(trained[i] ? leaf(inputs[i]) : inputs[i].detached());
   const std::size_t leaves = nodes_.size() - first;
-  Value output = function(starts);
+  std::vector<Value> outputs = function(starts);
   end_autocast();
   set_grad_enabled(false);
-  accumulate(output.edge_, std::move(gradient));
-  output.reset();
+  for (std::size_t i = 0; i < outputs.size(); ++i) accumulate(outputs[i].edge_, std::move(incoming[i]));
+  outputs.clear();
   starts.clear();
   run(first + leaves);
   std::vector<Value> gradients(inputs.size());
@@ -469,10 +470,10 @@ Value Tape::checkpoint(std::function<Value(const Value&)> function, const Value&
 
 // What a function returns, of which no node stays: one of its own will stand for all.
 template <typename Run>
-Value Tape::without_nodes(Run&& run) {
+auto Tape::without_nodes(Run&& run) {
   const std::size_t first = nodes_.size();
   const bool keeps_saved = std::exchange(keeps_saved_, false);
-  Value output = run();
+  auto output = run();
   keeps_saved_ = keeps_saved;
   nodes_.resize(first);
   return output;
@@ -486,14 +487,29 @@ Tape::Node Tape::node_of(std::string_view operation) const {
   return node;
 }
 
-void Tape::append(Node node, Value& output) {
-  output.edge_ = {static_cast<std::uint32_t>(nodes_.size()), 0};
+void Tape::append(Node node, std::span<Value> outputs) {
+  node.outputs = static_cast<std::uint32_t>(outputs.size());
+  for (std::uint32_t i = 0; i < node.outputs; ++i) {
+    if (outputs[i].requires_grad()) outputs[i].edge_ = {static_cast<std::uint32_t>(nodes_.size()), i};
+  }
   nodes_.push_back(std::move(node));
 }
 
 Value Tape::checkpoint(Function function, std::span<const Value> inputs) {
-  Value output = without_nodes([&] { return function(inputs); });
-  if (!output.requires_grad()) return output;
+  std::vector<Value> outputs = checkpoint_all(
+      [function = std::move(function)](std::span<const Value> starts) {
+        std::vector<Value> output;
+        output.push_back(function(starts));
+        return output;
+      },
+      inputs);
+  return std::move(outputs[0]);
+}
+
+std::vector<Value> Tape::checkpoint_all(Functions function, std::span<const Value> inputs) {
+  std::vector<Value> outputs = without_nodes([&] { return function(inputs); });
+  if (std::none_of(outputs.begin(), outputs.end(), [](const Value& output) { return output.requires_grad(); }))
+    return outputs;
   Node node = node_of("checkpoint");
   std::vector<bool> trained;
   for (const Value& input : inputs) {
@@ -503,10 +519,10 @@ Value Tape::checkpoint(Function function, std::span<const Value> inputs) {
   }
   node.formula = [function = std::move(function), trained = std::move(trained), autocast = autocast_](
                      Tape& tape, std::span<const Value> saved, std::vector<Value>& incoming) {
-    return tape.recompute(function, saved, trained, autocast, std::move(incoming[0]));
+    return tape.recompute(function, saved, trained, autocast, incoming);
   };
-  append(std::move(node), output);
-  return output;
+  append(std::move(node), outputs);
+  return outputs;
 }
 
 Value Tape::invertible(Unary function, Unary inverse, const Value& input, const std::shared_ptr<Value>& last) {
@@ -521,14 +537,15 @@ Value Tape::invertible(Unary function, Unary inverse, const Value& input, const 
     const Value gradient = incoming[0];
     Value again;
     *last = inverse(*last);
-    const Function once_more = [&](std::span<const Value> inputs) {
-      Value result = function(inputs[0]);
-      again = result.detached();
-      return result;
+    const Functions once_more = [&](std::span<const Value> inputs) {
+      std::vector<Value> results;
+      results.push_back(function(inputs[0]));
+      again = results[0].detached();
+      return results;
     };
-    return tape.recompute(once_more, std::span(last.get(), 1), {trained}, autocast, std::move(incoming[0]));
+    return tape.recompute(once_more, std::span(last.get(), 1), {trained}, autocast, incoming);
   };
-  append(std::move(node), output);
+  append(std::move(node), std::span(&output, 1));
   return output;
 }
 

@@ -225,9 +225,11 @@ class Tape {
   // torch.utils.checkpoint (use_reentrant=False, torch/utils/checkpoint.py): runs `function` on `input` and keeps of it
   // only the input and what `function` returns; its backward runs it again first.
   Value checkpoint(std::function<Value(const Value&)> function, const Value& input);
-  // The same for several inputs.
+  // The same for several inputs, and for several outputs.
   using Function = std::function<Value(std::span<const Value>)>;
   Value checkpoint(Function function, std::span<const Value> inputs);
+  using Functions = std::function<std::vector<Value>(std::span<const Value>)>;
+  std::vector<Value> checkpoint_all(Functions function, std::span<const Value> inputs);
 
   // Selective checkpointing (torch.utils.checkpoint, create_selective_checkpoint_contexts): the same, but what operations put
   // out that the policy chooses is kept, and taken instead of computed again. A policy is asked for each operation in order,
@@ -291,11 +293,12 @@ class Tape {
   void unmake(Value& value);
   Value leaf(const Value& value);
   template <typename Run>
-  Value without_nodes(Run&& run);
+  auto without_nodes(Run&& run);
   Node node_of(std::string_view operation) const;
-  void append(Node node, Value& output);
-  std::vector<Value> recompute(const Function& function, std::span<const Value> inputs,
-                               const std::vector<bool>& trained, std::optional<DType> autocast, Value gradient);
+  void append(Node node, std::span<Value> outputs);
+  std::vector<Value> recompute(const Functions& function, std::span<const Value> inputs,
+                               const std::vector<bool>& trained, std::optional<DType> autocast,
+                               std::vector<Value>& gradients);
   void run(std::size_t first);
   void accumulate(const Edge& edge, Value gradient);
   void accumulate(Value& sum, Value gradient);

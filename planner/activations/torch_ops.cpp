@@ -363,6 +363,15 @@ Value layer_norm(const Value& operand, const Value& parameter, const Value& offs
   return record("layer_norm", inputs, std::move(output), std::move(saved));
 }
 
+Value fused_rms_norm(const Value& x, const Value& weight) {
+  Shape rows = x.shape();
+  rows.back() = 1;
+  Value output = like("rms_norm", x);
+  const std::array inputs{x, weight};
+  return record("rms_norm", inputs, std::move(output),
+                {x, x.tape().allocate("rms_norm rstd", rows, DType::f32), weight});
+}
+
 Value cross_entropy(const Value& logits, const Value& labels) {
   Tape& tape = logits.tape();
   const Value probabilities = unary_of_output("log_softmax", logits);

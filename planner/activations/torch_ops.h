@@ -69,6 +69,8 @@ Value convolution(const Value& x, const Value& weight, const Value& bias, Shape 
 Value embedding(const Value& indices, const Value& weight);
 // `weight` and `bias` may be undefined. Statistics are fp32.
 Value layer_norm(const Value& x, const Value& weight, const Value& bias);
+// torch.nn.RMSNorm since PyTorch 2.9: one kernel, which keeps its input and each row's statistic in fp32.
+Value fused_rms_norm(const Value& x, const Value& weight);
 
 // [b, g, s, d] to [b, g x times, s, d]: each head's copies follow it (repeat_interleave, repeat_kv); x itself for one.
 Value repeat_heads(const Value& x, std::uint64_t times);

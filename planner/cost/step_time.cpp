@@ -53,6 +53,7 @@ StepTimes::StepTimes(const Model& model, const Cluster& cluster) : model_(model)
     const std::uint64_t all = elements_of(run, false);
     runs_.push_back({run.count, run.numbered, all - experts, experts, elements_of(run, true)});
     if (run.numbered) blocks_ += static_cast<double>(run.count);
+    elements_ += run.count * all;
     trainable_ += run.count * runs_.back().trainable;
   }
 }
@@ -186,11 +187,41 @@ PassSeconds StepTimes::slowest_stage(const StepSetup& setup) {
   return {slowest.forward / ranks, slowest.backward / ranks};
 }
 
+double StepTimes::shard_elements(const StepSetup& setup, bool held, int sharded_from) const {
+  const std::uint64_t shards =
+      setup.stage >= sharded_from ? std::max<std::uint64_t>(setup.ranks / setup.replicas, 1) : 1;
+  const double whole = static_cast<double>(held ? elements_ : trainable_);
+  return whole / static_cast<double>(setup.tensor_ranks * setup.stages * shards);
+}
+
 double StepTimes::update_seconds_of(const StepSetup& setup) const {
-  std::uint64_t updated = trainable_ / (setup.tensor_ranks * setup.stages);
-  if (setup.stage > 0) updated /= std::max<std::uint64_t>(setup.ranks / setup.replicas, 1);
-  return norm_seconds(updated, setup.policy.gradient, cluster_) +
-         update_seconds(updated, setup.policy, setup.optimizer, cluster_);
+  const double updated = shard_elements(setup, false, 1);
+  const auto elements = static_cast<std::uint64_t>(updated);
+  const double norm = norm_seconds(elements, setup.policy.gradient, cluster_);
+  const double update = update_seconds(elements, setup.policy, setup.optimizer, cluster_);
+  const Offload& offload = setup.offload;
+  if (!offload.any()) return norm + update;
+  // Bytes of an element that come over the link and that go back.
+  const Policy& policy = setup.policy;
+  const OptimizerStates& states = states_of(setup.optimizer);
+  const auto part = [](const OffloadedClass& placed) { return placed.elsewhere() ? placed.fraction : 0; };
+  const double gradient = part(offload.gradients) * static_cast<double>(bits(policy.gradient)) / 8;
+  const double parameter = part(offload.parameters) * static_cast<double>(bits(policy.parameter)) / 8;
+  double state = policy.master ? static_cast<double>(bits(*policy.master)) / 8 : 0;
+  if (states.first_moment) state += static_cast<double>(bits(policy.first_moment)) / 8;
+  if (states.second_moment) state += static_cast<double>(bits(policy.second_moment)) / 8;
+  state *= part(offload.optimizer);
+  const double in = gradient + state + (policy.master ? 0 : parameter);
+  const double out = state + parameter;
+  const double link = cluster_.host.rate();
+  double moved = updated * std::max(in, out) / link;
+  if (offload.optimizer.tier == Tier::file) {
+    moved = std::max({moved, updated * state / cluster_.disk.read_bytes_per_second,
+                      updated * state / cluster_.disk.write_bytes_per_second});
+  }
+  // Units go one after the other, those in device memory and those that are not.
+  const double elsewhere = std::max({part(offload.gradients), part(offload.parameters), part(offload.optimizer)});
+  return std::max(norm, updated * gradient / link) + (1 - elsewhere) * update + std::max(elsewhere * update, moved);
 }
 
 StepTime StepTimes::of(const StepSetup& setup) {
@@ -206,7 +237,18 @@ StepTime StepTimes::of(const StepSetup& setup) {
   time.bubble = bubble_seconds(setup, forward + waits / 2, passes.backward + waits / 2);
   const double gathers = setup.stage == 3 ? 2 * micro_batches : setup.stage == 0 ? 0 : 1;
   const double reduces = setup.stage >= 2 || setup.reduces_each ? micro_batches : 1;
-  const double data = gathers * traffic.gather + reduces * traffic.reduce;
+  double gather = traffic.gather;
+  double reduce = traffic.reduce;
+  const auto over_link = [&](const OffloadedClass& placed, DType dtype, bool held, int sharded_from) {
+    return placed.fraction * shard_elements(setup, held, sharded_from) * static_cast<double>(bits(dtype)) / 8 /
+           cluster_.host.rate();
+  };
+  // A collective reads or writes its own rank's part where it lies.
+  if (setup.offload.parameters.elsewhere())
+    gather = std::max(gather, over_link(setup.offload.parameters, setup.policy.parameter, true, 3));
+  if (setup.offload.gradients.elsewhere())
+    reduce = std::max(reduce, over_link(setup.offload.gradients, setup.policy.gradient, false, 2));
+  const double data = gathers * gather + reduces * reduce;
   const double busy = time.computing + micro_batches * waits;
   time.communicating = micro_batches * waits;
   time.communicating += setup.overlapped ? std::max(data - busy, 0.0) + 2 * traffic.largest : data;

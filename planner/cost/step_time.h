@@ -11,6 +11,7 @@
 #include "planner/cost/cluster.h"
 #include "planner/cost/compute.h"
 #include "planner/families/model.h"
+#include "planner/offload.h"
 #include "planner/parallelism.h"
 #include "planner/policy.h"
 
@@ -38,6 +39,8 @@ struct StepSetup {
   std::uint64_t stages = 1;
   std::uint64_t virtual_stages = 1;
   PipelineSchedule schedule = PipelineSchedule::one_f_one_b;
+
+  Offload offload{};  // reached over the GPU's link to its host, each way at the same time; a file by its disk besides
 };
 
 // Seconds. The parts add up to the whole.
@@ -85,12 +88,15 @@ class StepTimes {
   double exchange_seconds(const StepSetup& setup);
   double tensor_seconds(const StepSetup& setup) const;
   double passing_seconds(const StepSetup& setup) const;
+  // Of a rank: what it updates, or with `held` all of its parameters.
+  double shard_elements(const StepSetup& setup, bool held, int sharded_from) const;
   double update_seconds_of(const StepSetup& setup) const;
 
   const Model& model_;
   const Cluster& cluster_;
   std::vector<Run> runs_;
   double blocks_ = 0;
+  std::uint64_t elements_ = 0;
   std::uint64_t trainable_ = 0;
   std::map<Key, Parts> parts_;
   std::map<Key, Traffic> traffic_;

@@ -9,9 +9,9 @@ namespace shardplan {
 namespace {
 
 constexpr std::span<const Family> (*kTables[])() = {
-    bert_families,  clip_families,    deberta_families,  deepseek_families, diffusion_families,
-    flow_families,  gpt2_families,    gpt_neox_families, litgpt_families,   llama_families,
-    mamba_families, mixtral_families, t5_families,       vision_families,   vision_language_families};
+    bert_families,    clip_families, deberta_families,  deepseek_families,       diffusion_families, flow_families,
+    flux2_families,   gpt2_families, gpt_neox_families, litgpt_families,         llama_families,     mamba_families,
+    mixtral_families, t5_families,   vision_families,   vision_language_families};
 
 }  // namespace
 

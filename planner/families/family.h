@@ -48,6 +48,7 @@ std::span<const Family> deberta_families();
 std::span<const Family> deepseek_families();
 std::span<const Family> diffusion_families();
 std::span<const Family> flow_families();
+std::span<const Family> flux2_families();
 std::span<const Family> gpt2_families();
 std::span<const Family> gpt_neox_families();
 std::span<const Family> litgpt_families();

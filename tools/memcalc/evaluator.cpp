@@ -80,7 +80,7 @@ std::uint64_t number(LossKind loss, std::uint64_t chunks) {
 // What a rank of our engine and of the textbook holds is never less than an even share of the textbook's states.
 bool is_bounded(const PlanOptions& options) {
   const bool ours = options.engine == Engine::shardplan || options.engine == Engine::paper;
-  return ours && !options.offload && !options.quantize && !options.setup.optimizer_in_backward;
+  return ours && !options.quantize && !options.setup.optimizer_in_backward;
 }
 
 }  // namespace
@@ -176,7 +176,11 @@ Bytes Evaluator::least_states(const PlanOptions& options) {
     };
     const WholeStates& whole = (*whole_)[experts ? 1 : 0];
     // DualPipe holds twice as many parameters; that they are at least once is enough here.
-    least += share(whole.parameters, 3) + share(whole.gradients, 2) + share(whole.optimizer_states, 1);
+    const auto part = [&](const OffloadedClass& placed, Bytes bytes, int from) {
+      return placed.elsewhere() ? Bytes{} : share(bytes, from);
+    };
+    least += part(setup.offload.parameters, whole.parameters, 3) + part(setup.offload.gradients, whole.gradients, 2) +
+             part(setup.offload.optimizer, whole.optimizer_states, 1);
   }
   return least;
 }
@@ -190,7 +194,8 @@ const Evaluator::EngineSide& Evaluator::engine(const PlanOptions& options, Kinds
                 setup.replicate,
                 setup.accumulation > 1,
                 setup.prefetch,
-                static_cast<std::uint64_t>(setup.recompute)};
+                static_cast<std::uint64_t>(setup.recompute),
+                options.offload ? words(*options.offload) : 0};
   const auto found = kinds.engines.find(key);
   if (found != kinds.engines.end()) return found->second;
   const Sized sized = size_kind(options, kinds.kinds[kind].catalog);
@@ -299,6 +304,7 @@ StepTime Evaluator::time(const PlanOptions& options) {
   step.stages = parallel.pipeline;
   step.virtual_stages = parallel.virtual_stages;
   step.schedule = resolved_schedule(parallel);
+  step.offload = setup.offload;
   step.work = {.tokens = checked_multiply(client.micro_batch, client.sequence) / parallel.context,
                .sequence = client.sequence,
                .compute = setup.policy.compute,

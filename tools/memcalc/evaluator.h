@@ -31,7 +31,7 @@ inline constexpr Bytes kAnyBytes{std::numeric_limits<std::uint64_t>::max()};
 
 class Evaluator {
  public:
-  // All set-ups that are asked of one evaluator differ in the axes, the stage, replicas, prefetch, micro-batch,
+  // All set-ups that are asked of one evaluator differ in the axes, the stage, replicas, offload, prefetch, micro-batch,
   // accumulation, sequence, recomputation and loss, and in nothing else.
   Evaluator(Model model, Cluster cluster);
   Evaluator(const Evaluator&) = delete;
@@ -40,8 +40,8 @@ class Evaluator {
   // Why the profile cannot compute this model with these axes and this recomputation; empty where it may.
   std::string refused(const PlanOptions& options) const;
 
-  // Never more than `states`, and cheap: the textbook's states of the whole model, shared out evenly over all ranks. 0 for
-  // engines that may hold less, and where something is offloaded.
+  // Never more than `states`, and cheap: the textbook's states of the whole model, shared out evenly over all ranks, without
+  // the classes that are offloaded. 0 for engines that may hold less.
   Bytes least_states(const PlanOptions& options);
   // Model states, with what the driver takes, of the rank that holds most: never more than `needed`. Throws ConfigError for a
   // set-up that contradicts itself.

@@ -219,6 +219,13 @@ std::vector<Change> changes_of(const PlanOptions& base) {
         });
   }
   const bool ours = base.engine == Engine::shardplan;
+  for (const char* words : {"optimizer=cpu", "optimizer=cpu,gradients=cpu"}) {
+    if (!ours || base.offload) break;
+    add("offload", fmt::format("--offload {}", words), [words](PlanOptions& o) {
+      o.offload = words;
+      o.setup.offload = parse_offload(words).offload;
+    });
+  }
   if (ours && base.setup.prefetch > 0) add("prefetch", "--prefetch 0", [](PlanOptions& o) { o.setup.prefetch = 0; });
   for (const std::uint64_t factor : {std::uint64_t{2}, std::uint64_t{4}, std::uint64_t{8}}) {
     const std::uint64_t tensor = base.setup.parallel.tensor * factor;
@@ -337,7 +344,7 @@ Fit make_fit(const PlanOptions& options, const FitOptions& question) {
   fit.cluster = choose_cluster(base, question.cluster, fit.notes);
   if (!base.gpu) base.gpu = fit.cluster.gpu.name;
   fit.gpu = find_capacity(*base.gpu, base.gpu_files);
-  if (base.offload) {
+  if (base.offload && base.engine != Engine::shardplan) {
     fit.notes.push_back(fmt::format(
         "times are without --offload {}: copies to and from it and updates there are not timed", *base.offload));
   }
@@ -348,6 +355,10 @@ Fit make_fit(const PlanOptions& options, const FitOptions& question) {
   const auto begin = std::chrono::steady_clock::now();
   Search search(base, question, fit);
   run(search, question);
+  const auto offloads = [&](const FittedPlan& plan) { return plan.options.offload != base.offload; };
+  if (std::any_of(fit.plans.begin(), fit.plans.end(), offloads)) {
+    fit.notes.emplace_back("host memory is no bound of the search: plan says how much a set-up with offload pins");
+  }
   fit.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return fit;
 }

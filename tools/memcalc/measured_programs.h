@@ -5,6 +5,7 @@
 #include <boost/json/fwd.hpp>
 #include <string>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "planner/families/model.h"
 #include "tools/memcalc/options.h"
@@ -22,6 +23,7 @@ struct ProgramRun {
   Model model;
   std::string field;    // "peak_allocated" or "peak_reserved"
   double measured = 0;  // bytes
+  Bytes beside;         // what the program keeps on the GPU besides the model and its training
 };
 
 // Of a row of one of them; `framework` is the row's. Throws NotPredicted and ConfigError.

@@ -26,7 +26,8 @@ constexpr Preset kPresets[] = {{"meta-llama/Llama-3.2-3B", "llama-3.2-3b"},
                                {"Llama-3.1-8B", "llama-3.1-8b"},
                                {"Llama-3.1-70B", "llama-3.1-70b"},
                                {"Llama-3.1-405B", "llama-3.1-405b"},
-                               {"Llama-3-8B", "llama-3-8b"}};
+                               {"Llama-3-8B", "llama-3-8b"},
+                               {"black-forest-labs/FLUX.2-klein-base-4B", "flux2-klein-4b"}};
 
 Model model_of(const json::object& row) {
   const std::string name = text_of(row, "model");
@@ -85,6 +86,52 @@ std::vector<std::string> tutorial_targets(const std::string& words) {
   return targets;
 }
 
+// Adapters of a row's peft_config.
+Lora lora_of(const json::object& config, const json::object& train) {
+  Lora lora{.rank = count_of(config, "r", 8)};
+  const json::value* targets = config.if_contains("target_modules");
+  if (targets == nullptr || targets->is_null()) {
+    lora.targets = {"q_proj", "v_proj"};  // of llama: peft/utils/constants.py
+  } else if (targets->is_string()) {
+    lora.targets = {std::string(targets->as_string())};
+  } else {
+    for (const json::value& target : targets->as_array()) lora.targets.emplace_back(target.as_string());
+  }
+  const json::value* casts = train.if_contains("autocast_adapter_dtype");
+  if (casts == nullptr || !casts->is_bool() || casts->as_bool()) lora.dtype = DType::f32;
+  return lora;
+}
+
+// method_comparison/MetaMathQA/run.py
+void set_texts(const json::object& train, PlanOptions& options) {
+  options.sequence = count_of(train, "max_seq_length", 768);
+  options.client.mask = MaskKind::padded;  // batches of different lengths
+  options.client.keeps_outputs = true;     // `outputs = model(**batch)` in the loop
+  // Of each 80 samples the longest come first (utils.py, BucketIterator), and the cache is emptied after every tenth step, so
+  // before each of them.
+  options.client.empties_cache = true;
+}
+
+// method_comparison/image-gen/run.py: texts and images are encoded before the training, and what encoded them leaves the GPU. The
+// model that compares images, in fp32, stays.
+void set_images(const json::object& train, ProgramRun& run) {
+  constexpr Bytes kHalf{2};  // bf16
+  const json::value* prompts = train.if_contains("instance_prompts");
+  if (prompts == nullptr || !prompts->is_array()) throw NotPredicted("it does not say how many images there are");
+  if (text_of(train, "dino_model_id") != "facebook/dinov2-base")
+    throw NotPredicted(fmt::format("model {} is not known", text_of(train, "dino_model_id")));
+  PlanOptions& options = run.options;
+  options.sequence = count_of(train, "max_sequence_length", 512);
+  options.client.image_height = options.client.image_width = count_of(train, "resolution", 512);
+  options.client.empties_cache = true;  // behind each evaluation; between them all steps are alike
+  const std::uint64_t kept =
+      prompts->as_array().size() - count_of(train, "valid_size", 2) - count_of(train, "test_size", 4);
+  const std::uint64_t side = options.client.image_height / 16;
+  const std::uint64_t texts = kept * *options.sequence * 7680;  // three layers of Qwen3-4B
+  const std::uint64_t latents = kept * 128 * side * side;
+  run.beside = bytes_for(DType::f32, parameter_elements(find_model("dinov2-base").catalog)) + kHalf * (texts + latents);
+}
+
 }  // namespace
 
 ProgramRun peft_run(const json::object& row) {
@@ -94,33 +141,24 @@ ProgramRun peft_run(const json::object& row) {
   if (config != nullptr && flag_of(*config, "use_dora"))
     throw NotPredicted("adapters other than LoRA (DoRA): reported, not scored");
   const json::object* train = object_of(row, "train_config");
-  if (train == nullptr || text_of(row, "id").find("image-gen") != std::string::npos) {
-    throw NotPredicted("no profile knows diffusers' FLUX.2");
-  }
+  if (train == nullptr) throw NotPredicted("it says no train_config");
   if (flag_of(*train, "compile") || flag_of(*train, "use_amp")) throw NotPredicted("compiled, or autocast");
   ProgramRun run = single_gpu(row, Profile::hf_sdpa);
   PlanOptions& options = run.options;
   run.field = "peak_reserved";
   run.measured = number_of(row, "accelerator_memory_max_bytes");
+  options.client.fresh_gradients = true;
+  options.client.roots_at_once = text_of(*train, "optimizer_type") == "AdamW";
   options.gpu = "l40s";
   options.micro_batch = count_of(*train, "batch_size", 4);
-  options.sequence = count_of(*train, "max_seq_length", 768);
-  options.client.mask = MaskKind::padded;  // batches of different lengths
-  options.client.keeps_outputs = true;     // run.py: `outputs = model(**batch)` in the loop
+  if (text_of(row, "id").find("image-gen") == std::string::npos) {
+    set_texts(*train, options);
+  } else {
+    set_images(*train, run);
+  }
   if (flag_of(*train, "use_gc")) options.client.recompute = RecomputeKind::full;
   if (config == nullptr) return run;
-  Lora lora{.rank = count_of(*config, "r", 8)};
-  const json::value* targets = config->if_contains("target_modules");
-  if (targets == nullptr || targets->is_null()) {
-    lora.targets = {"q_proj", "v_proj"};  // of llama: peft/utils/constants.py
-  } else if (targets->is_string()) {
-    lora.targets = {std::string(targets->as_string())};
-  } else {
-    for (const json::value& target : targets->as_array()) lora.targets.emplace_back(target.as_string());
-  }
-  const json::value* casts = train->if_contains("autocast_adapter_dtype");
-  if (casts == nullptr || !casts->is_bool() || casts->as_bool()) lora.dtype = DType::f32;
-  options.lora = std::move(lora);
+  options.lora = lora_of(*config, *train);
   const json::value* dropout = config->if_contains("lora_dropout");
   if (dropout != nullptr && dropout->is_number()) options.client.adapter_dropout = dropout->to_number<double>();
   return run;

@@ -82,7 +82,7 @@ void add_machine_note(const PlanOptions& options, Report& report) {
 }
 
 // The blocks that an engine allocates: one for each of its terms, or our one arena.
-EngineBlocks engine_blocks(const Sized& sized) {
+EngineBlocks engine_blocks(const Sized& sized, bool fresh_gradients) {
   EngineBlocks blocks;
   if (sized.terms) {
     for (const Term& term : sized.terms->terms) {
@@ -92,7 +92,9 @@ EngineBlocks engine_blocks(const Sized& sized) {
     return blocks;
   }
   const RankReport& rank = sized.report.ranks.front();
-  blocks.resident.push_back(rank.arenas ? rank.arenas->device : rank.device.model_states());
+  const DeviceMemory& device = rank.device;
+  blocks.resident.push_back(rank.arenas ? rank.arenas->device : device.parameters + device.optimizer_states);
+  if (!rank.arenas && !fresh_gradients) blocks.resident.push_back(device.gradients);
   return blocks;
 }
 
@@ -110,8 +112,10 @@ void add_reserved(const PlanOptions& options, const Model& model, const Catalog&
   const std::optional<MegatronMachine> machine = machine_of(options);
   DeviceMemory& device = sized.report.ranks.front().device;
   const std::optional<Bytes> reserved =
-      peak_reserved(engine_blocks(sized), model, catalog, options.setup, options.whole_client(), stage, machine,
-                    {.expandable_segments = options.megatron && options.megatron->environment.expandable_segments});
+      peak_reserved(engine_blocks(sized, options.client.fresh_gradients), model, catalog, options.setup,
+                    options.whole_client(), stage, machine,
+                    {.expandable_segments = options.megatron && options.megatron->environment.expandable_segments,
+                     .empties_cache = options.client.empties_cache});
   if (!reserved) {
     sized.report.notes.push_back(
         unit_count(catalog) > kMostReplayedUnits
@@ -296,6 +300,15 @@ std::vector<RankKind> planned_kinds(const PlanOptions& options, const Model& mod
   return kinds;
 }
 
+namespace {
+
+// Of AdamW: half of its states, where there is no master.
+Bytes second_moments(const DeviceMemory& device) {
+  return Bytes{device.optimizer_states.count() / 2};
+}
+
+}  // namespace
+
 EngineHolds engine_holds(const PlanOptions& options, const Sized& sized) {
   const DeviceMemory& device = sized.report.ranks.front().device;
   if (sized.terms) {
@@ -307,6 +320,10 @@ EngineHolds engine_holds(const PlanOptions& options, const Sized& sized) {
     held.parameters = device.parameters;
     held.gradients = device.gradients;
     held.optimizer_states = device.optimizer_states;
+    PeakMemory updating = held;
+    if (options.client.fresh_gradients) held.gradients = Bytes{};
+    if (options.client.roots_at_once) updating.workspace = second_moments(device);
+    return {.computing = held, .updating = updating};
   } else {
     // The arena is one allocation, whatever of it is in use: alignment and packing count too.
     held.workspace = sized.report.ranks.front().arenas->device - sum(held);

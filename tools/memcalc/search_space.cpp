@@ -1,6 +1,7 @@
 #include "tools/memcalc/search_space.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "base/checked.h"
@@ -81,13 +82,24 @@ std::vector<std::uint64_t> SearchSpace::replicas(const Structure& structure) con
   return counts;
 }
 
+// Below stage 3 parameters are whole on every rank: they stay. Stage 0 shares out nothing that could go.
+std::span<const std::string_view> SearchSpace::offloads(const Structure& structure) const {
+  static constexpr std::array<std::string_view, 4> kChoices{"", "optimizer=cpu", "optimizer=cpu,gradients=cpu",
+                                                            "optimizer=cpu,gradients=cpu,parameters=cpu"};
+  if (!varied("--offload") || base_.engine != Engine::shardplan) return std::span(kChoices).first(1);
+  return std::span(kChoices).first(structure.stage == 0 ? 1 : structure.stage == 3 ? 4 : 3);
+}
+
 void SearchSpace::add_states(const Structure& axes) {
   Structure structure = axes;
   for (const int stage : varied("--zero") ? std::vector<int>{0, 1, 2, 3} : std::vector{base_.setup.stage}) {
     structure.stage = stage;
-    for (const std::uint64_t replicate : replicas(structure)) {
-      structure.replicate = replicate;
-      structures_.push_back(structure);
+    for (const std::string_view offload : offloads(structure)) {
+      structure.offload = offload;
+      for (const std::uint64_t replicate : replicas(structure)) {
+        structure.replicate = replicate;
+        structures_.push_back(structure);
+      }
     }
   }
 }
@@ -112,6 +124,14 @@ void SearchSpace::set(PlanOptions& options, const Structure& structure) const {
   axes.context = structure.context;
   axes.expert = structure.expert;
   axes.virtual_stages = structure.virtual_stages;
+  if (varied("--offload") && base_.engine == Engine::shardplan) {
+    options.offload.reset();
+    setup.offload = {};
+    if (!structure.offload.empty()) {
+      options.offload = structure.offload;
+      setup.offload = parse_offload(structure.offload).offload;
+    }
+  }
   if (varied("--sequence-parallel")) axes.sequence_parallel = structure.tensor > 1;
 }
 

@@ -6,6 +6,8 @@
 //                     for each rank (Megatron-LM, training/utils.py get_batch_on_this_cp_rank), ep where there are experts,
 //                     virtual stages where there is a pipeline
 //   --sequence-parallel  with tp
+//   --offload         engine shardplan, from stage 1 on: nothing; optimizer states in host memory; gradients besides; at stage 3
+//                     parameters besides
 //   --replicate       engines shardplan and fsdp2, from stage 1 on: 1 or powers of two that leave shard groups of whole nodes
 //   --micro-batch     powers of two that divide the sequences of a data rank, which then decide the accumulation
 //   --recompute       none, selective, every=2 and full, where the profile knows them
@@ -15,6 +17,8 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
+#include <string_view>
 #include <vector>
 
 #include "planner/families/model.h"
@@ -32,6 +36,7 @@ struct Structure {
   std::uint64_t virtual_stages = 1;
   std::uint64_t replicate = 1;
   int stage = 0;
+  std::string_view offload{};  // as the flag says it; empty: as the base has it
 };
 
 struct Recomputation {
@@ -61,6 +66,7 @@ class SearchSpace {
   void add_axes();
   void add_states(const Structure& axes);
   std::vector<std::uint64_t> replicas(const Structure& structure) const;
+  std::span<const std::string_view> offloads(const Structure& structure) const;
 
   const PlanOptions& base_;
   const FitOptions& question_;

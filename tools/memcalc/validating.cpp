@@ -144,8 +144,9 @@ void add_program(const json::object& row, const std::string& file, Validation& v
   ProgramRun run = program_run(row);
   const Planned planned = make_planned(run.options, adapted(run.options, std::move(run.model)));
   const DeviceMemory& device = planned.worst().device;
-  const std::optional<Bytes> predicted = run.field == "peak_reserved" ? device.peak_reserved : device.peak_allocated;
+  std::optional<Bytes> predicted = run.field == "peak_reserved" ? device.peak_reserved : device.peak_allocated;
   if (!predicted) throw NotPredicted(planned.report.notes.empty() ? "not known" : planned.report.notes.back());
+  *predicted += run.beside;
   validation.rows.push_back({.file = file,
                              .id = text_of(row, "id"),
                              .field = run.field,

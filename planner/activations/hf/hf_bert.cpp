@@ -14,14 +14,16 @@ namespace {
 
 // ---- Parts ----
 
-Value self_attention(ForwardContext& context, const UnitView& block, const Value& hidden, const std::string& prefix) {
+Value self_attention(ForwardContext& context, const UnitView& block, const Value& hidden, const std::string& prefix,
+                     std::string_view dropped = "dropout") {
   const std::uint64_t heads = block.module(prefix + "attention").attention->heads;
   const Value q = split_heads(linear(hidden, block[prefix + "query"]), heads);
   const Value k = split_heads(linear(hidden, block[prefix + "key"]), heads);
   const Value v = split_heads(linear(hidden, block[prefix + "value"]), heads);
   if (block.has(prefix + "distance_embedding")) throw NotModelled("relative positions");
   if (context.attention() == AttentionKind::eager) {
-    return eager_attention(q, k, v, {.mask = context.shared.mask, .dropout = dropout_rate(block, prefix + "dropout")});
+    return eager_attention(
+        q, k, v, {.mask = context.shared.mask, .dropout = dropout_rate(block, prefix + std::string(dropped))});
   }
   return attend(context, q, k, v, {.mask = context.shared.mask, .causal = false});
 }
@@ -77,7 +79,8 @@ Value positions_of_tokens(ForwardContext& context) {
 
 struct EncoderKind {
   bool positions_of_tokens = false;
-  bool makes_mask = true;  // of ones, where the batch has none
+  bool makes_mask = true;                                            // of ones, where the batch has none
+  Value (*blocks)(ForwardContext& context, Value hidden) = nullptr;  // where each is not run once, in order
 };
 
 Value embeddings(ForwardContext& context, const UnitView& unit, const std::string& base, const EncoderKind& kind) {
@@ -145,8 +148,9 @@ Value loss_of(ForwardContext& context, const Value& hidden) {
   const UnitView unit = required_unit(context, "classifier");
   const std::string base = prefix_of(context, "embeddings.word_embeddings");
   Value features = hidden;
-  if (unit.has(base + "pooler.dense")) {
-    features = linear(first_token(hidden), unit[base + "pooler.dense"]);
+  const std::string pooler = base + (unit.has(base + "pooler") ? "pooler" : "pooler.dense");  // the first is ALBERT's
+  if (unit.has(pooler)) {
+    features = linear(first_token(hidden), unit[pooler]);
     features = activate(features, unit, base + "pooler.activation");
   } else if (unit.has("pre_classifier")) {
     features = activate(linear(first_token(hidden), unit["pre_classifier"]), unit, "pre_classifier.activation");
@@ -169,10 +173,11 @@ Value encoder(ForwardContext& context, BlockForward block, const EncoderKind& ki
     ones = tape.allocate("ones", {context.batch(), context.tokens()}, DType::f32);
   }
   context.shared.mask = make_encoder_mask(context);
-  if (const auto projection = unit_with(context, base + "embeddings_project")) {
-    embedded = linear(embedded, (*projection)[base + "embeddings_project"]);
+  for (const char* name : {"embeddings_project", "encoder.embedding_hidden_mapping_in"}) {
+    const auto projection = unit_with(context, base + name);
+    if (projection) embedded = linear(embedded, (*projection)[base + name]);
   }
-  Value hidden = run_blocks(context, block, embedded);
+  Value hidden = kind.blocks != nullptr ? kind.blocks(context, embedded) : run_blocks(context, block, embedded);
   context.shared.mask.reset();
   return hidden;
 }
@@ -214,6 +219,43 @@ Value distilbert_block(ForwardContext& context, const UnitView& block, const Val
   return layer_norm(block["output_layer_norm"], add(inner, attended));
 }
 
+// ---- ALBERT ----
+
+Value albert_layer(ForwardContext& context, const UnitView& block, const std::string& name, const Value& input) {
+  const auto attention = [&] {
+    const Value mixed = self_attention(context, block, input, name + "attention.", "attention_dropout");
+    Value hidden = linear(mixed, block[name + "attention.dense"]);
+    hidden = dropout(hidden, block, name + "attention.output_dropout");
+    return layer_norm(block[name + "attention.LayerNorm"], add(input, hidden));
+  };
+  const Value attended = attention();
+  const Value output = [&] {
+    const Value inner = activate(linear(attended, block[name + "ffn"]), block, name + "act");
+    return linear(inner, block[name + "ffn_output"]);
+  }();
+  return layer_norm(block[name + "full_layer_layer_norm"], add(output, attended));
+}
+
+// A group of layers.
+Value albert_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  Value hidden = input;
+  for (std::uint64_t i = 0; block.has(fmt::format("albert_layers.{}.ffn", i)); ++i) {
+    hidden = albert_layer(context, block, fmt::format("albert_layers.{}.", i), hidden);
+  }
+  return hidden;
+}
+
+// The one group that all layers are.
+Value albert_layers(ForwardContext& context, Value hidden) {
+  const std::string stack = prefix_of(context, "embeddings.word_embeddings") + "encoder.albert_layer_groups";
+  if (first_blocks(context, stack).count > 1) throw NotModelled("several groups of layers");
+  if (context.client.recompute != RecomputeKind::none) throw NotModelled("recomputation");
+  for (std::uint64_t i = 0; i < context.model.architecture.layers; ++i) {
+    hidden = run_blocks(context, albert_block, std::move(hidden), stack);
+  }
+  return hidden;
+}
+
 }  // namespace
 
 std::span<const HfFamily> hf_bert_families() {
@@ -222,7 +264,10 @@ std::span<const HfFamily> hf_bert_families() {
       {"roberta", [](ForwardContext& context) { return roberta(context, bert_block); }},
       {"xlm-roberta", [](ForwardContext& context) { return roberta(context, bert_block); }},
       {"electra", [](ForwardContext& context) { return bert(context, bert_block); }},
-      {"distilbert", [](ForwardContext& context) { return bert(context, distilbert_block); }}};
+      {"distilbert", [](ForwardContext& context) { return bert(context, distilbert_block); }},
+      {"albert", [](ForwardContext& context) {
+         return loss_of(context, encoder(context, albert_block, {.blocks = albert_layers}));
+       }}};
   return families;
 }
 

@@ -3,6 +3,8 @@
 #include "planner/activations/hf/hf_clip.h"
 
 #include <array>
+#include <utility>
+#include <vector>
 
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_layers.h"
@@ -68,6 +70,63 @@ Value clip_vision(ForwardContext& context) {
   return total(pooled);
 }
 
+// ---- SigLIP (modeling_siglip.py) ----
+
+// Features of all patches, behind the last norm.
+Value siglip_features(ForwardContext& context, const std::string& base) {
+  const UnitView unit = required_unit(context, base + "embeddings.patch_embedding");
+  const std::uint64_t tokens = context.model.architecture.max_positions;
+  Value hidden = [&] {
+    const Value x = patches(context, unit[base + "embeddings.patch_embedding"], tokens);
+    return add(x, positions(context, unit, base, tokens));
+  }();
+  hidden = run_blocks(context, clip_block, std::move(hidden));
+  return layer_norm(required_unit(context, base + "post_layernorm")[base + "post_layernorm"], hidden);
+}
+
+// What the pooling head makes of them no loss here reads, but it lives until the model has returned: torch.nn.MultiheadAttention
+// copies the features, and keys and values once more (torch/nn/functional.py, _in_projection_packed). Scores of the one query of
+// each image are left out.
+std::vector<Value> pooling_head(ForwardContext& context, const std::string& base, const Value& hidden) {
+  if (!has_module(context, base + "head.attention")) return {};
+  Tape& tape = context.tape;
+  tape.enter(base + "head");
+  const NoGrad not_in_the_loss(tape);
+  const Shape one{hidden.size(0), 1, hidden.size(2)};
+  Value probe = tape.allocate("repeat", one, hidden.dtype());
+  Value query = tape.allocate("linear", one, hidden.dtype());
+  Value rows = tape.allocate("clone", hidden.shape(), hidden.dtype());
+  Shape twice = hidden.shape();
+  twice.back() *= 2;
+  const Value projected = tape.allocate("linear", twice, hidden.dtype());
+  Value keys_and_values = tape.allocate("clone", twice, hidden.dtype());
+  return {std::move(probe), std::move(query), std::move(rows), std::move(keys_and_values)};
+}
+
+std::string siglip_base(const ForwardContext& context) {
+  return prefix_of(context, "embeddings.patch_embedding");
+}
+
+// Without labels: what is trained is the sum of the features.
+Value siglip_vision(ForwardContext& context) {
+  const Value hidden = siglip_features(context, siglip_base(context));
+  const std::vector<Value> head = pooling_head(context, siglip_base(context), hidden);
+  return total(hidden);
+}
+
+// The classifier reads the mean of all patches.
+Value siglip(ForwardContext& context) {
+  if (!has_module(context, "classifier")) throw NotModelled("two towers that are trained together");
+  const Value hidden = siglip_features(context, siglip_base(context));
+  const std::vector<Value> pooled = pooling_head(context, siglip_base(context), hidden);
+  const UnitView head = required_unit(context, "classifier");
+  const Value features = mean(hidden, {hidden.size(0), hidden.size(2)});
+  const Purpose before = context.tape.set_purpose(Purpose::loss);
+  Value loss = cross_entropy(linear(features, head["classifier"]));
+  context.tape.set_purpose(before);
+  return loss;
+}
+
 // ---- Texts ----
 
 // CLIPEncoder with output_hidden_states: what each block reads stays.
@@ -107,7 +166,8 @@ TextFeatures clip_text(ForwardContext& context, const std::string& base, std::ui
 }
 
 std::span<const HfFamily> hf_clip_families() {
-  static constexpr HfFamily families[] = {{"clip_vision_model", clip_vision}};
+  static constexpr HfFamily families[] = {
+      {"clip_vision_model", clip_vision}, {"siglip_vision_model", siglip_vision}, {"siglip", siglip}};
   return families;
 }
 

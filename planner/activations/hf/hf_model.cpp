@@ -30,13 +30,18 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
       client.recompute == RecomputeKind::full ||
       (client.recompute == RecomputeKind::every && (run.first_number + index) % client.recompute_every == 0);
   if (!recomputed || context.never_recomputes) return forward(hidden);
-  auto with_shared = [&context, forward, shared = context.shared](const Value& input) {
+  const bool two_streams = context.shared.encoded.defined() && context.carries_encoded;
+  auto with_shared = [&context, forward, two_streams, shared = context.shared](std::span<const Value> inputs) {
     SharedByBlocks before = std::exchange(context.shared, shared);
-    Value output = forward(input);
+    std::vector<Value> outputs;
+    outputs.push_back(forward(inputs[0]));
+    if (two_streams && context.shared.encoded.defined()) outputs.push_back(std::move(context.shared.encoded));
     context.shared = std::move(before);
-    return output;
+    return outputs;
   };
-  return context.tape.checkpoint(with_shared, hidden);
+  std::vector<Value> outputs = context.tape.checkpoint_all(with_shared, std::span(&hidden, 1));
+  if (two_streams) context.shared.encoded = outputs.size() > 1 ? std::move(outputs[1]) : Value();
+  return std::move(outputs[0]);
 }
 
 // Blocks that attend within a window and others that do not differ, where the window decides anything.
@@ -96,9 +101,9 @@ UnitView required_unit(ForwardContext& context, std::string_view module) {
 
 const HfFamily* find_hf_family(std::string_view model_type) {
   static constexpr std::array kTables{
-      hf_bert_families,     hf_clip_families,         hf_deepseek_families, hf_flow_families,  hf_gpt2_families,
-      hf_gpt_neox_families, hf_kimi_vl_families,      hf_llama_families,    hf_mamba_families, hf_mixtral_families,
-      hf_sd3_families,      hf_sd3_pipeline_families, hf_t5_families,       hf_vision_families};
+      hf_bert_families,    hf_clip_families,     hf_deepseek_families,     hf_flow_families,  hf_flux2_families,
+      hf_gpt2_families,    hf_gpt_neox_families, hf_kimi_vl_families,      hf_llama_families, hf_mamba_families,
+      hf_mixtral_families, hf_sd3_families,      hf_sd3_pipeline_families, hf_t5_families,    hf_vision_families};
   for (const auto table : kTables) {
     for (const HfFamily& family : table()) {
       if (family.model_type == model_type) return &family;

@@ -30,8 +30,9 @@ struct SharedByBlocks {
   Value bias{};  // of positions, added to all scores
   // Of a decoder beside an encoder: the encoder's output, and the mask and bias of attention to it.
   Value encoded{};
-  std::vector<Value> states{};  // what the blocks have read, where the model returns all of it
-  Value condition{};            // what adaptive norms are linear in
+  std::vector<Value> states{};       // what the blocks have read, where the model returns all of it
+  Value condition{};                 // what adaptive norms are linear in
+  std::vector<Value> modulations{};  // what those of all blocks have in common: scales, shifts and gates
   Value cross_mask{};
   Value cross_bias{};
 };
@@ -49,6 +50,7 @@ struct ForwardContext {
   bool never_caches = false;      // models that make a cache outside training only
   bool never_recomputes = false;  // blocks whose class has no gradient_checkpointing
   bool always_eager = false;      // models whose classes know no other attention
+  bool carries_encoded = false;   // blocks put out what they share as `encoded` too, beside the hidden features
 
   // The output of the last of the steps in a row that are recomputed by inversion.
   std::shared_ptr<Value> inverted{};
@@ -74,6 +76,7 @@ std::span<const HfFamily> hf_bert_families();
 std::span<const HfFamily> hf_clip_families();
 std::span<const HfFamily> hf_deepseek_families();
 std::span<const HfFamily> hf_flow_families();
+std::span<const HfFamily> hf_flux2_families();
 std::span<const HfFamily> hf_gpt2_families();
 std::span<const HfFamily> hf_gpt_neox_families();
 std::span<const HfFamily> hf_kimi_vl_families();

@@ -13,6 +13,7 @@
 #include <array>
 
 #include "planner/activations/hf/hf_attention.h"
+#include "planner/activations/hf/hf_diffusers.h"
 #include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_indexing.h"
@@ -33,15 +34,6 @@ std::vector<Value> modulation(const UnitView& block, const std::string& norm, co
   std::vector<Value> parts = split(vectors, std::vector<std::uint64_t>(count, width));
   for (Value& part : parts) part = unsqueezed(part, {part.size(0), 1, width});
   return parts;
-}
-
-Value normed(const Value& x) {
-  return layer_norm(x, Value(), Value());
-}
-
-// x (1 + factor) + summand
-Value modulated(const Value& x, const Value& factor, const Value& summand) {
-  return add(mul(x, shift(factor)), summand);
 }
 
 // ---- Attention ----
@@ -97,16 +89,6 @@ Heads heads_of(const UnitView& block, const std::string& part, const StreamNames
 Value attended(const Heads& h) {
   const Value mixed = scaled_dot_product_attention(h.q, h.k, h.v, {});
   return view(transpose(mixed), {h.q.size(0), h.q.size(2), h.q.size(1) * h.q.size(3)});
-}
-
-// A linear module on some of the tokens of each sample: rows that do not lie in a row are copied, and the bias is added to the
-// product (aten/src/ATen/native/Linear.cpp).
-Value linear_of_part(const Value& part, const Parameters& layer) {
-  if (part.size(0) == 1) return linear(part, layer);
-  const Value rows = view(part.laid_out(Layout::with_gaps), {part.size(0) * part.size(1), part.size(2)});
-  const Value product = linear(rows, layer.weight, {}, layer.module->output);
-  const Value output = view(product, {part.size(0), part.size(1), layer.module->output});
-  return output.tape().options().adds_in_place ? add_in_place(output, layer.bias) : add(output, layer.bias);
 }
 
 struct Streams {
@@ -194,11 +176,6 @@ Value embedded_latents(ForwardContext& context, const Parameters& projection, co
   return add(transpose(channels), table);
 }
 
-// second(silu(first(x)))
-Value embedder(const UnitView& unit, const std::string& name, const Value& x) {
-  return linear(unary("silu", linear(x, unit[name + ".linear_1"])), unit[name + ".linear_2"]);
-}
-
 Value condition_of(ForwardContext& context, const std::string& base, const Value& pooled) {
   Tape& tape = context.tape;
   const std::string name = base + "time_text_embed";
@@ -208,16 +185,6 @@ Value condition_of(ForwardContext& context, const std::string& base, const Value
       embedder(unit, name + ".timestep_embedder", tape.allocate("to", {context.batch(), kTimeFeatures}, dtype));
   const Value text = embedder(unit, name + ".text_embedder", pooled);
   return add(time, text);
-}
-
-// mean((prediction - target)^2)
-Value square_loss(ForwardContext& context, const Value& prediction, const Value& target) {
-  Tape& tape = context.tape;
-  const Purpose before = tape.set_purpose(Purpose::loss);
-  const Value wide = to(prediction, DType::f32);
-  Value loss = total(pow(sub(wide, to(target, DType::f32))));
-  tape.set_purpose(before);
-  return loss;
 }
 
 Value sd3(ForwardContext& context) {

@@ -70,6 +70,11 @@ SD3_PIPELINE = {"_class_name": "StableDiffusion3Pipeline", "transformer": SD3, "
                 "text_encoder_3": {"model_type": "t5", "architectures": ["T5EncoderModel"], "vocab_size": 96, "d_model": 40, "d_kv": 16,
                                    "d_ff": 120, "num_layers": 5, "num_heads": 2, "feed_forward_proj": "gated-gelu"},
                 "vae": SD3_VAE}
+FLUX2 = {"_class_name": "Flux2Transformer2DModel", "in_channels": 8, "num_layers": 5, "num_single_layers": 5, "attention_head_dim": 16,
+         "num_attention_heads": 4, "joint_attention_dim": 40, "timestep_guidance_channels": 24, "axes_dims_rope": [4, 4, 4, 4],
+         "guidance_embeds": False}
+FLUX2_LORA = {"r": 4, "target_modules": ["to_k", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "linear_out", "to_q",
+                                         "to_qkv_mlp_proj", "to_add_out", "to_v", "linear_in"]}
 SMALL_SD3 = {**SD3, "num_layers": 1}
 GLOW = {"model_type": "glow", "levels": 2, "steps_per_level": 5, "image_size": 8, "hidden_channels": 24}
 
@@ -216,6 +221,17 @@ FILES = {
         ("siglip_vision_model", model("siglip_vision_model", "SiglipVisionModel", **VISION),
          brief(lengths=(None, None))),
     ],
+    "albert": [
+        ("albert", model("albert", "AlbertForMaskedLM", **ENCODER, embedding_size=48), [*brief(), *brief(mask="padded")]),
+        ("albert, two layers in turn, dropout, a classifier",
+         model("albert", "AlbertForSequenceClassification", **ENCODER, embedding_size=48, inner_group_num=2,
+               hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1), brief()),
+    ],
+    "siglip": [
+        ("siglip, a classifier", model("siglip", "SiglipForImageClassification",
+                                       vision_config={"model_type": "siglip_vision_model", **VISION}),
+         [*brief(lengths=(None, None)), run("sdpa", "bf16", 2, None, checkpoint=True)]),
+    ],
     "mamba": [
         ("mamba", model("mamba", "MambaForCausalLM", vocab_size=96, hidden_size=64, state_size=8, num_hidden_layers=3),
          brief(attentions=("eager",))),
@@ -244,6 +260,18 @@ FILES = {
          [run("sdpa", "bf16", 8, 200, image=[32, 32]), run("eager", "bf16", 8, 500, image=[32, 32])]),
         ("a small sd3, texts encoded before",
          {key: value for key, value in {**SD3_PIPELINE, "transformer": SMALL_SD3}.items() if not key.startswith("text")}, pipelines()),
+    ],
+    "flux2": [
+        ("flux2", FLUX2, [run("sdpa", "bf16", 2, 21, image=[96, 64]), run("sdpa", "fp32", 3, 21, image=[128, 128]),
+                          run("sdpa", "bf16", 1, 21, image=[96, 64]),
+                          run("sdpa", "bf16", 2, 21, image=[96, 64], checkpoint=True),
+                          run("sdpa", "bf16", 2, 21, image=[96, 64], lora=FLUX2_LORA),
+                          run("sdpa", "bf16", 2, 21, image=[96, 64], lora=FLUX2_LORA, checkpoint=True)]),
+        ("flux2, guided", {**FLUX2, "guidance_embeds": True}, [run("sdpa", "bf16", 2, 21, image=[96, 64])]),
+        ("flux2, wide", {**FLUX2, "num_attention_heads": 16, "attention_head_dim": 64, "axes_dims_rope": [16, 16, 16, 16],
+                         "num_layers": 4, "num_single_layers": 6},
+         [run("sdpa", "bf16", 2, 128, image=[256, 256], checkpoint=True),
+          run("sdpa", "bf16", 2, 128, image=[256, 256], lora=FLUX2_LORA, checkpoint=True)]),
     ],
     "flow": [
         ("glow", GLOW, [*flow(), *flow(recompute="invert")]),

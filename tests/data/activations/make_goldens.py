@@ -48,6 +48,13 @@ def freeze(model, setup):
             parameter.requires_grad_(False)
 
 
+def with_adapters(model, lora):
+    options = {key: value for key, value in lora.items() if key != "autocast_adapter_dtype"}
+    with torch.device("cuda"), unittest.mock.patch.object(torch.nn.Module, "_apply", apply_by_replacing):
+        return peft.get_peft_model(model, peft.LoraConfig(**options),
+                                   autocast_adapter_dtype=lora.get("autocast_adapter_dtype", True))
+
+
 def build(config, setup):
     values = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
     loaded = transformers.AutoConfig.for_model(config["model_type"], **values)
@@ -59,10 +66,7 @@ def build(config, setup):
     model.tie_weights()  # as from_pretrained does; _from_config alone leaves a head of its own
     freeze(model, setup)
     if "lora" in setup:
-        options = {key: value for key, value in setup["lora"].items() if key != "autocast_adapter_dtype"}
-        with torch.device("cuda"), unittest.mock.patch.object(torch.nn.Module, "_apply", apply_by_replacing):
-            model = peft.get_peft_model(model, peft.LoraConfig(**options),
-                                        autocast_adapter_dtype=setup["lora"].get("autocast_adapter_dtype", True))
+        model = with_adapters(model, setup["lora"])
     if setup.get("checkpoint"):
         if "lora" in setup:
             model.enable_input_require_grads()
@@ -82,7 +86,7 @@ def integers(*shape):
 def batch_of(config, setup):
     count, length, dtype = setup["batch"], setup["sequence"], DTYPES[setup["dtype"]]
     if length is None:
-        size = config["image_size"]
+        size = config.get("vision_config", config)["image_size"]
         batch = {"pixel_values": torch.zeros(count, 3, size, size, dtype=dtype, device="cuda")}
     elif config["model_type"] == "whisper":
         frames = 2 * config["max_source_positions"]
@@ -133,6 +137,8 @@ def built(config, setup):
                 unittest.mock.patch.object(torch.nn.Module, "_apply", apply_by_replacing):
             model, batch, forward = own(config, setup, DTYPES[setup["dtype"]])
         freeze(model, setup)
+        if "lora" in setup:
+            with_adapters(model, setup["lora"])
         return model.train(), list(batch.values()), forward
     model, batch = build(config, setup), batch_of(config, setup)
     return model, list(batch.values()), step_of(model, batch, setup)

@@ -268,6 +268,31 @@ def sd3_pipeline(config, setup, dtype):
     return model, batch, step
 
 
+# --- FLUX.2 -----------------------------------------------------------------------------------------------------------------
+
+
+def flux2(config, setup, dtype):
+    import diffusers
+    model = diffusers.Flux2Transformer2DModel(**without_class(config)).to(dtype)
+    if setup.get("checkpoint"):
+        model.enable_gradient_checkpointing()
+    count = setup["batch"]
+    height, width = (size // 16 for size in setup["image"])
+    tokens = setup["sequence"] if setup["sequence"] is not None else 512
+    batch = {"hidden_states": torch.zeros(count, height * width, config["in_channels"], dtype=dtype),
+             "encoder_hidden_states": torch.zeros(count, tokens, config["joint_attention_dim"], dtype=dtype),
+             "timestep": torch.zeros(count), "img_ids": torch.zeros(count, height * width, 4, dtype=torch.long),
+             "txt_ids": torch.zeros(count, tokens, 4, dtype=torch.long)}
+    if config.get("guidance_embeds", True):
+        batch["guidance"] = torch.zeros(count)
+    target = torch.zeros_like(batch["hidden_states"])
+
+    def step():
+        prediction = model(**batch, return_dict=False)[0]
+        return ((prediction.float() - target.float()) ** 2).sum()
+    return model, {**batch, "target": target}, step
+
+
 # --- Flows ------------------------------------------------------------------------------------------------------------------
 
 
@@ -408,7 +433,8 @@ def glow(config, setup, dtype):
     return model, batch, lambda: model(batch["image"])
 
 
-BUILDERS = {"kimi_vl": kimi_vl, "SD3Transformer2DModel": sd3, "StableDiffusion3Pipeline": sd3_pipeline, "glow": glow}
+BUILDERS = {"kimi_vl": kimi_vl, "SD3Transformer2DModel": sd3, "Flux2Transformer2DModel": flux2,
+            "StableDiffusion3Pipeline": sd3_pipeline, "glow": glow}
 
 
 def builder(config):

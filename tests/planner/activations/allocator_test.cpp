@@ -87,6 +87,43 @@ TEST(CachingAllocator, NeighboursMerge) {
   EXPECT_EQ(allocator.reserved(), 20_MiB);
 }
 
+// What a block in use lies in stays, the free rest of it too.
+TEST(CachingAllocator, AnEmptiedCacheKeepsSegmentsInUse) {
+  CachingAllocator allocator;
+  const auto whole = allocator.allocate(40_MiB);
+  const auto part = allocator.allocate(4_MiB);  // of 20 MiB
+  const auto small = allocator.allocate(1_KiB);
+  allocator.free(whole);
+  allocator.free(small);
+  EXPECT_EQ(allocator.reserved(), 62_MiB);
+  allocator.empty_cache();
+  EXPECT_EQ(allocator.reserved(), 20_MiB);
+  EXPECT_EQ(allocator.allocated(), 4_MiB);
+  EXPECT_EQ(allocator.peak_reserved(), 62_MiB);
+  allocator.allocate(16_MiB);  // the rest
+  EXPECT_EQ(allocator.reserved(), 20_MiB);
+  allocator.allocate(1_KiB);
+  EXPECT_EQ(allocator.reserved(), 22_MiB);
+  allocator.free(part);
+  allocator.empty_cache();
+  EXPECT_EQ(allocator.reserved(), 22_MiB);
+}
+
+// 6 MiB open a segment of 20, whose rest the 14 take. Where the 16 of the step before lie free, the 6 are cut from those, and the
+// 14 find nothing.
+TEST(CachingAllocator, AStepBehindAnEmptiedCacheIsAsTheFirst) {
+  autograd::Tape tape;
+  tape.enter("unit");
+  {
+    const auto a = tape.allocate("a", {6 << 20}, DType::i8);
+    const auto b = tape.allocate("b", {16 << 20}, DType::i8);
+    const auto c = tape.allocate("c", {14 << 20}, DType::i8);
+  }
+  const ReplayedRank rank{.resident = {64_MiB}, .in_step = {}, .chunks = {&tape}};
+  EXPECT_EQ(replay_steps(rank, {}, 0, 1, {.empties_cache = true}).peak_reserved, 100_MiB);
+  EXPECT_EQ(replay_steps(rank, {}, 0, 1, {}).peak_reserved, 114_MiB);
+}
+
 // Whatever the order, nothing is lost: all freed, all of every segment can be had again.
 TEST(CachingAllocator, NothingIsLost) {
   for (const bool expandable : {false, true}) {

@@ -37,7 +37,16 @@ std::string words_of(const json::object& setup) {
          (tensor > 1 ? " --sequence-parallel" : "") + " --pp " + std::to_string(number(setup.at("pipeline_parallel"))) +
          " --micro-batch " + std::to_string(number(setup.at("micro_batch"))) + " --grad-accum " +
          std::to_string(number(setup.at("grad_accum"))) + " --recompute " +
-         std::string(setup.at("recompute").as_string());
+         std::string(setup.at("recompute").as_string()) +
+         (setup.at("offload").is_null() ? "" : " --offload " + std::string(setup.at("offload").as_string()));
+}
+
+// Those of engine shardplan's set-ups of a stage, as flags.
+std::vector<std::string> offloads(int stage) {
+  std::vector<std::string> words{""};
+  if (stage >= 1) words.insert(words.end(), {" --offload optimizer=cpu", " --offload optimizer=cpu,gradients=cpu"});
+  if (stage == 3) words.emplace_back(" --offload optimizer=cpu,gradients=cpu,parameters=cpu");
+  return words;
 }
 
 class FitTest : public testing::Test {
@@ -74,12 +83,14 @@ TEST_F(FitTest, BestIsWhatBruteForceFinds) {
   for (int stage = 0; stage <= 3; ++stage) {
     for (const char* recompute : {"none", "every=2", "full"}) {
       for (std::uint64_t micro_batch = 1; micro_batch <= 8; micro_batch *= 2) {
-        const std::string words = "--zero " + std::to_string(stage) + " --tp 1 --pp 1 --micro-batch " +
-                                  std::to_string(micro_batch) + " --grad-accum " + std::to_string(8 / micro_batch) +
-                                  " --recompute " + recompute;
-        ++all;
-        const Outcome planned = memcalc("plan " + small + " " + words + " --json");
-        if (total(json::parse(planned.out).as_object()) <= capacity) expected.insert(words);
+        for (const std::string& offload : offloads(stage)) {
+          const std::string words = "--zero " + std::to_string(stage) + " --tp 1 --pp 1 --micro-batch " +
+                                    std::to_string(micro_batch) + " --grad-accum " + std::to_string(8 / micro_batch) +
+                                    " --recompute " + recompute + offload;
+          ++all;
+          const Outcome planned = memcalc("plan " + small + " " + words + " --json");
+          if (total(json::parse(planned.out).as_object()) <= capacity) expected.insert(words);
+        }
       }
     }
   }
@@ -106,13 +117,15 @@ TEST_F(FitTest, BestOverRanksIsWhatBruteForceFinds) {
     const std::uint64_t sequences = 8 / (4 / (tensor * pipeline));
     for (const char* recompute : {"none", "selective", "full"}) {
       for (std::uint64_t micro_batch = 1; micro_batch <= sequences; micro_batch *= 2) {
-        const std::string words = "--zero 1 --tp " + std::to_string(tensor) +
-                                  (tensor > 1 ? " --sequence-parallel" : "") + " --pp " + std::to_string(pipeline) +
-                                  " --micro-batch " + std::to_string(micro_batch) + " --grad-accum " +
-                                  std::to_string(sequences / micro_batch) + " --recompute " + recompute;
-        ++all;
-        const Outcome planned = memcalc("plan " + small + " " + words + " --json");
-        if (total(json::parse(planned.out).as_object()) <= capacity) expected.insert(words);
+        for (const std::string& offload : offloads(1)) {
+          const std::string words = "--zero 1 --tp " + std::to_string(tensor) +
+                                    (tensor > 1 ? " --sequence-parallel" : "") + " --pp " + std::to_string(pipeline) +
+                                    " --micro-batch " + std::to_string(micro_batch) + " --grad-accum " +
+                                    std::to_string(sequences / micro_batch) + " --recompute " + recompute + offload;
+          ++all;
+          const Outcome planned = memcalc("plan " + small + " " + words + " --json");
+          if (total(json::parse(planned.out).as_object()) <= capacity) expected.insert(words);
+        }
       }
     }
   }
@@ -150,11 +163,25 @@ TEST_F(FitTest, VariesAllAxes) {
   for (const auto& [axis, found] : values) EXPECT_GT(found.size(), 1U) << axis;
 }
 
-// What is offloaded is in the memory, and a note says that it is not in the times.
-TEST_F(FitTest, OffloadIsSizedAndNotTimed) {
-  const std::string setup = "fit " + model_ + " --gpus 1 --gpu 14GiB --seq 1024";
-  EXPECT_EQ(memcalc(setup).status, 1);
-  const json::object fit = ask(setup + " --offload optimizer=cpu");
+// What fits only with states in host memory is found, and is slower than the same on a GPU that holds them.
+TEST_F(FitTest, OffloadIsFoundAndTimed) {
+  const std::string setup = "fit " + model_ + " --gpus 1 --seq 1024 --micro-batch 1 --recompute none";
+  const json::object found = ask(setup + " --gpu 14GiB");
+  ASSERT_FALSE(found.at("plans").as_array().empty());
+  for (const json::value& plan : found.at("plans").as_array()) EXPECT_FALSE(plan.at("setup").at("offload").is_null());
+  const json::object roomy = ask(setup + " --gpu 40GiB");
+  EXPECT_TRUE(roomy.at("plans").at(0).at("setup").at("offload").is_null());
+  EXPECT_GT(found.at("plans").at(0).at("step_seconds").as_double(),
+            1.1 * roomy.at("plans").at(0).at("step_seconds").as_double());
+  const json::object said = ask(setup + " --gpu 40GiB --offload gradients=cpu");
+  for (const json::value& plan : said.at("plans").as_array())
+    EXPECT_EQ(plan.at("setup").at("offload").as_string(), "gradients=cpu");
+}
+
+// Other engines' offload is sized, and a note says that it is not in the times.
+TEST_F(FitTest, OffloadOfOtherEnginesIsNotTimed) {
+  const json::object fit =
+      ask("fit " + model_ + " --gpus 1 --gpu 14GiB --seq 1024 --engine deepspeed --offload optimizer=cpu");
   ASSERT_FALSE(fit.at("plans").as_array().empty());
   const auto& notes = fit.at("notes").as_array();
   EXPECT_TRUE(std::any_of(notes.begin(), notes.end(), [](const json::value& note) {
@@ -262,7 +289,7 @@ TEST_F(FitTest, HugeNumbersAreRefused) {
 }
 
 TEST_F(FitTest, WhereNothingFitsItSaysSo) {
-  const json::object fit = ask("fit " + model_ + " --gpu 2GiB --seq 1024", 1);
+  const json::object fit = ask("fit " + model_ + " --gpu 300MiB --seq 1024", 1);
   EXPECT_TRUE(fit.at("answer").is_null());
   EXPECT_TRUE(fit.at("plans").as_array().empty());
   EXPECT_FALSE(fit.at("rejected").as_array().empty());

@@ -1,8 +1,10 @@
 // memcalc validate on rows of our own: published runs, rows that nobody can predict, files that are none.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <string>
 
@@ -51,6 +53,76 @@ TEST(Validate, WhatIsNoFileOfRowsIsRefused) {
   EXPECT_EQ(memcalc("validate " + written("object.json", "{}")).status, 3);
   EXPECT_EQ(memcalc("validate " + written("broken.json", "[{")).status, 3);
   EXPECT_EQ(memcalc("validate " + written("numbers.json", "[1]")).status, 3);
+}
+
+// Parameters, gradients, two moments and the roots of one of them, 2 bytes each: with a text of 8 tokens no activation comes near.
+TEST(Validate, FullFineTuningInPlainPyTorchPeaksInTheUpdate) {
+  const auto predicted = [](const std::string& optimizer, std::uint64_t tokens) {
+    const std::string path =
+        written("peft.json", R"([{"id": "peft/MetaMathQA/full", "framework": "huggingface/peft method_comparison",
+        "model": "meta-llama/Llama-3.2-3B", "accelerator_memory_max_bytes": 1,
+        "train_config": {"max_seq_length": )" +
+                                 std::to_string(tokens) + R"(, "batch_size": 1, "optimizer_type": ")" + optimizer +
+                                 R"("}, "peft_config": null}])");
+    const json::value result = json::parse(memcalc("validate " + path + " --json").out);
+    return result.at("rows").at(0).at("predicted").to_number<double>();
+  };
+  constexpr double kParameters = 3212749824;
+  EXPECT_NEAR(predicted("AdamW", 8) / kParameters, 10, 0.02);
+  EXPECT_LT(predicted("another", 8) / kParameters, 8.5);
+  // Gradients come as the backward makes them: at the peak of a long text, in its head, there are few.
+  const Outcome plan = memcalc("plan llama-3.2-3b --engine paper --precision bf16 --gpu l40s --seq 2048 --json");
+  const double with_all =
+      json::parse(plan.out).at("worst").at("device").at("peak_reserved").to_number<double>() / kParameters;
+  EXPECT_LT(predicted("another", 2048) / kParameters, with_all - 0.5);
+}
+
+// docs/validation.md, in figures; and at most a quarter of a file's rows that say what was measured is left out.
+struct Bounds {
+  const char* file;
+  const char* field;
+  double median;
+  double ninetieth;
+  double worst;
+};
+constexpr double kAny = 1e9;
+constexpr Bounds kBounds[] = {
+    {"megatron.json", "peak_allocated", 2, 8, kAny},     {"simumax_b200.json", "peak_allocated", kAny, kAny, 1.4},
+    {"litgpt.json", "peak_allocated", 5, kAny, kAny},    {"torchtune.json", "peak_allocated", 5, kAny, kAny},
+    {"torchtitan.json", "peak_reserved", 5, kAny, kAny}, {"peft.json", "peak_reserved", 5, kAny, kAny}};
+
+TEST(Validate, PublishedRunsAreWithinBounds) {
+  const char* folder = std::getenv("SHARDPLAN_GOLDEN");
+  ASSERT_NE(folder, nullptr) << "SHARDPLAN_GOLDEN is not set";
+  const Outcome outcome = memcalc("validate " + std::string(folder) + "/measured --json");
+  ASSERT_EQ(outcome.status, 0) << outcome.error;
+  const json::value result = json::parse(outcome.out);
+  for (const Bounds& bounds : kBounds) {
+    const json::value& summary = result.at("summary").at(bounds.file).at("fields").at(bounds.field);
+    EXPECT_LE(summary.at("median_abs_percent").as_double(), bounds.median) << bounds.file;
+    EXPECT_LE(summary.at("p90_abs_percent").as_double(), bounds.ninetieth) << bounds.file;
+    EXPECT_LE(summary.at("max_abs_percent").as_double(), bounds.worst) << bounds.file;
+    double skipped = 0;
+    for (const json::value& row : result.at("skipped").as_array()) {
+      const auto& why = row.at("why").as_string();
+      const bool scored =
+          why.find("not scored") == json::string::npos && why.find("ran out of memory") == json::string::npos;
+      if (row.at("file").as_string() == bounds.file && scored) ++skipped;
+    }
+    EXPECT_LE(skipped, (summary.at("rows").to_number<double>() + skipped) / 4) << bounds.file;
+  }
+  // After the step: within 1 % or 16 MiB.
+  double near = 0;
+  double rows = 0;
+  for (const json::value& row : result.at("rows").as_array()) {
+    if (row.at("file").as_string() != "megatron.json" || row.at("field").as_string() != "allocated_after_step")
+      continue;
+    const double error = std::abs(row.at("predicted").to_number<double>() - row.at("measured").to_number<double>());
+    ++rows;
+    if (error <= std::max(0.01 * row.at("measured").to_number<double>(), 16.0 * 1024 * 1024)) ++near;
+  }
+  EXPECT_GE(near, 0.8 * rows);
+  EXPECT_GT(rows, 50);
 }
 
 }  // namespace

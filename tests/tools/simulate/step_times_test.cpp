@@ -12,6 +12,7 @@
 #include "planner/formats/file.h"
 #include "planner/formats/gpu_table.h"
 #include "planner/formats/json.h"
+#include "planner/formats/read_model.h"
 #include "tests/planner/cost/published_models.h"
 #include "tests/planner/cost/published_steps.h"
 #include "tools/simulate/simulation.h"
@@ -27,6 +28,7 @@ double simulated_seconds(const Model& model, const StepSetup& step, const Cluste
   setup.accumulation = step.micro_batches;
   setup.policy = step.policy;
   setup.policy.wire = step.reduced;
+  setup.offload = step.offload;
   const StepPlan plan = make_step_plan(model.catalog, setup);
   const Simulation simulation =
       simulate(model, plan, {.cluster = cluster, .work = step.work, .gpus_per_node = cluster.gpus_per_node});
@@ -62,6 +64,30 @@ TEST(SimulatedStepTimes, OfPublishedDataParallelRunsAreNear) {
                tokens_of_rank(setup) / step.tokens_per_second, simulated_seconds(model_of(step), setup, cluster));
   }
   EXPECT_LE(errors.median(), 0.15);
+}
+
+// What the closed form says of offloaded states, and the simulator, which runs the runtime on virtual links and disks.
+TEST(SimulatedStepTimes, OffloadInClosedFormIsNear) {
+  const Model model = find_model("llama-2-7b");
+  const Cluster cluster = require_cluster("h100", gpu_table());
+  for (const int stage : {1, 3}) {
+    for (const char* words : {"optimizer=cpu", "optimizer=cpu@0.5", "optimizer=cpu,gradients=cpu", "optimizer=file",
+                              "optimizer=cpu,gradients=cpu,parameters=cpu"}) {
+      StepSetup step;
+      step.offload = parse_offload(words).offload;
+      if (step.offload.parameters.elsewhere() && stage < 3) continue;
+      step.ranks = 8;
+      step.stage = stage;
+      step.policy = policy_named("bf16-mixed");
+      step.work = {.tokens = 4096, .sequence = 2048};
+      const double closed = step_time(model, step, cluster).seconds();
+      const double simulated = simulated_seconds(model, step, cluster);
+      // A fraction is reached by whole units, which the closed form does not know.
+      EXPECT_NEAR(closed / simulated, 1, step.offload.optimizer.fraction < 1 ? 0.06 : 0.02) << stage << " " << words;
+      step.offload = {};
+      EXPECT_GT(closed, 1.2 * step_time(model, step, cluster).seconds()) << stage << " " << words;
+    }
+  }
 }
 
 // SimuMax's rows with context parallelism over all eight ranks: to the optimizer, ZeRO-1 over eight. The exchanges of
