@@ -9,8 +9,10 @@
 #include <string_view>
 #include <tuple>
 
+#include "planner/offload.h"
 #include "tests/support/device_client.h"
 #include "tests/support/run_ranks.h"
+#include "tests/support/temporary_folder.h"
 #include "tests/support/thread_exchange.h"
 
 namespace shardplan::test {
@@ -77,6 +79,41 @@ TEST_P(OnLazyDevice, EveryStageEqualsTheReference) {
     }
   }
 }
+
+// What streams have not done yet must not be written to the file, and what they still read not be overwritten from it.
+class OffloadOnLazyDevice : public ::testing::TestWithParam<std::tuple<const char*, int>> {};  // placement, stage
+
+TEST_P(OffloadOnLazyDevice, EqualsTheReference) {
+  const auto& [placement, stage] = GetParam();
+  const Catalog catalog = odd_catalog();
+  for (const char* precision : {"bf16-mixed", "bf16"}) {
+    shardplan::Setup setup;
+    setup.policy = policy_named(precision);
+    setup.world_size = 4;
+    setup.stage = stage;
+    setup.accumulation = 2;
+    setup.cadence = Cadence::micro_batch;
+    const Script script{.seed = 11, .micro_batches = {2, 1, 2}, .poisons = {}, .silent_unit = 3};
+    ZeroOptions options;
+    options.groups = {{.match = "*", .values = {.learning_rate = 1e-2}}};
+    options.clip_norm = 0.5;
+    options.initial_values = synthetic_values;
+    const Trained expected = run_reference(catalog, setup, options, script);
+    options.kernels = &lazy_kernels();
+    setup.offload = parse_offload(placement).offload;
+    setup.offload.block_elements = 2048;
+    const test_support::TemporaryFolder folder;
+    options.offload.folder = folder.path();
+    SCOPED_TRACE(precision);
+    expect_outcome(catalog, make_step_plan(catalog, setup), options, script, expected);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Placements, OffloadOnLazyDevice,
+                         ::testing::Combine(::testing::Values("optimizer=cpu", "gradients=cpu", "parameters=cpu",
+                                                              "optimizer=file", "gradients=file", "parameters=file",
+                                                              "optimizer=file,gradients=file,parameters=file"),
+                                            ::testing::Values(0, 1, 2, 3)));
 
 INSTANTIATE_TEST_SUITE_P(StagesAndTransports, OnLazyDevice,
                          ::testing::Combine(::testing::Values(0, 1, 2, 3),

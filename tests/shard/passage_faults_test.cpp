@@ -438,5 +438,42 @@ TEST(PassageFaults, AVisitorThatThrowsLeavesNothingBehind) {
   EXPECT_EQ(difference(run.outcome, expected), "");
 }
 
+// The same between the last micro-batch and the step, which must not meet the unit that was looked at, and after it.
+TEST(PassageFaults, AVisitorThatThrowsBeforeTheStepLeavesNothingBehind) {
+  for (const char* placement : {kAll, "parameters=file", "optimizer=file"}) {
+    const shardplan::Setup setup = trial_setup(placement, "bf16", 0);
+    // Every gradient is zero: weights decay.
+    const auto digest_after = [&](std::uint64_t visits) {
+      Trial run(setup);
+      std::uint64_t digest = 0;
+      run.with(2, [&](ZeroOptimizer& optimizer, SyntheticClient&) {
+        const std::uint64_t units = run.plan.layout.units;
+        optimizer.begin(ProgramKind::last_micro_batch);
+        for (std::uint64_t unit = 0; unit < 2 * units; ++unit) {
+          const bool forward = unit < units;
+          optimizer.enter(forward ? unit : 2 * units - 1 - unit, forward ? Pass::forward : Pass::backward);
+          optimizer.leave(forward ? unit : 2 * units - 1 - unit);
+        }
+        std::uint64_t left = visits;
+        const auto visit = [&](const StateRange&, const ConstElements&) {
+          if (left-- == 0) throw std::runtime_error("enough");
+        };
+        if (visits > 0) {
+          EXPECT_THROW(optimizer.visit_state(visit), std::runtime_error);
+        }
+        EXPECT_FALSE(optimizer.step().skipped);
+        SavedState saved(run.catalog);
+        saved.save(optimizer);
+        digest = saved.digest();
+      });
+      return digest;
+    };
+    const std::uint64_t expected = digest_after(0);
+    for (std::uint64_t visits = 1; visits < 40; visits += 3) {
+      EXPECT_EQ(digest_after(visits), expected) << placement << ", visit " << visits;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace shardplan::test

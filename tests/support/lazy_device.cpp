@@ -18,11 +18,10 @@ LazyStream& lazy(Stream& stream) {
 
 class LazyEvent final : public Event {
  public:
-  bool reached() const override {
+  bool reached() const override { return stream == nullptr || stream->has_run(position); }
+  void wait() override {
     if (stream != nullptr) stream->run_until(position);
-    return true;
   }
-  void wait() override { reached(); }
 
   LazyStream* stream = nullptr;
   std::uint64_t position = 0;
@@ -52,8 +51,19 @@ class LazyMemory final : public Memory {
   LazyDevice& device_;
 };
 
+// Host memory that somebody else has.
+class BorrowedMemory final : public Memory {
+ public:
+  BorrowedMemory(std::byte* data, const MemoryRequest& request) : Memory(data, request) {}
+  void handed_out(std::uint64_t, Bytes, std::string_view) override {}
+  void given_back(std::uint64_t, Bytes) override {}
+};
+
 std::unique_ptr<Memory> LazyDevice::allocate(const MemoryRequest& request) {
-  if (request.tier != MemoryTier::device) return cpu_.allocate(request);
+  if (request.tier != MemoryTier::device) {
+    std::byte* const bytes = std::exchange(next_, nullptr);
+    return bytes == nullptr ? cpu_.allocate(request) : std::make_unique<BorrowedMemory>(bytes, request);
+  }
   std::unique_ptr<Memory> owned;
   std::byte* bytes = std::exchange(next_, nullptr);
   if (bytes == nullptr) {

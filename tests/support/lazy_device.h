@@ -51,6 +51,7 @@ class LazyStream final : public Stream {
   std::uint64_t position() const { return put_; }
   // Runs the first `count` works that were ever put here, but for those that have run.
   void run_until(std::uint64_t count);
+  bool has_run(std::uint64_t count) const { return done_ >= count; }
   LazyDevice& device() const { return device_; }
 
  private:

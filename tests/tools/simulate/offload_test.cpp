@@ -52,7 +52,9 @@ Simulation simulated(const Setup& setup, const SimulationOptions& options, const
 
 void expect_plan(const char* name, const Setup& setup, const char* frozen = "") {
   Model model = preset_model(name).value();
-  if (*frozen != 0) ASSERT_GT(freeze(model.catalog, frozen), 0U);
+  if (*frozen != 0) {
+    ASSERT_GT(freeze(model.catalog, frozen), 0U);
+  }
   const StepPlan plan = make_step_plan(model.catalog, setup);
   for (const SimulatedRank& rank : simulate(model, plan, options_of()).ranks) {
     ASSERT_EQ(rank.error, "");
