@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "base/checked.h"
 #include "base/error.h"
 #include "planner/cost/module_cost.h"
 
@@ -109,11 +110,23 @@ std::vector<UnitRunSeconds> unit_seconds(const Model& model, const Work& work, c
       UnitRunSeconds unit{count, cost.between_modules(*modules, run.numbered)};
       for (const Module& module : *modules) unit.each += cost.seconds(module, frozen.is_trainable(module));
       if (!gradient_flows) unit.each.backward = 0;
+      const auto uses = static_cast<double>(run.numbered ? model.architecture.block_uses : 1);
+      unit.each = {uses * unit.each.forward, uses * unit.each.backward};
       runs.push_back(unit);
       done += count;
     }
   }
   return runs;
+}
+
+std::uint64_t row_tokens(const Model& model, std::uint64_t text, std::uint64_t image_height,
+                         std::uint64_t image_width) {
+  if (model.catalog.family != "Flux2Transformer2DModel") return text;
+  constexpr std::uint64_t kPixelsOfToken = 16;  // of a side: latents of 8, two by two
+  const auto side = [&](std::uint64_t pixels) {
+    return pixels == 0 ? model.architecture.image_side : pixels / kPixelsOfToken;
+  };
+  return text + checked_multiply(side(image_height), side(image_width));
 }
 
 const PassSeconds& seconds_of_unit(const std::vector<UnitRunSeconds>& runs, std::uint64_t unit) {
@@ -137,7 +150,8 @@ PassSeconds sum(const std::vector<UnitRunSeconds>& runs) {
 double forward_flops(const Model& model, const Work& work) {
   double flops = 0;
   for (const ModuleRun& run : model.modules) {
-    for (const Module& module : run.modules) flops += static_cast<double>(run.count) * useful_flops(module, work);
+    const auto uses = static_cast<double>(run.count * (run.numbered ? model.architecture.block_uses : 1));
+    for (const Module& module : run.modules) flops += uses * useful_flops(module, work);
   }
   if (!model.modules.empty()) return flops;
   for (const UnitRun& run : model.catalog.runs) {

@@ -48,6 +48,10 @@ struct UnitRunSeconds {
 // Unit after unit, equal ones in a row together. What is frozen, the catalog says. A model without modules costs 2 flops
 // per parameter and token forward and 4 backward (Kaplan et al. 2020, arXiv 2001.08361, sec. 2.1). Throws ConfigError
 // where the cluster's GPU does not say how fast it is.
+// Tokens of one sample's row: the text's, and where blocks see text and image in one row (FLUX.2) the image's. Pixels; 0: of
+// the size that the model was made for.
+std::uint64_t row_tokens(const Model& model, std::uint64_t text, std::uint64_t image_height, std::uint64_t image_width);
+
 std::vector<UnitRunSeconds> unit_seconds(const Model& model, const Work& work, const Cluster& cluster);
 const PassSeconds& seconds_of_unit(const std::vector<UnitRunSeconds>& runs, std::uint64_t unit);
 PassSeconds sum(const std::vector<UnitRunSeconds>& runs);

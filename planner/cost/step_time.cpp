@@ -246,13 +246,44 @@ StepTime StepTimes::of(const StepSetup& setup) {
   // A collective reads or writes its own rank's part where it lies.
   if (setup.offload.parameters.elsewhere())
     gather = std::max(gather, over_link(setup.offload.parameters, setup.policy.parameter, true, 3));
-  if (setup.offload.gradients.elsewhere())
-    reduce = std::max(reduce, over_link(setup.offload.gradients, setup.policy.gradient, false, 2));
-  const double data = gathers * gather + reduces * reduce;
+  // Sums of micro-batches, which are wider, are read and written there by each of them: this rank's part by its reduction,
+  // or all of them by the computation itself, before one reduction at the end.
+  double rounding = 0;
+  double summing = 0;
+  if (setup.offload.gradients.elsewhere()) {
+    const bool sums = setup.micro_batches > 1;
+    const bool sums_reduced = sums && (setup.stage >= 2 || setup.reduces_each);
+    const double part = over_link(setup.offload.gradients, setup.policy.gradient_accumulator, false, 1);
+    if (sums_reduced) rounding = part;
+    if (sums && !sums_reduced) {
+      summing = micro_batches * over_link(setup.offload.gradients, setup.policy.gradient_accumulator, false, 4);
+    }
+    reduce =
+        std::max(reduce, sums_reduced ? part : over_link(setup.offload.gradients, setup.policy.gradient, false, 1));
+  }
+  // Of each pass: a gather, or below stage 3 a copy of what lies elsewhere.
+  const bool copied = setup.stage < 3 && setup.offload.parameters.elsewhere();
+  const double fetch = setup.stage == 3 ? gather
+                       : copied         ? over_link(setup.offload.parameters, setup.policy.parameter, true, 4)
+                                        : 0;
+  const double data = (copied ? 2 * micro_batches * fetch : gathers * gather) + reduces * reduce + rounding;
   const double busy = time.computing + micro_batches * waits;
+  double exposed = std::max(data - busy, 0.0);
+  if (setup.offload.parameters.elsewhere() || setup.offload.gradients.elsewhere()) {
+    // Long enough to be seen which pass hides them.
+    const double backward = passes.backward + setup.recomputed * passes.forward + summing / micro_batches;
+    const double in_forward = std::max(fetch - passes.forward, 0.0);
+    const double with_reduction = std::max(fetch + reduce - backward, 0.0);
+    const double without = std::max(fetch - backward, 0.0);
+    exposed = std::max(exposed, rounding + micro_batches * in_forward + reduces * with_reduction +
+                                    (micro_batches - reduces) * without);
+  }
+  time.computing += summing;
   time.communicating = micro_batches * waits;
-  time.communicating += setup.overlapped ? std::max(data - busy, 0.0) + 2 * traffic.largest : data;
+  time.communicating += setup.overlapped ? exposed + 2 * traffic.largest : data;
   time.updating = update_seconds_of(setup);
+  // A unit is gathered while the next ones are updated.
+  if (copied && setup.ranks > 1) time.communicating += std::max(gathers * gather - time.updating, 0.0);
   return time;
 }
 

@@ -335,7 +335,8 @@ Modules albert_layer(ModelConfig& config, const Architecture& a, const EncoderDr
 }
 
 void albert(ModelConfig& config, ModelBuilder& model) {
-  const Architecture a = read_decoder(config, kAlbert);
+  Architecture a = read_decoder(config, kAlbert);
+  a.block_uses = std::max<std::uint64_t>(a.layers / std::max<std::uint64_t>(config.size("num_hidden_groups", 1), 1), 1);
   const std::uint64_t width = config.size("embedding_size", 128);
   const std::string function = config.text("hidden_act", "gelu_new");
   const std::string_view head = config.head().suffix;

@@ -27,6 +27,7 @@ struct Architecture {
   std::uint64_t kv_heads = 0;
   std::uint64_t head_size = 0;
   std::uint64_t max_positions = 0;
+  std::uint64_t block_uses = 1;  // of each numbered block in a forward: ALBERT's layers share blocks
   std::uint64_t image_side = 0;  // pixels, or latent ones, of the images that it was made for
   bool operator==(const Architecture&) const = default;
 };

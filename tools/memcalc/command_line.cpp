@@ -27,8 +27,9 @@ constexpr const char* kFitFooter = R"(Examples:
   memcalc fit llama-3.1-8b --gpus 8 --zero 3 --gpu a100-80gb --seq 8192 --ask micro-batch
   memcalc fit llama-3.1-70b --gpus 512 --gpu h100-80gb --seq 8192 --global-batch 1024 --profile megatron
 
-Varied: --zero, --tp, --pp, --cp, --ep, --virtual-stages, --sequence-parallel, --replicate, --micro-batch and
---recompute. One whose flag is given is not.
+Varied: --zero, --tp, --pp, --cp, --ep, --virtual-stages, --sequence-parallel, --replicate, --micro-batch, --recompute
+and --offload (engine shardplan: optimizer states, gradients too, parameters too, in host memory). One whose flag is given
+is not.
 
 Exit status: 0 something fits, 1 nothing does, 2 the command line is wrong, 3 an input file or a model is bad.)";
 

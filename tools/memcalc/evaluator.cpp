@@ -305,8 +305,9 @@ StepTime Evaluator::time(const PlanOptions& options) {
   step.virtual_stages = parallel.virtual_stages;
   step.schedule = resolved_schedule(parallel);
   step.offload = setup.offload;
-  step.work = {.tokens = checked_multiply(client.micro_batch, client.sequence) / parallel.context,
-               .sequence = client.sequence,
+  const std::uint64_t row = row_tokens(model_, client.sequence, client.image_height, client.image_width);
+  step.work = {.tokens = checked_multiply(client.micro_batch, row) / parallel.context,
+               .sequence = row,
                .compute = setup.policy.compute,
                .gradient = setup.policy.gradient,
                .accumulates = setup.accumulation > 1,

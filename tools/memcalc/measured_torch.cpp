@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <boost/json.hpp>
 
+#include "base/checked.h"
 #include "planner/formats/read_model.h"
 #include "tools/memcalc/measured_programs.h"
 #include "tools/memcalc/measured_rows.h"
@@ -124,11 +125,14 @@ void set_images(const json::object& train, ProgramRun& run) {
   options.sequence = count_of(train, "max_sequence_length", 512);
   options.client.image_height = options.client.image_width = count_of(train, "resolution", 512);
   options.client.empties_cache = true;  // behind each evaluation; between them all steps are alike
-  const std::uint64_t kept =
-      prompts->as_array().size() - count_of(train, "valid_size", 2) - count_of(train, "test_size", 4);
+  const std::uint64_t all = prompts->as_array().size();
+  const std::uint64_t held_back = checked_add(count_of(train, "valid_size", 2), count_of(train, "test_size", 4));
+  if (all <= held_back) throw NotPredicted(fmt::format("of its {} images {} are held back", all, held_back));
+  const std::uint64_t kept = all - held_back;
   const std::uint64_t side = options.client.image_height / 16;
-  const std::uint64_t texts = kept * *options.sequence * 7680;  // three layers of Qwen3-4B
-  const std::uint64_t latents = kept * 128 * side * side;
+  // Three layers of Qwen3-4B.
+  const std::uint64_t texts = checked_multiply(checked_multiply(kept, *options.sequence), 7680);
+  const std::uint64_t latents = checked_multiply(checked_multiply(kept, 128), checked_multiply(side, side));
   run.beside = bytes_for(DType::f32, parameter_elements(find_model("dinov2-base").catalog)) + kHalf * (texts + latents);
 }
 
@@ -143,12 +147,15 @@ ProgramRun peft_run(const json::object& row) {
   const json::object* train = object_of(row, "train_config");
   if (train == nullptr) throw NotPredicted("it says no train_config");
   if (flag_of(*train, "compile") || flag_of(*train, "use_amp")) throw NotPredicted("compiled, or autocast");
+  const std::string optimizer = text_of(*train, "optimizer_type");
+  if (optimizer != "AdamW") throw NotPredicted(fmt::format("optimizer {} is not known here: AdamW is", optimizer));
+  const json::object* passed = object_of(*train, "optimizer_kwargs");
   ProgramRun run = single_gpu(row, Profile::hf_sdpa);
   PlanOptions& options = run.options;
   run.field = "peak_reserved";
   run.measured = number_of(row, "accelerator_memory_max_bytes");
   options.client.fresh_gradients = true;
-  options.client.roots_at_once = text_of(*train, "optimizer_type") == "AdamW";
+  options.client.roots_at_once = passed == nullptr || !flag_of(*passed, "fused");  // torch's own choice is foreach
   options.gpu = "l40s";
   options.micro_batch = count_of(*train, "batch_size", 4);
   if (text_of(row, "id").find("image-gen") == std::string::npos) {

@@ -82,19 +82,19 @@ std::vector<std::uint64_t> SearchSpace::replicas(const Structure& structure) con
   return counts;
 }
 
-// Below stage 3 parameters are whole on every rank: they stay. Stage 0 shares out nothing that could go.
-std::span<const std::string_view> SearchSpace::offloads(const Structure& structure) const {
+// Whole classes in host memory, the dearest last.
+std::span<const std::string_view> SearchSpace::offloads() const {
   static constexpr std::array<std::string_view, 4> kChoices{"", "optimizer=cpu", "optimizer=cpu,gradients=cpu",
                                                             "optimizer=cpu,gradients=cpu,parameters=cpu"};
   if (!varied("--offload") || base_.engine != Engine::shardplan) return std::span(kChoices).first(1);
-  return std::span(kChoices).first(structure.stage == 0 ? 1 : structure.stage == 3 ? 4 : 3);
+  return kChoices;
 }
 
 void SearchSpace::add_states(const Structure& axes) {
   Structure structure = axes;
   for (const int stage : varied("--zero") ? std::vector<int>{0, 1, 2, 3} : std::vector{base_.setup.stage}) {
     structure.stage = stage;
-    for (const std::string_view offload : offloads(structure)) {
+    for (const std::string_view offload : offloads()) {
       structure.offload = offload;
       for (const std::uint64_t replicate : replicas(structure)) {
         structure.replicate = replicate;

@@ -66,7 +66,7 @@ class SearchSpace {
   void add_axes();
   void add_states(const Structure& axes);
   std::vector<std::uint64_t> replicas(const Structure& structure) const;
-  std::span<const std::string_view> offloads(const Structure& structure) const;
+  std::span<const std::string_view> offloads() const;
 
   const PlanOptions& base_;
   const FitOptions& question_;

@@ -22,19 +22,21 @@ namespace {
 // Each has a stack of its own, which takes two of the 65,530 mappings that Linux lets a process have (vm.max_map_count).
 constexpr std::uint64_t kMostRanks = 32'000;
 constexpr std::uint64_t kDefaultSequence = 2048;
+constexpr std::uint64_t kDefaultImageText = 512;  // as planner/activations has it
 
 std::uint64_t sequence_of(const PlanOptions& options, const Model& model, std::vector<std::string>& notes) {
   if (options.sequence) return *options.sequence;
-  std::uint64_t sequence = kDefaultSequence;
+  std::uint64_t sequence = model.catalog.family == "Flux2Transformer2DModel" ? kDefaultImageText : kDefaultSequence;
   const std::uint64_t positions = model.architecture.max_positions;
   if (positions > 0) sequence = std::min(sequence, positions);
   notes.push_back(fmt::format("no --seq: taken as {}", sequence));
   return sequence;
 }
 
-Work work_of(const PlanOptions& options, std::uint64_t sequence) {
-  return {.tokens = checked_multiply(options.micro_batch, sequence),
-          .sequence = sequence,
+Work work_of(const PlanOptions& options, const Model& model, std::uint64_t sequence) {
+  const std::uint64_t row = row_tokens(model, sequence, options.client.image_height, options.client.image_width);
+  return {.tokens = checked_multiply(options.micro_batch, row),
+          .sequence = row,
           .compute = options.setup.policy.compute,
           .gradient = options.setup.policy.gradient};
 }
@@ -168,7 +170,7 @@ Simulated understood(const PlanOptions& options, const SimulateOptions& simulate
   // What sees no tokens has as many as its images say.
   if (model.architecture.vocabulary > 0) simulated.options.sequence = sequence;
   if (!options.gpu) simulated.options.gpu = simulated.cluster.gpu.name;
-  simulated.work = work_of(options, sequence);
+  simulated.work = work_of(options, model, sequence);
   simulated.gpus_per_node = options.gpus_per_node.value_or(simulated.cluster.gpus_per_node);
   if (options.setup.offload.any()) add_links(options.setup.offload, simulated);
   return simulated;

@@ -41,13 +41,9 @@ std::string words_of(const json::object& setup) {
          (setup.at("offload").is_null() ? "" : " --offload " + std::string(setup.at("offload").as_string()));
 }
 
-// Those of engine shardplan's set-ups of a stage, as flags.
-std::vector<std::string> offloads(int stage) {
-  std::vector<std::string> words{""};
-  if (stage >= 1) words.insert(words.end(), {" --offload optimizer=cpu", " --offload optimizer=cpu,gradients=cpu"});
-  if (stage == 3) words.emplace_back(" --offload optimizer=cpu,gradients=cpu,parameters=cpu");
-  return words;
-}
+// Those of engine shardplan's set-ups, as flags.
+const std::vector<std::string> kOffloads{"", " --offload optimizer=cpu", " --offload optimizer=cpu,gradients=cpu",
+                                         " --offload optimizer=cpu,gradients=cpu,parameters=cpu"};
 
 class FitTest : public testing::Test {
  protected:
@@ -83,7 +79,7 @@ TEST_F(FitTest, BestIsWhatBruteForceFinds) {
   for (int stage = 0; stage <= 3; ++stage) {
     for (const char* recompute : {"none", "every=2", "full"}) {
       for (std::uint64_t micro_batch = 1; micro_batch <= 8; micro_batch *= 2) {
-        for (const std::string& offload : offloads(stage)) {
+        for (const std::string& offload : kOffloads) {
           const std::string words = "--zero " + std::to_string(stage) + " --tp 1 --pp 1 --micro-batch " +
                                     std::to_string(micro_batch) + " --grad-accum " + std::to_string(8 / micro_batch) +
                                     " --recompute " + recompute + offload;
@@ -117,7 +113,7 @@ TEST_F(FitTest, BestOverRanksIsWhatBruteForceFinds) {
     const std::uint64_t sequences = 8 / (4 / (tensor * pipeline));
     for (const char* recompute : {"none", "selective", "full"}) {
       for (std::uint64_t micro_batch = 1; micro_batch <= sequences; micro_batch *= 2) {
-        for (const std::string& offload : offloads(1)) {
+        for (const std::string& offload : kOffloads) {
           const std::string words = "--zero 1 --tp " + std::to_string(tensor) +
                                     (tensor > 1 ? " --sequence-parallel" : "") + " --pp " + std::to_string(pipeline) +
                                     " --micro-batch " + std::to_string(micro_batch) + " --grad-accum " +

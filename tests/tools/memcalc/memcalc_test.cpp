@@ -319,6 +319,16 @@ TEST(MemcalcSimulate, TheFieldsThatScriptsRead) {
   EXPECT_EQ(answer.at("errors"), json::array{});
 }
 
+// Blocks see an image beside the text.
+TEST(Memcalc, SimulatesWhatBlocksSee) {
+  const auto seconds = [](const std::string& words) {
+    return simulate(words + " --gpus 1 --gpu h200-141gb --zero 1").at("virtual_step_seconds").to_number<double>();
+  };
+  const double small = seconds("flux2-klein-4b --seq 512 --image-size 512x512");
+  EXPECT_GT(seconds("flux2-klein-4b --seq 512 --image-size 1024x1024"), 2 * small);
+  EXPECT_EQ(seconds("flux2-klein-4b --image-size 512x512"), small);
+}
+
 TEST(Memcalc, SimulatesWhatIsOffloaded) {
   const json::object answer =
       simulate("gpt2 --gpus 2 --zero 1 --seq 512 --gpu h100-80gb --offload optimizer=file@0.5,gradients=cpu");

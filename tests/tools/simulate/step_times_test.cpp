@@ -90,6 +90,35 @@ TEST(SimulatedStepTimes, OffloadInClosedFormIsNear) {
   }
 }
 
+// Over micro-batches, whose sums cross the link too, and where one GPU has all there is.
+TEST(SimulatedStepTimes, OffloadedSumsInClosedFormAreNear) {
+  const Model model = find_model("llama-2-7b");
+  const Cluster cluster = require_cluster("h100", gpu_table());
+  for (const std::uint64_t ranks : {1U, 8U}) {
+    for (const int stage : {0, 1, 2, 3}) {
+      for (const std::uint64_t micro_batches : {1U, 4U, 8U}) {
+        for (const std::uint64_t tokens : {2048U, 16384U}) {
+          for (const char* words :
+               {"optimizer=cpu", "optimizer=cpu,gradients=cpu", "optimizer=cpu,gradients=cpu,parameters=cpu"}) {
+            StepSetup step;
+            step.offload = parse_offload(words).offload;
+            step.ranks = ranks;
+            step.stage = stage;
+            step.micro_batches = micro_batches;
+            step.policy = policy_named("bf16-mixed");
+            step.work = {.tokens = tokens, .sequence = 2048, .accumulates = micro_batches > 1};
+            const double closed = step_time(model, step, cluster).seconds();
+            const double simulated = simulated_seconds(model, step, cluster);
+            EXPECT_NEAR(closed / simulated, 1, step.offload.parameters.elsewhere() ? 0.20 : 0.13)
+                << ranks << " ranks, stage " << stage << ", " << micro_batches << " x " << tokens << " tokens, "
+                << words;
+          }
+        }
+      }
+    }
+  }
+}
+
 // SimuMax's rows with context parallelism over all eight ranks: to the optimizer, ZeRO-1 over eight. The exchanges of
 // tokens and heads around attention are left out; planner/cost says that they are a few per cent.
 TEST(SimulatedStepTimes, GoldenRowsThatAreZeroToTheOptimizerAreNear) {
