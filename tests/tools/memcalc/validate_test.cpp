@@ -92,7 +92,7 @@ constexpr Bounds kBounds[] = {
     {"litgpt.json", "peak_allocated", 5, kAny, kAny},    {"torchtune.json", "peak_allocated", 5, kAny, kAny},
     {"torchtitan.json", "peak_reserved", 5, kAny, kAny}, {"peft.json", "peak_reserved", 5, kAny, kAny}};
 
-TEST(Validate, PublishedRunsAreWithinBounds) {
+TEST(ValidateGolden, PublishedRunsAreWithinBounds) {
   const char* folder = std::getenv("SHARDPLAN_GOLDEN");
   ASSERT_NE(folder, nullptr) << "SHARDPLAN_GOLDEN is not set";
   const Outcome outcome = memcalc("validate " + std::string(folder) + "/measured --json");
