@@ -190,7 +190,7 @@ PassSeconds StepTimes::slowest_stage(const StepSetup& setup) {
 double StepTimes::shard_elements(const StepSetup& setup, bool held, int sharded_from) const {
   const std::uint64_t shards =
       setup.stage >= sharded_from ? std::max<std::uint64_t>(setup.ranks / setup.replicas, 1) : 1;
-  const double whole = static_cast<double>(held ? elements_ : trainable_);
+  const auto whole = static_cast<double>(held ? elements_ : trainable_);
   return whole / static_cast<double>(setup.tensor_ranks * setup.stages * shards);
 }
 

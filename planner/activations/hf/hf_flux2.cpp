@@ -197,7 +197,7 @@ Value condition_of(ForwardContext& context, const std::string& base) {
     const Value waves = context.tape.allocate("to", {context.batch(), features}, context.setup.policy.compute);
     return embedder(unit, name + which, waves);
   };
-  const Value time = level(".timestep_embedder");
+  Value time = level(".timestep_embedder");
   if (!unit.has(name + ".guidance_embedder.linear_1")) return time;
   return add(time, level(".guidance_embedder"));
 }
