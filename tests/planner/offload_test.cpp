@@ -12,6 +12,7 @@
 
 #include "planner/arena_plan.h"
 #include "planner/report.h"
+#include "tests/planner/offloaded_setup.h"
 #include "tests/support/catalogs.h"
 #include "tests/support/config_error.h"
 
@@ -33,7 +34,7 @@ TEST(OffloadWords, ClassesTiersFractionsAndFolders) {
 }
 
 TEST(OffloadWords, WhatTheyDoNotKnowIsNamed) {
-  for (const auto& [text, expected] : std::array<std::pair<const char*, const char*>, 12>{
+  for (const auto& [text, expected] : std::array<std::pair<const char*, const char*>, 13>{
            {{"", "not CLASS=TIER"},
             {"optimizer", "not CLASS=TIER"},
             {"optimizer=cpu,", "not CLASS=TIER"},
@@ -41,6 +42,7 @@ TEST(OffloadWords, WhatTheyDoNotKnowIsNamed) {
             {"optimizer=disk", "expected cpu, file or file:FOLDER"},
             {"optimizer=cpu:/mnt", "expected cpu, file or file:FOLDER"},
             {"optimizer=", "expected cpu, file or file:FOLDER"},
+            {"optimizer=file:", "names no folder"},
             {"optimizer=cpu@", "no fraction"},
             {"optimizer=cpu@0", "no fraction"},
             {"optimizer=cpu@1.5", "no fraction"},
@@ -58,15 +60,6 @@ TEST(OffloadWords, FoldersOfAllClassesAreOne) {
   EXPECT_EQ(file_folder(parse_offload("optimizer=cpu")), "");
   expect_config_error([] { file_folder(parse_offload("optimizer=file:/a,parameters=file:/b")); }, "--offload", "",
                       "expected one");
-}
-
-shardplan::Setup setup_of(const std::string& offload, int stage, std::uint64_t world) {
-  shardplan::Setup setup;
-  setup.stage = stage;
-  setup.world_size = world;
-  setup.ema = true;
-  setup.offload = parse_offload(offload).offload;
-  return setup;
 }
 
 using Placed = std::tuple<Tier, BufferRole>;
@@ -117,7 +110,7 @@ TEST(OffloadPlan, EveryClassIsWhereItWasPut) {
       const bool file = stage % 2 == 1;
       const char* const others =
           file ? "optimizer=file,gradients=file,parameters=file" : "optimizer=file,gradients=cpu,parameters=cpu";
-      shardplan::Setup setup = setup_of(others, stage, 8);
+      shardplan::Setup setup = offloaded_setup(others, stage, 8);
       const StepPlan plan = make_step_plan(catalog, setup);
       setup.offload = {};
       const std::map<Placed, Bytes> plain = placed_bytes(make_step_plan(catalog, setup));
@@ -138,7 +131,7 @@ TEST(OffloadPlan, EveryClassIsWhereItWasPut) {
 // Pages of 4096 B and nothing more: no power of two, no reserve.
 TEST(OffloadPlan, TheFileHasWholePagesAndTheRingAHandfulOfBlocks) {
   for (const Catalog& catalog : known_catalogs()) {
-    const StepPlan plan = make_step_plan(catalog, setup_of("optimizer=file", 1, 8));
+    const StepPlan plan = make_step_plan(catalog, offloaded_setup("optimizer=file", 1, 8));
     std::uint64_t blocks = 0;
     Bytes largest;
     for (std::uint64_t unit = 0; unit < plan.layout.units; ++unit) {
@@ -184,7 +177,8 @@ TEST(OffloadPlan, AFractionIsTheFewestFirstUnitsThatHoldIt) {
   for (const Catalog& catalog : known_catalogs()) {
     for (const double fraction : {0.01, 0.3, 0.5, 0.99}) {
       for (const char* tier : {"cpu", "file"}) {
-        const StepPlan plan = make_step_plan(catalog, setup_of(fmt::format("optimizer={}@{}", tier, fraction), 1, 8));
+        const StepPlan plan =
+            make_step_plan(catalog, offloaded_setup(fmt::format("optimizer={}@{}", tier, fraction), 1, 8));
         std::uint64_t total = 0;
         std::uint64_t away = 0;
         std::uint64_t last = 0;  // of the last unit that is away
@@ -215,7 +209,7 @@ TEST(OffloadPlan, AFractionIsTheFewestFirstUnitsThatHoldIt) {
 TEST(OffloadPlan, UpdatesFetchAndEvictAndParametersAreFetchedWhereTheyAreNotSharded) {
   const Catalog catalog = known_catalogs().front();
   for (int stage = 0; stage <= 3; ++stage) {
-    const StepPlan plan = make_step_plan(catalog, setup_of("optimizer=file@0.5,parameters=cpu", stage, 4));
+    const StepPlan plan = make_step_plan(catalog, offloaded_setup("optimizer=file@0.5,parameters=cpu", stage, 4));
     std::uint64_t fetched = 0;
     std::optional<Operation> before;
     for_each_operation(plan.programs[static_cast<std::size_t>(ProgramKind::update)], [&](const Operation& operation) {
@@ -244,7 +238,7 @@ TEST(OffloadPlan, UpdatesFetchAndEvictAndParametersAreFetchedWhereTheyAreNotShar
 
 TEST(OffloadPlan, TheReportAndTheExplanationAreThePlans) {
   const Catalog catalog = known_catalogs().front();
-  const StepPlan plan = make_step_plan(catalog, setup_of("optimizer=file,gradients=cpu", 2, 8));
+  const StepPlan plan = make_step_plan(catalog, offloaded_setup("optimizer=file,gradients=cpu", 2, 8));
   const RankReport rank = report_shardplan(catalog, plan).ranks.front();
   EXPECT_EQ(rank.host.pinned, plan.pinned.bytes);
   EXPECT_EQ(rank.host.total, plan.pinned.bytes);
@@ -258,7 +252,7 @@ TEST(OffloadPlan, TheReportAndTheExplanationAreThePlans) {
 
 TEST(OffloadPlan, DifferentPlacementsHaveDifferentHashesAndNoOffloadHasNoHostMemory) {
   const Catalog catalog = known_catalogs().front();
-  const auto hash = [&](const char* offload) { return make_step_plan(catalog, setup_of(offload, 1, 2)).hash; };
+  const auto hash = [&](const char* offload) { return make_step_plan(catalog, offloaded_setup(offload, 1, 2)).hash; };
   EXPECT_NE(hash("optimizer=cpu"), hash("optimizer=file"));
   EXPECT_NE(hash("optimizer=cpu"), hash("optimizer=cpu@0.5"));
   shardplan::Setup plain;
@@ -271,14 +265,15 @@ TEST(OffloadPlan, DifferentPlacementsHaveDifferentHashesAndNoOffloadHasNoHostMem
 TEST(OffloadPlan, WhatTheRuntimeCannotCarryOutIsRefused) {
   const Catalog catalog = known_catalogs().front();
   const auto refused = [&](const char* offload, int stage, std::uint64_t world, const char* expected) {
-    expect_config_error([&] { make_step_plan(catalog, setup_of(offload, stage, world)); }, "--offload", "", expected);
+    expect_config_error([&] { make_step_plan(catalog, offloaded_setup(offload, stage, world)); }, "--offload", "",
+                        expected);
   };
   for (const char* part : {"parameters=cpu@0.5", "parameters=file@0.5"}) {
     refused(part, 1, 8, "expected parameters=cpu or file, all of them");
     refused(part, 3, 1, "expected parameters=cpu or file, all of them");
-    EXPECT_NO_THROW(make_step_plan(catalog, setup_of(part, 3, 8)));
+    EXPECT_NO_THROW(make_step_plan(catalog, offloaded_setup(part, 3, 8)));
   }
-  shardplan::Setup setup = setup_of("optimizer=file", 1, 8);
+  shardplan::Setup setup = offloaded_setup("optimizer=file", 1, 8);
   setup.offload.block_elements = 1000;
   expect_config_error([&] { make_step_plan(catalog, setup); }, "--offload", "", "multiple of 2048");
 }

@@ -13,6 +13,7 @@
 #include "planner/formats/parameter_count.h"
 #include "planner/offload.h"
 #include "planner/report.h"
+#include "tests/planner/offloaded_setup.h"
 #include "tests/support/catalogs.h"
 
 namespace shardplan {
@@ -20,21 +21,12 @@ namespace {
 
 using namespace test_support;  // NOLINT(google-build-using-namespace)
 
-shardplan::Setup setup_of(const std::string& offload, int stage, std::uint64_t world) {
-  shardplan::Setup setup;
-  setup.stage = stage;
-  setup.world_size = world;
-  setup.ema = true;
-  setup.offload = parse_offload(offload).offload;
-  return setup;
-}
-
 // Three slots, each of the largest unit that uses it, every array in whole pages; and what is in the file in as many pieces as
 // it takes, at most 32 of an array.
 TEST(Passage, UnitsPassThroughThreeSlotsOfTheirOwnSize) {
   for (const Catalog& catalog : known_catalogs()) {
     for (const char* placement : {"gradients=file", "gradients=file@0.3,parameters=file", "parameters=file@0.6"}) {
-      shardplan::Setup setup = setup_of(placement, 3, 8);
+      shardplan::Setup setup = offloaded_setup(placement, 3, 8);
       setup.accumulation = 2;
       const StepPlan plan = make_step_plan(catalog, setup);
       Bytes slots_bytes;
@@ -91,7 +83,7 @@ TEST(Passage, UnitsPassThroughThreeSlotsOfTheirOwnSize) {
 // A parameter count is one flat buffer, which no model gathers whole: its figure has the classes and not the slots.
 TEST(Passage, AParameterCountAloneHasNoSlots) {
   const Catalog catalog = catalog_from_parameters(7'000'000'000);
-  const StepPlan plan = make_step_plan(catalog, setup_of("gradients=file,parameters=file", 3, 8));
+  const StepPlan plan = make_step_plan(catalog, offloaded_setup("gradients=file,parameters=file", 3, 8));
   const RankReport rank = report_shardplan(catalog, plan).ranks.front();
   EXPECT_LT(rank.host.total, 1_MiB);
   EXPECT_EQ(rank.file, plan.file.bytes);
@@ -186,7 +178,7 @@ TEST(Passage, WhatIsInTheFileIsFetchedBeforeItsUseAndEvictedAfterIt) {
           if (part && (stage < 3 || world == 1)) continue;
           for (const std::uint64_t accumulation : {1U, 3U}) {
             SCOPED_TRACE(fmt::format("stage {} world {} A {} {}", stage, world, accumulation, placement));
-            shardplan::Setup setup = setup_of(placement, stage, world);
+            shardplan::Setup setup = offloaded_setup(placement, stage, world);
             setup.accumulation = accumulation;
             setup.prefetch = accumulation;
             setup.replicate = stage == 2 && world == 8 ? 2 : 1;

@@ -2,22 +2,16 @@
 // spoil, kernels that fail, a process that is killed. A named error with path and offset; before the commit point nothing
 // has changed, after it the next call finishes the step; in either case with the bits of an undisturbed run.
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <csignal>
 #include <memory>
 #include <string>
 
 #include "base/error.h"
 #include "offload/file_tier.h"
-#include "runtime/failing.h"
 #include "tests/shard/offload_trial.h"
 #include "tests/support/run_ranks.h"
-#include "tests/support/saved_state.h"
 #include "tests/support/whole_grid.h"
 
 namespace shardplan::test {
@@ -26,40 +20,13 @@ namespace {
 TEST(OffloadFaults, EveryFaultAtEveryOperationOfAStep) {
   for (const int threads : {0, 2}) {
     const auto setup = trial_setup("optimizer=file", threads == 0 ? "bf16-mixed" : "fp32", threads == 0 ? 0 : 3);
-    const Trained expected = trial_expected(odd_catalog(), setup);
-    const std::uint64_t operations = operations_of_a_step(setup);
-    ASSERT_GT(operations, 20U);
     for (const TierFault fault : {TierFault::io_error, TierFault::no_space, TierFault::short_write,
                                   TierFault::short_read, TierFault::read_flip}) {
-      std::uint64_t trials = 0;
-      std::uint64_t failures = 0;
-      // The last operations of a step are writes: a fault of reads strikes in the next step then, which is a case too.
-      for (std::uint64_t n = 1; n <= operations && !HasFailure(); n += test_support::whole_grid() ? 1U : 29U) {
-        SCOPED_TRACE(fmt::format("{} threads, fault {}, operation {}", threads, static_cast<int>(fault), n));
-        ++trials;
-        Trial run(setup);
-        run.with(threads, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
-          run.step(optimizer, client, 0);
-          run.tier->arm(fault, n);
-          for (std::uint64_t step = 1; step < kTrialSteps; ++step) {
-            const std::uint64_t before = optimizer.steps_applied();
-            try {
-              run.step(optimizer, client, step);
-            } catch (const IoError& error) {
-              ++failures;
-              EXPECT_EQ(error.path(), run.path());
-              EXPECT_LT(error.offset(), run.plan.file.bytes.count());
-              EXPECT_TRUE(run.tier->struck());
-              EXPECT_TRUE(optimizer.step_interrupted());
-              EXPECT_EQ(optimizer.steps_applied(), before + 1);
-              run.repeat(optimizer, client, step);
-            }
-          }
-          run.outcome.parameters = parameters_of(optimizer);
-        });
-        EXPECT_EQ(difference(run.outcome, expected), "");
-      }
-      EXPECT_EQ(failures, trials) << "fault " << static_cast<int>(fault);
+      fail_transfers(setup, threads, fault, test_support::whole_grid() ? 1 : 29,
+                     [](ZeroOptimizer& optimizer, std::uint64_t before) {
+                       EXPECT_TRUE(optimizer.step_interrupted());
+                       EXPECT_EQ(optimizer.steps_applied(), before + 1);
+                     });
     }
   }
 }
@@ -89,13 +56,7 @@ TEST(OffloadFaults, AWriteThatLiesIsFoundInTheNextStepAndNeverTrainedOn) {
     run.step(optimizer, client, 1);
     ASSERT_TRUE(run.tier->struck());
     for (int attempt = 0; attempt < 3; ++attempt) {
-      try {
-        attempt == 0 ? client.run_step(optimizer, 2) : optimizer.step();
-        ADD_FAILURE() << "trained on a wrong block";
-      } catch (const IoError& error) {
-        EXPECT_EQ(error.path(), run.path());
-        EXPECT_NE(std::string(error.what()).find("checksums differ"), std::string::npos) << error.what();
-      }
+      expect_wrong_block(run, [&] { attempt == 0 ? client.run_step(optimizer, 2) : optimizer.step(); });
     }
   });
 }
@@ -148,17 +109,8 @@ TEST(OffloadFaults, AFileThatIsRemovedOrCutShortEndsTheStepBeforeItsCommit) {
       } else {
         ASSERT_EQ(truncate(run.path().c_str(), 12'345), 0);
       }
-      for (int attempt = 0; attempt < 2; ++attempt) {
-        try {
-          client.run_step(optimizer, 1);
-          ADD_FAILURE() << "stepped without its file";
-        } catch (const IoError& error) {
-          EXPECT_EQ(error.path(), run.path());
-          EXPECT_EQ(error.offset(), removed ? 0U : 12'345U);
-        }
-        EXPECT_FALSE(optimizer.step_interrupted());
-        EXPECT_EQ(optimizer.steps_applied(), 1U);
-      }
+      const std::uint64_t offset = removed ? 0 : 12'345;
+      expect_no_step(run, optimizer, client, offset, offset);
     });
   }
 }
@@ -209,98 +161,15 @@ TEST(OffloadFaults, AFileThatIsCutShortInMidStepIsNamedWithItsOffset) {
 
 // Kernels, copies and waits fail too, in turn, between the transfers.
 TEST(OffloadFaults, EveryKernelFailsOnce) {
-  const auto setup = trial_setup("optimizer=file", "bf16-mixed", 1);
-  const Trained expected = trial_expected(odd_catalog(), setup);
-  std::uint64_t first = 0;
-  std::uint64_t last = 0;
-  std::uint64_t before_commit = 0;
-  std::uint64_t after_commit = 0;
-  for (std::uint64_t fail_at = Countdown::kNever; fail_at <= last && !HasFailure();
-       fail_at = std::max(fail_at, first) + 1) {
-    SCOPED_TRACE(fmt::format("operation {}", fail_at));
-    Trial run(setup);
-    Countdown never;
-    Countdown work(fail_at);
-    FailingDevice device(run.cpu, never, work);
-    run.with(
-        0,
-        [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
-          run.step(optimizer, client, 0);
-          if (fail_at == Countdown::kNever) first = work.count();
-          try {
-            run.step(optimizer, client, 1);
-            if (fail_at == Countdown::kNever) last = work.count();
-          } catch (const Error&) {
-            ++(optimizer.step_interrupted() ? after_commit : before_commit);
-            run.repeat(optimizer, client, 1);
-          }
-          run.step(optimizer, client, 2);
-          run.outcome.parameters = parameters_of(optimizer);
-        },
-        &device);
-    EXPECT_EQ(difference(run.outcome, expected), "");
-  }
-  EXPECT_GT(before_commit, 10U);
-  EXPECT_GT(after_commit, 10U);
+  const Failures failures = fail_kernels(trial_setup("optimizer=file", "bf16-mixed", 1), 1);
+  EXPECT_GT(failures.before_commit, 10U);
+  EXPECT_GT(failures.after_commit, 10U);
 }
 
 // Killed while a block is being written. What resumes takes the file over, trusts none of its bytes, and goes on from the
 // state that was saved.
 TEST(OffloadFaults, AProcessThatIsKilledInMidStepResumesWithTheSameBits) {
-  class Killing final : public ByteTier {
-   public:
-    Killing(const FileTierOptions& options, std::uint64_t& writes) : file_(options), left_(writes) {}
-    std::string name() const override { return file_.name(); }
-    Bytes bytes() const override { return file_.bytes(); }
-    void read(std::uint64_t offset, std::span<std::byte> to) override { file_.read(offset, to); }
-    void write(std::uint64_t offset, std::span<const std::byte> from) override {
-      if (left_ > 0 && --left_ == 0) {
-        file_.write(offset, from.first(from.size() / 2));
-        kill(getpid(), SIGKILL);
-      }
-      file_.write(offset, from);
-    }
-    void flush() override { file_.flush(); }
-    void check() override { file_.check(); }
-
-   private:
-    FileTier file_;
-    std::uint64_t& left_;
-  };
-  const auto setup = trial_setup("optimizer=file");
-  const Trained expected = trial_expected(odd_catalog(), setup);
-  Trial run(setup);
-  SavedState saved(run.catalog);
-  run.with(0, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
-    run.step(optimizer, client, 0);
-    saved.save(optimizer);
-  });
-  for (const std::uint64_t nth : {1U, 7U, 20U}) {
-    const pid_t child = fork();
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-      run_ranks(1, [&](Communicator& world) {
-        std::uint64_t left = 0;
-        ZeroOptions options = trial_options(run.folder.path(), 0);
-        options.offload.make_tier = [&](const FileTierOptions& file) { return std::make_unique<Killing>(file, left); };
-        ZeroOptimizer optimizer(run.catalog, run.plan, run.cpu, {&world, &world}, options);
-        SyntheticClient client(trial_script(), setup, run.plan.layout.units, 0);
-        client.run_step(optimizer, 0);
-        left = nth;
-        client.run_step(optimizer, 1);
-      });
-      _exit(1);
-    }
-    int status = 0;
-    ASSERT_EQ(waitpid(child, &status, 0), child);
-    ASSERT_TRUE(WIFSIGNALED(status)) << status;
-    run.with(2, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
-      saved.load(optimizer);
-      client.run_step(optimizer, 1);
-      client.run_step(optimizer, 2);
-      EXPECT_EQ(parameters_of(optimizer), expected.parameters);
-    });
-  }
+  expect_killed_runs_resume(trial_setup("optimizer=file"), {1, 7, 20});
 }
 
 }  // namespace

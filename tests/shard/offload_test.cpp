@@ -7,6 +7,7 @@
 
 #include <array>
 #include <filesystem>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <string>
@@ -171,6 +172,21 @@ TEST(Offload, AModelWithoutStatesHasNoFile) {
   expect_run(catalog, setup, options_of(), script, expected);
 }
 
+// body(optimizer, world) on each rank of a plan, whose files are in a folder of their own.
+void with_optimizers(const Catalog& catalog, const Setup& setup, const OffloadOptions& how,
+                     const std::function<void(ZeroOptimizer&, Communicator&)>& body) {
+  const StepPlan plan = make_step_plan(catalog, setup);
+  const TemporaryFolder folder;
+  CpuDevice cpu;
+  run_ranks(static_cast<int>(setup.world_size), [&](Communicator& world) {
+    ZeroOptions options = options_of();
+    options.offload = how;
+    options.offload.folder = folder.path();
+    ZeroOptimizer optimizer(catalog, plan, cpu, {&world, &world}, options);
+    body(optimizer, world);
+  });
+}
+
 TEST(Offload, HoweverFilesAreReadAndWrittenTheBitsAreTheSame) {
   struct Way {
     int threads;
@@ -184,16 +200,10 @@ TEST(Offload, HoweverFilesAreReadAndWrittenTheBitsAreTheSame) {
   const Script script = script_of(setup, 2);
   Trained expected = run_reference(catalog, setup, options_of(), script);
   setup.offload = offload_of("optimizer=file,gradients=file,parameters=file");
-  const StepPlan plan = make_step_plan(catalog, setup);
   for (const Way& way : ways) {
-    const TemporaryFolder folder;
-    CpuDevice cpu;
-    run_ranks(1, [&](Communicator& world) {
-      ZeroOptions options = options_of();
-      options.offload = {
-          .folder = folder.path(), .threads = way.threads, .in_flight = 20_KiB, .direct = way.direct, .io = way.io};
-      ZeroOptimizer optimizer(catalog, plan, cpu, {&world, &world}, options);
-      SyntheticClient client(script, setup, plan.layout.units, 0);
+    const OffloadOptions how{.threads = way.threads, .in_flight = 20_KiB, .direct = way.direct, .io = way.io};
+    with_optimizers(catalog, setup, how, [&](ZeroOptimizer& optimizer, Communicator&) {
+      SyntheticClient client(script, setup, optimizer.plan().layout.units, 0);
       for (std::uint64_t step = 0; step < 2; ++step) client.run_step(optimizer, step);
       EXPECT_EQ(parameters_of(optimizer), expected.parameters);
     });
@@ -215,14 +225,8 @@ TEST(Offload, StateMovesBetweenPlacements) {
       SavedState saved(catalog);
       const auto with = [&](const char* placement, auto&& body) {
         setup.offload = offload_of(placement);
-        const StepPlan plan = make_step_plan(catalog, setup);
-        const TemporaryFolder folder;
-        CpuDevice cpu;
-        run_ranks(2, [&](Communicator& world) {
-          ZeroOptions options = options_of();
-          options.offload.folder = folder.path();
-          ZeroOptimizer optimizer(catalog, plan, cpu, {&world, &world}, options);
-          SyntheticClient client(script, setup, plan.layout.units, world.rank());
+        with_optimizers(catalog, setup, {}, [&](ZeroOptimizer& optimizer, Communicator& world) {
+          SyntheticClient client(script, setup, optimizer.plan().layout.units, world.rank());
           body(optimizer, client);
         });
       };
@@ -295,13 +299,7 @@ TEST(Offload, ParametersElsewhereTakeUnits) {
   auto setup = setup_of("fp32", 1, 1, 0);
   for (const char* placement : {"parameters=cpu", "parameters=file"}) {
     setup.offload = offload_of(placement);
-    const StepPlan plan = make_step_plan(catalog, setup);
-    const TemporaryFolder folder;
-    CpuDevice cpu;
-    run_ranks(1, [&](Communicator& world) {
-      ZeroOptions options = options_of();
-      options.offload.folder = folder.path();
-      ZeroOptimizer optimizer(catalog, plan, cpu, {&world, &world}, options);
+    with_optimizers(catalog, setup, {}, [](ZeroOptimizer& optimizer, Communicator&) {
       EXPECT_THROW(optimizer.parameters(0), CheckFailure);
     });
   }

@@ -2,12 +2,9 @@
 // states. These are read and written before the commit point too: then nothing has changed, and the step can be repeated.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
-#include <csignal>
 #include <functional>
 #include <memory>
 #include <stdexcept>
@@ -16,7 +13,6 @@
 
 #include "base/error.h"
 #include "offload/file_tier.h"
-#include "runtime/failing.h"
 #include "tests/shard/offload_trial.h"
 #include "tests/support/run_ranks.h"
 #include "tests/support/saved_state.h"
@@ -35,22 +31,14 @@ std::array<Setup, 5> setups() {
           trial_setup("parameters=file", "fp32", 0), trial_setup(kAll, "bf16", 3, 2)};
 }
 
-struct Failures {
-  std::uint64_t before_commit = 0;
-  std::uint64_t after_commit = 0;
-};
-
 // Whatever failed: nothing has changed, or the step is to be finished.
 void expect_forgotten_or_interrupted(ZeroOptimizer& optimizer, std::uint64_t steps_before,
-                                     const std::vector<std::vector<float>>& parameters_before, Failures& failures) {
-  if (optimizer.step_interrupted()) {
-    ++failures.after_commit;
-    EXPECT_EQ(optimizer.steps_applied(), steps_before + 1);
-    return;
+                                     const std::vector<std::vector<float>>& parameters_before) {
+  const bool interrupted = optimizer.step_interrupted();
+  EXPECT_EQ(optimizer.steps_applied(), steps_before + (interrupted ? 1 : 0));
+  if (!interrupted) {
+    EXPECT_EQ(parameters_of(optimizer), parameters_before);
   }
-  ++failures.before_commit;
-  EXPECT_EQ(optimizer.steps_applied(), steps_before);
-  EXPECT_EQ(parameters_of(optimizer), parameters_before);
 }
 
 // Before each step of a run in which nothing fails.
@@ -71,41 +59,15 @@ TEST(PassageFaults, EveryFaultAtEveryOperationOfAStep) {
   int threads = 0;
   for (const shardplan::Setup& setup : setups()) {
     threads = 2 - threads;
-    const Trained expected = trial_expected(odd_catalog(), setup);
-    const std::uint64_t operations = operations_of_a_step(setup);
-    ASSERT_GT(operations, 10U);
     const std::vector<std::vector<std::vector<float>>> parameters = undisturbed_parameters(setup);
     for (const TierFault fault : {TierFault::io_error, TierFault::no_space, TierFault::short_write,
                                   TierFault::short_read, TierFault::read_flip}) {
-      Failures failures;
-      std::uint64_t trials = 0;
-      for (std::uint64_t n = 1; n <= operations && !HasFailure(); n += test_support::whole_grid() ? 1U : 23U) {
-        SCOPED_TRACE(fmt::format("{} at stage {}, {} threads, fault {}, operation {}", setup.policy.name, setup.stage,
-                                 threads, static_cast<int>(fault), n));
-        ++trials;
-        Trial run(setup);
-        run.with(threads, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
-          run.step(optimizer, client, 0);
-          run.tier->arm(fault, n);
-          for (std::uint64_t step = 1; step < kTrialSteps; ++step) {
-            const std::uint64_t before = optimizer.steps_applied();
-            try {
-              run.step(optimizer, client, step);
-            } catch (const IoError& error) {
-              EXPECT_EQ(error.path(), run.path());
-              EXPECT_LT(error.offset(), run.plan.file.bytes.count());
-              EXPECT_TRUE(run.tier->struck());
-              expect_forgotten_or_interrupted(optimizer, before, parameters[before], failures);
-              run.repeat(optimizer, client, step);
-            }
-          }
-          run.outcome.parameters = parameters_of(optimizer);
-        });
-        EXPECT_EQ(difference(run.outcome, expected), "");
-      }
+      const Failures failures = fail_transfers(setup, threads, fault, test_support::whole_grid() ? 1 : 23,
+                                               [&](ZeroOptimizer& optimizer, std::uint64_t before) {
+                                                 expect_forgotten_or_interrupted(optimizer, before, parameters[before]);
+                                               });
       all.before_commit += failures.before_commit;
       all.after_commit += failures.after_commit;
-      EXPECT_EQ(failures.before_commit + failures.after_commit, trials) << "fault " << static_cast<int>(fault);
     }
   }
   EXPECT_GT(all.before_commit, 10U);
@@ -122,13 +84,7 @@ TEST(PassageFaults, AGradientThatWasWrittenWrongIsFoundBeforeTheCommit) {
     run.with(0, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
       run.step(optimizer, client, 0);
       run.tier->arm(TierFault::write_flip, 3);
-      try {
-        run.step(optimizer, client, 1);
-        ADD_FAILURE() << "trained on a wrong gradient";
-      } catch (const IoError& error) {
-        EXPECT_EQ(error.path(), run.path());
-        EXPECT_NE(std::string(error.what()).find("checksums differ"), std::string::npos) << error.what();
-      }
+      expect_wrong_block(run, [&] { run.step(optimizer, client, 1); });
       EXPECT_FALSE(optimizer.step_interrupted());
       EXPECT_EQ(optimizer.steps_applied(), 1U);
       run.repeat(optimizer, client, 1);
@@ -148,13 +104,7 @@ TEST(PassageFaults, AParameterThatWasWrittenWrongIsNeverTrainedOn) {
     run.step(optimizer, client, 1);
     ASSERT_TRUE(run.tier->struck());
     for (int attempt = 0; attempt < 3; ++attempt) {
-      try {
-        client.run_step(optimizer, 2);
-        ADD_FAILURE() << "trained on a wrong parameter";
-      } catch (const IoError& error) {
-        EXPECT_EQ(error.path(), run.path());
-        EXPECT_NE(std::string(error.what()).find("checksums differ"), std::string::npos) << error.what();
-      }
+      expect_wrong_block(run, [&] { client.run_step(optimizer, 2); });
       EXPECT_FALSE(optimizer.step_interrupted());
       EXPECT_EQ(optimizer.steps_applied(), 2U);
     }
@@ -309,17 +259,7 @@ TEST(PassageFaults, AFileThatIsRemovedOrCutShortEndsTheStepBeforeItsCommit) {
           EXPECT_EQ(optimizer.steps_applied(), 2U);
           return;
         }
-        for (int attempt = 0; attempt < 2; ++attempt) {
-          try {
-            client.run_step(optimizer, 1);
-            ADD_FAILURE() << "stepped without its file";
-          } catch (const IoError& error) {
-            EXPECT_EQ(error.path(), run.path());
-            EXPECT_GE(error.offset(), removed ? 0U : 4096U);
-          }
-          EXPECT_FALSE(optimizer.step_interrupted());
-          EXPECT_EQ(optimizer.steps_applied(), 1U);
-        }
+        expect_no_step(run, optimizer, client, removed ? 0 : 4096, run.plan.file.bytes.count());
       });
     }
   }
@@ -329,97 +269,15 @@ TEST(PassageFaults, AFileThatIsRemovedOrCutShortEndsTheStepBeforeItsCommit) {
 TEST(PassageFaults, EveryKernelFailsOnce) {
   for (const shardplan::Setup& setup :
        {trial_setup(kAll, "bf16-mixed", 1, 2), trial_setup("gradients=file,parameters=file", "bf16", 0)}) {
-    const Trained expected = trial_expected(odd_catalog(), setup);
-    std::uint64_t first = 0;
-    std::uint64_t last = 0;
-    Failures failures;
-    for (std::uint64_t fail_at = Countdown::kNever; fail_at <= last && !HasFailure();
-         fail_at = std::max(fail_at, first) + (test_support::whole_grid() ? 1 : 5)) {
-      SCOPED_TRACE(fmt::format("operation {}", fail_at));
-      Trial run(setup);
-      Countdown never;
-      Countdown work(fail_at);
-      FailingDevice device(run.cpu, never, work);
-      run.with(
-          0,
-          [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
-            run.step(optimizer, client, 0);
-            if (fail_at == Countdown::kNever) first = work.count();
-            try {
-              run.step(optimizer, client, 1);
-              if (fail_at == Countdown::kNever) last = work.count();
-            } catch (const Error&) {
-              ++(optimizer.step_interrupted() ? failures.after_commit : failures.before_commit);
-              run.repeat(optimizer, client, 1);
-            }
-            run.step(optimizer, client, 2);
-            run.outcome.parameters = parameters_of(optimizer);
-          },
-          &device);
-      EXPECT_EQ(difference(run.outcome, expected), "");
-    }
+    const Failures failures = fail_kernels(setup, test_support::whole_grid() ? 1 : 5);
     EXPECT_GT(failures.before_commit, 5U);
     EXPECT_GT(failures.after_commit, 5U);
   }
 }
 
-// Killed while a gradient, or what an update has changed, is being written. What resumes trusts no byte of the file.
+// Killed while a gradient, or what an update has changed, is being written.
 TEST(PassageFaults, AProcessThatIsKilledInMidStepResumesWithTheSameBits) {
-  class Killing final : public ByteTier {
-   public:
-    Killing(const FileTierOptions& options, std::uint64_t& writes) : file_(options), left_(writes) {}
-    std::string name() const override { return file_.name(); }
-    Bytes bytes() const override { return file_.bytes(); }
-    void read(std::uint64_t offset, std::span<std::byte> to) override { file_.read(offset, to); }
-    void write(std::uint64_t offset, std::span<const std::byte> from) override {
-      if (left_ > 0 && --left_ == 0) {
-        file_.write(offset, from.first(from.size() / 2));
-        kill(getpid(), SIGKILL);
-      }
-      file_.write(offset, from);
-    }
-    void flush() override { file_.flush(); }
-    void check() override { file_.check(); }
-
-   private:
-    FileTier file_;
-    std::uint64_t& left_;
-  };
-  const shardplan::Setup setup = trial_setup(kAll, "bf16-mixed", 3, 2);
-  const Trained expected = trial_expected(odd_catalog(), setup);
-  Trial run(setup);
-  SavedState saved(run.catalog);
-  run.with(0, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
-    run.step(optimizer, client, 0);
-    saved.save(optimizer);
-  });
-  EXPECT_EQ(saved.flaw(), "");
-  for (const std::uint64_t nth : {1U, 9U, 40U, 60U}) {
-    const pid_t child = fork();
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-      run_ranks(1, [&](Communicator& world) {
-        std::uint64_t left = 0;
-        ZeroOptions options = trial_options(run.folder.path(), 0);
-        options.offload.make_tier = [&](const FileTierOptions& file) { return std::make_unique<Killing>(file, left); };
-        ZeroOptimizer optimizer(run.catalog, run.plan, run.cpu, {&world, &world}, options);
-        SyntheticClient client(trial_script(2), setup, run.plan.layout.units, 0);
-        client.run_step(optimizer, 0);
-        left = nth;
-        client.run_step(optimizer, 1);
-      });
-      _exit(1);
-    }
-    int status = 0;
-    ASSERT_EQ(waitpid(child, &status, 0), child);
-    ASSERT_TRUE(WIFSIGNALED(status)) << status << " at write " << nth;
-    run.with(2, [&](ZeroOptimizer& optimizer, SyntheticClient& client) {
-      saved.load(optimizer);
-      client.run_step(optimizer, 1);
-      client.run_step(optimizer, 2);
-      EXPECT_EQ(parameters_of(optimizer), expected.parameters);
-    });
-  }
+  expect_killed_runs_resume(trial_setup(kAll, "bf16-mixed", 3, 2), {1, 9, 40, 60});
 }
 
 // A visitor that throws leaves a unit in its slot: the next step, and the next look, go on without it.
