@@ -131,8 +131,8 @@ Engine engine_named(std::string_view text) {
 Bytes least_device_bytes(const RankReport& rank) {
   const Bytes held = rank.arenas ? rank.arenas->device : rank.device.live_peak.value_or(Bytes{});
   const DeviceMemory& device = rank.device;
-  return std::max(
-      {held, device.model_states(), device.peak_allocated.value_or(Bytes{}), device.total.value_or(Bytes{})});
+  return std::max({held, device.model_states(), device.peak_allocated.value_or(Bytes{}),
+                   device.peak_reserved.value_or(Bytes{}), device.total.value_or(Bytes{})});
 }
 
 std::string moment_name(const Catalog& catalog, const StepPlan& plan, std::uint64_t moment) {

@@ -109,8 +109,8 @@ Traffic textbook_traffic(const Catalog& catalog, const Setup& setup);
 // The part of engine paper's gradients that is the accumulator of micro-batches (A > 1).
 Bytes paper_accumulator(const Catalog& catalog, const Setup& setup);
 
-// What is known to be needed on the device: the peak with activations where they are counted; else our arena, another
-// engine's peak, or the model states alone.
+// What is known to be needed on the device: the peak with activations where they are counted, with what the allocator reserves
+// and the context takes where that is known too; else our arena, another engine's peak, or the model states alone.
 Bytes least_device_bytes(const RankReport& rank);
 
 // Bytes per moment that a report calls by name: "backward of model.layers.31".

@@ -131,6 +131,10 @@ void Tape::enter(std::string_view unit, std::uint64_t times) {
   mark();
 }
 
+void Tape::attend(std::uint64_t queries, std::uint64_t keys, bool causal) {
+  if (pass_ == Pass::forward) attention_.push_back({unit_, queries, keys, causal});
+}
+
 Purpose Tape::set_purpose(Purpose purpose) {
   return std::exchange(purpose_, purpose);
 }

@@ -149,6 +149,16 @@ struct SavedStorage {
   std::vector<Keeper> keepers;  // each once, in order of the nodes
 };
 
+// One call of attention in a forward: between how many queries of the whole batch and how many keys of each, and whether its kernel
+// leaves out the keys behind a query. Scores that are tensors are of all pairs.
+struct Attention {
+  std::uint32_t unit = 0;
+  std::uint64_t queries = 0;
+  std::uint64_t keys = 0;
+  bool causal = false;
+  bool operator==(const Attention&) const = default;
+};
+
 struct TapeUnit {
   std::string name;
   std::uint64_t times = 1;
@@ -198,6 +208,9 @@ class Tape {
   // The same for several outputs.
   std::vector<Value> record(std::string_view operation, std::span<const Value> inputs, std::vector<Value> outputs,
                             std::vector<Value> saved, Formula formula);
+
+  // That attention is computed in this unit; nothing is allocated by it.
+  void attend(std::uint64_t queries, std::uint64_t keys, bool causal);
 
   // Holds a value, and those of the equal units that this one stands for, until they all go at once: a cache.
   void keep(const Value& value) { kept_.push_back(value); }
@@ -252,6 +265,7 @@ class Tape {
   const std::vector<Event>& events() const { return events_; }
   const std::vector<Mark>& marks() const { return marks_; }
   const std::vector<TapeUnit>& units() const { return units_; }
+  const std::vector<Attention>& attention() const { return attention_; }
   // What nodes of a unit hold, each storage once, in order of allocation; what is outside is left out. Names are valid as long as
   // the tape lives.
   std::vector<SavedStorage> saved_by(std::uint32_t unit) const;
@@ -310,6 +324,7 @@ class Tape {
   std::vector<Event> events_;
   std::vector<Mark> marks_;
   std::vector<TapeUnit> units_;
+  std::vector<Attention> attention_;
   std::vector<Node> nodes_;
   std::map<std::string, Value> parameters_;
   std::map<std::uint32_t, std::string_view> parameter_names_;  // by storage

@@ -158,8 +158,10 @@ namespace {
 
 // Of the operands as they are.
 Value attention_by_kernel(const Value& q, const Value& k, const Value& v, const SdpaOptions& options) {
-  if (may_use_flash(q, v, options.mask)) return flash_attention(q, k, v);
-  if (!may_use_efficient(q, k, v)) return plain_attention(q, k, v, options);
+  const bool flash = may_use_flash(q, v, options.mask);
+  if (!flash && !may_use_efficient(q, k, v)) return plain_attention(q, k, v, options);
+  q.tape().attend(q.size(0) * q.size(2), k.size(2), options.causal);
+  if (flash) return flash_attention(q, k, v);
   Value bias = options.mask;
   if (!bias.defined() || bias.dtype() != DType::boolean) return efficient_attention(q, k, v, aligned(bias));
   bias = additive(bias, q.dtype());

@@ -285,7 +285,10 @@ Value custom_gelu(const Value& x) {
   return x.tape().record("gelu", std::span(&x, 1), like("mul", x), {x}, gradient_after("gelu backward", x, 4));
 }
 
+// Of three dims or more x is scores, [batch, heads, queries, keys] or [heads, queries, keys].
 Value softmax(const Value& x) {
+  const std::size_t dims = x.shape().size();
+  if (dims >= 3) x.tape().attend((dims > 3 ? x.size(0) : 1) * x.size(-2), x.size(-1), false);
   return unary_of_output("softmax", widened(x));
 }
 

@@ -8,7 +8,6 @@
 #include <string_view>
 #include <utility>
 
-#include "base/checked.h"
 #include "base/error.h"
 #include "planner/cost/module_cost.h"
 
@@ -20,17 +19,20 @@ class ModuleCursor {
  public:
   explicit ModuleCursor(const Model& model) : runs_(model.modules) {}
 
-  // The modules of the next units, all equal, and how many of the next `units` they are.
-  std::pair<const Modules*, std::uint64_t> next(std::uint64_t units) {
+  struct Units {
+    std::size_t run = 0;  // of the model's modules
+    std::uint64_t count = 0;
+  };
+  // Whose modules the next units have, all the same, and how many of the next `units` they are.
+  Units next(std::uint64_t units) {
     SHARDPLAN_CHECK(run_ < runs_.size(), "a unit has modules");
-    const ModuleRun& run = runs_[run_];
-    const std::uint64_t taken = std::min(units, run.count - used_);
-    used_ += taken;
-    if (used_ == run.count) {
+    const Units next{run_, std::min(units, runs_[run_].count - used_)};
+    used_ += next.count;
+    if (used_ == runs_[run_].count) {
       ++run_;
       used_ = 0;
     }
-    return {&run.modules, taken};
+    return next;
   }
 
  private:
@@ -75,6 +77,13 @@ PassSeconds seconds_of_tensors(const UnitRun& run, const ModuleCost& cost, bool 
   return seconds;
 }
 
+// Of the modules of one run.
+std::vector<ModuleRows> rows_of_run(const Work& work, std::size_t run, std::size_t modules) {
+  if (work.rows == nullptr || work.rows->empty()) return std::vector<ModuleRows>(modules);
+  SHARDPLAN_CHECK(run < work.rows->size() && (*work.rows)[run].size() == modules, "rows are of this model");
+  return (*work.rows)[run];
+}
+
 double bytes_of(DType dtype) {
   return static_cast<double>(bits(dtype)) / 8;
 }
@@ -106,9 +115,13 @@ std::vector<UnitRunSeconds> unit_seconds(const Model& model, const Work& work, c
     }
     // Blocks with the same tensors may differ in modules that have none: in some, attention knows no positions.
     for (std::uint64_t done = 0; done < run.count;) {
-      const auto [modules, count] = cursor.next(run.count - done);
-      UnitRunSeconds unit{count, cost.between_modules(*modules, run.numbered)};
-      for (const Module& module : *modules) unit.each += cost.seconds(module, frozen.is_trainable(module));
+      const auto [of, count] = cursor.next(run.count - done);
+      const Modules& modules = model.modules[of].modules;
+      const std::vector<ModuleRows> rows = rows_of_run(work, of, modules.size());
+      UnitRunSeconds unit{count, cost.between_modules(modules, rows, run.numbered)};
+      for (std::size_t i = 0; i < modules.size(); ++i) {
+        unit.each += cost.seconds(modules[i], rows[i], frozen.is_trainable(modules[i]));
+      }
       if (!gradient_flows) unit.each.backward = 0;
       const auto uses = static_cast<double>(run.numbered ? model.architecture.block_uses : 1);
       unit.each = {uses * unit.each.forward, uses * unit.each.backward};
@@ -117,16 +130,6 @@ std::vector<UnitRunSeconds> unit_seconds(const Model& model, const Work& work, c
     }
   }
   return runs;
-}
-
-std::uint64_t row_tokens(const Model& model, std::uint64_t text, std::uint64_t image_height,
-                         std::uint64_t image_width) {
-  if (model.catalog.family != "Flux2Transformer2DModel") return text;
-  constexpr std::uint64_t kPixelsOfToken = 16;  // of a side: latents of 8, two by two
-  const auto side = [&](std::uint64_t pixels) {
-    return pixels == 0 ? model.architecture.image_side : pixels / kPixelsOfToken;
-  };
-  return text + checked_multiply(side(image_height), side(image_width));
 }
 
 const PassSeconds& seconds_of_unit(const std::vector<UnitRunSeconds>& runs, std::uint64_t unit) {
@@ -149,9 +152,11 @@ PassSeconds sum(const std::vector<UnitRunSeconds>& runs) {
 
 double forward_flops(const Model& model, const Work& work) {
   double flops = 0;
-  for (const ModuleRun& run : model.modules) {
+  for (std::size_t r = 0; r < model.modules.size(); ++r) {
+    const ModuleRun& run = model.modules[r];
     const auto uses = static_cast<double>(run.count * (run.numbered ? model.architecture.block_uses : 1));
-    for (const Module& module : run.modules) flops += uses * useful_flops(module, work);
+    const std::vector<ModuleRows> rows = rows_of_run(work, r, run.modules.size());
+    for (std::size_t i = 0; i < rows.size(); ++i) flops += uses * useful_flops(run.modules[i], rows[i], work);
   }
   if (!model.modules.empty()) return flops;
   for (const UnitRun& run : model.catalog.runs) {

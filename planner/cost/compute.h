@@ -12,6 +12,7 @@
 
 #include "planner/cost/cluster.h"
 #include "planner/families/model.h"
+#include "planner/families/module_rows.h"
 #include "planner/policy.h"
 
 namespace shardplan {
@@ -27,6 +28,10 @@ struct Work {
   bool accumulates = false;
   // Ranks that share out the experts of a mixture. Each has experts / expert_ranks of them, for the tokens of all.
   std::uint64_t expert_ranks = 1;
+  // How many tokens of a sample pass each module of the model, and between which of them attention is; and how many samples
+  // this rank has, a part of one with context parallelism. Null: `tokens` pass all modules. Referred to, not copied.
+  const RowsOfModules* rows = nullptr;
+  double samples = 1;
   bool operator==(const Work&) const = default;
 };
 
@@ -48,10 +53,6 @@ struct UnitRunSeconds {
 // Unit after unit, equal ones in a row together. What is frozen, the catalog says. A model without modules costs 2 flops
 // per parameter and token forward and 4 backward (Kaplan et al. 2020, arXiv 2001.08361, sec. 2.1). Throws ConfigError
 // where the cluster's GPU does not say how fast it is.
-// Tokens of one sample's row: the text's, and where blocks see text and image in one row (FLUX.2) the image's. Pixels; 0: of
-// the size that the model was made for.
-std::uint64_t row_tokens(const Model& model, std::uint64_t text, std::uint64_t image_height, std::uint64_t image_width);
-
 std::vector<UnitRunSeconds> unit_seconds(const Model& model, const Work& work, const Cluster& cluster);
 const PassSeconds& seconds_of_unit(const std::vector<UnitRunSeconds>& runs, std::uint64_t unit);
 PassSeconds sum(const std::vector<UnitRunSeconds>& runs);

@@ -22,8 +22,18 @@ DType wide(DType compute) {
   return bits(compute) == 8 ? DType::bf16 : compute;
 }
 
-double half_if_causal(const Work& work) {
-  return work.causal ? 0.5 : 1;
+// What passes a module.
+struct Flow {
+  double tokens = 0;
+  double keys = 0;  // that a token's attention computes scores with
+};
+
+Flow flow_of(const ModuleRows& rows, const Work& work) {
+  Flow flow;
+  flow.tokens = rows.rows > 0 ? as_double(rows.rows) * work.samples : as_double(work.tokens);
+  flow.keys = as_double(rows.keys > 0 ? rows.keys : work.sequence);
+  if (rows.keys > 0 ? rows.causal : work.causal) flow.keys /= 2;
+  return flow;
 }
 
 // The matrix that a token meets; null for modules without one.
@@ -34,9 +44,9 @@ const Tensor* matrix_of(const Module& module) {
 }
 
 // Tokens that one expert of the module computes on, over all the ranks that share the experts out.
-double rows_of(const Module& module, const Work& work) {
-  if (!module.routing) return as_double(work.tokens);
-  return as_double(work.tokens) * as_double(work.expert_ranks) * as_double(module.routing->chosen) /
+double rows_of(const Module& module, const Flow& flow, const Work& work) {
+  if (!module.routing) return flow.tokens;
+  return flow.tokens * as_double(work.expert_ranks) * as_double(module.routing->chosen) /
          as_double(module.routing->experts);
 }
 
@@ -58,7 +68,6 @@ ModuleCost::ModuleCost(const Architecture& architecture, const Work& work, const
     : architecture_(architecture),
       work_(work),
       efficiency_(cluster.efficiency),
-      tokens_(as_double(work.tokens)),
       width_(as_double(bits(wide(work.compute))) / 8),
       gradient_bytes_(as_double(bits(work.gradient)) / 8 * (work.accumulates ? 2 : 1)),
       memory_rate_(memory_rate(cluster)),
@@ -79,7 +88,7 @@ PassSeconds ModuleCost::passes(double elements, double forward, double backward,
 }
 
 double ModuleCost::plain(double weights) const {
-  return kernel(2 * weights * tokens_, product_rate_, weights * width_);
+  return kernel(2 * weights * as_double(work_.tokens), product_rate_, weights * width_);
 }
 
 PassSeconds ModuleCost::product(const Product& p, bool trained) const {
@@ -104,9 +113,9 @@ PassSeconds ModuleCost::product(const Product& p, bool trained) const {
   return seconds;
 }
 
-PassSeconds ModuleCost::linear(const Module& module, bool trained) const {
+PassSeconds ModuleCost::linear(const Module& module, double rows, bool trained) const {
   const double weights = as_double(elements(matrix_of(module)->shape));
-  Product p{rows_of(module, work_), as_double(module.input), as_double(module.output), weights};
+  Product p{rows, as_double(module.input), as_double(module.output), weights};
   p.wide = is_vocabulary_head(module) || module.kind == ModuleKind::router;
   if (module.routing) {
     // One expert of many, each a module; or all of them in one. Either way one kernel computes them together.
@@ -123,40 +132,40 @@ PassSeconds ModuleCost::linear(const Module& module, bool trained) const {
   return product(p, trained);
 }
 
-PassSeconds ModuleCost::embedding(const Module& module, bool trained) const {
+PassSeconds ModuleCost::embedding(const Module& module, double tokens, bool trained) const {
   const double row = as_double(module.output);
   PassSeconds seconds;
-  seconds.forward = kernel(0, 0, 2 * tokens_ * row * width_);
+  seconds.forward = kernel(0, 0, 2 * tokens * row * width_);
   if (trained) {
     // The gradient of the whole table, mostly zeros.
     const double table = as_double(module.input) * row * gradient_bytes_;
-    seconds.backward = kernel(0, 0, table + tokens_ * row * width_);
+    seconds.backward = kernel(0, 0, table + tokens * row * width_);
   }
   return seconds;
 }
 
-PassSeconds ModuleCost::attention(const AttentionSizes& sizes) const {
+PassSeconds ModuleCost::attention(const AttentionSizes& sizes, double tokens, double keys) const {
   const double value = as_double(sizes.value_size > 0 ? sizes.value_size : sizes.head_size);
   const double key = as_double(sizes.head_size);
   const double heads = as_double(sizes.heads);
   const double kv_heads = as_double(sizes.kv_heads);
-  const double pairs = 2 * tokens_ * as_double(work_.sequence) * heads * half_if_causal(work_);
-  const double elements = tokens_ * (heads * (key + value) + kv_heads * (key + value));
+  const double pairs = 2 * tokens * keys * heads;
+  const double elements = tokens * (heads * (key + value) + kv_heads * (key + value));
   PassSeconds seconds;
   seconds.forward = kernel(pairs * (key + value), wide_rate_ * efficiency_.attention_forward, elements * width_);
   // Scores again; gradients of scores, queries, keys and values (Dao 2023, arXiv 2307.08691, sec. 2.3.2 and 4.1).
   seconds.backward =
       kernel(pairs * (3 * key + 2 * value), wide_rate_ * efficiency_.attention_backward, 2 * elements * width_);
-  if (sizes.rotary) seconds += passes(tokens_ * key * (heads + kv_heads), 2, 2);
+  if (sizes.rotary) seconds += passes(tokens * key * (heads + kv_heads), 2, 2);
   return seconds;
 }
 
-PassSeconds ModuleCost::scan(const Module& module) const {
+PassSeconds ModuleCost::scan(const Module& module, double tokens) const {
   const double channels = as_double(module.output);
-  const double flops = vector_rate_ > 0 ? kScanFlops * tokens_ * as_double(module.input) : 0;
+  const double flops = vector_rate_ > 0 ? kScanFlops * tokens * as_double(module.input) : 0;
   PassSeconds seconds;
-  seconds.forward = kernel(flops, vector_rate_, 4 * tokens_ * channels * width_);
-  seconds.backward = kernel(2 * flops, vector_rate_, 8 * tokens_ * channels * width_);
+  seconds.forward = kernel(flops, vector_rate_, 4 * tokens * channels * width_);
+  seconds.backward = kernel(2 * flops, vector_rate_, 8 * tokens * channels * width_);
   return seconds;
 }
 
@@ -166,24 +175,26 @@ bool ModuleCost::is_vocabulary_head(const Module& module) const {
 }
 
 // Logits are read and written in fp32 for softmax, and their gradient takes their place.
-PassSeconds ModuleCost::loss() const {
-  const double logits = tokens_ * as_double(architecture_.vocabulary);
+PassSeconds ModuleCost::loss(double tokens) const {
+  const double logits = tokens * as_double(architecture_.vocabulary);
   return {kernel(0, 0, logits * (width_ + 4)), kernel(0, 0, logits * (4 + width_))};
 }
 
-PassSeconds ModuleCost::seconds(const Module& module, bool trained) const {
+PassSeconds ModuleCost::seconds(const Module& module, const ModuleRows& known, bool trained) const {
+  const Flow flow = flow_of(known, work_);
+  const double of_all_ranks = rows_of(module, flow, work_);
   if (matrix_of(module) != nullptr) {
-    PassSeconds seconds = linear(module, trained);
-    if (is_vocabulary_head(module)) seconds += loss();
+    PassSeconds seconds = linear(module, of_all_ranks, trained);
+    if (is_vocabulary_head(module)) seconds += loss(flow.tokens);
     return seconds;
   }
   // Of all ranks' tokens for an expert, the part that this rank computes.
-  const double rows = rows_of(module, work_) / (module.routing ? as_double(work_.expert_ranks) : 1);
+  const double rows = of_all_ranks / (module.routing ? as_double(work_.expert_ranks) : 1);
   const double kernels = module.routing ? 1 / as_double(module.routing->experts) : 1;
   const double output = rows * as_double(module.output);
   switch (module.kind) {
     case ModuleKind::embedding:
-      return embedding(module, trained);
+      return embedding(module, flow.tokens, trained);
     case ModuleKind::layer_norm:
     case ModuleKind::rms_norm:
     case ModuleKind::group_norm:
@@ -192,9 +203,9 @@ PassSeconds ModuleCost::seconds(const Module& module, bool trained) const {
     case ModuleKind::multiply:
       return passes(output, 3, 5, kernels);  // a, b -> y; a, b, dy -> da, db
     case ModuleKind::attention:
-      return attention(*module.attention);
+      return attention(*module.attention, flow.tokens, flow.keys);
     case ModuleKind::scan:
-      return scan(module);
+      return scan(module, flow.tokens);
     case ModuleKind::linear:
     case ModuleKind::router:
     case ModuleKind::convolution:
@@ -207,35 +218,41 @@ PassSeconds ModuleCost::seconds(const Module& module, bool trained) const {
   return {};
 }
 
-PassSeconds ModuleCost::between_modules(const Modules& modules, bool is_block) const {
+PassSeconds ModuleCost::between_modules(const Modules& modules, const std::vector<ModuleRows>& rows,
+                                        bool is_block) const {
   PassSeconds seconds;
   if (!is_block) return seconds;
   double sums = 0;
+  double summed = 0;  // tokens of all sums
   double chosen = 0;
-  for (const Module& module : modules) {
+  for (std::size_t i = 0; i < modules.size(); ++i) {
+    const Module& module = modules[i];
+    const double tokens = flow_of(i < rows.size() ? rows[i] : ModuleRows{}, work_).tokens;
     const bool norm = module.kind == ModuleKind::layer_norm || module.kind == ModuleKind::rms_norm;
-    if (norm && module.output == architecture_.hidden) ++sums;
-    if (module.routing) chosen = as_double(module.routing->chosen);
+    if (norm && module.output == architecture_.hidden) {
+      ++sums;
+      summed += tokens;
+    }
+    if (module.routing) chosen = tokens * as_double(module.routing->chosen);
   }
-  const double stream = tokens_ * as_double(architecture_.hidden);
-  if (sums > 0) seconds += passes(sums * stream, 3, 3, sums);
+  const double features = as_double(architecture_.hidden);
+  if (sums > 0) seconds += passes(summed * features, 3, 3, sums);
   // To the experts and back: each a copy, in either direction.
-  if (chosen > 0) seconds += passes(chosen * stream, 4, 4, 2);
+  if (chosen > 0) seconds += passes(chosen * features, 4, 4, 2);
   return seconds;
 }
 
-double useful_flops(const Module& module, const Work& work) {
+double useful_flops(const Module& module, const ModuleRows& rows, const Work& work) {
+  const Flow flow = flow_of(rows, work);
   if (module.attention) {
     const AttentionSizes& sizes = *module.attention;
     const std::uint64_t value = sizes.value_size > 0 ? sizes.value_size : sizes.head_size;
-    return 2 * as_double(work.tokens) * as_double(work.sequence) * as_double(sizes.heads) *
-           as_double(sizes.head_size + value) * half_if_causal(work);
+    return 2 * flow.tokens * flow.keys * as_double(sizes.heads) * as_double(sizes.head_size + value);
   }
   const Tensor* matrix = matrix_of(module);
   if (matrix == nullptr) return 0;
-  const double experts = as_double(work.expert_ranks);
-  const double rows = module.routing ? rows_of(module, work) / experts : as_double(work.tokens);
-  return 2 * rows * as_double(elements(matrix->shape));
+  const double of_this_rank = rows_of(module, flow, work) / (module.routing ? as_double(work.expert_ranks) : 1);
+  return 2 * of_this_rank * as_double(elements(matrix->shape));
 }
 
 }  // namespace shardplan

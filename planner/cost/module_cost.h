@@ -10,10 +10,11 @@ class ModuleCost {
   // Throws ConfigError where the cluster's GPU does not say how fast it is.
   ModuleCost(const Architecture& architecture, const Work& work, const Cluster& cluster);
 
-  // `trained`: its weights need a gradient. That its inputs need one is taken for granted.
-  PassSeconds seconds(const Module& module, bool trained) const;
-  // What a unit does besides its modules: adds to the residual stream, moves tokens to experts and back.
-  PassSeconds between_modules(const Modules& modules, bool is_block) const;
+  // `rows`: what passes it. `trained`: its weights need a gradient. That its inputs need one is taken for granted.
+  PassSeconds seconds(const Module& module, const ModuleRows& rows, bool trained) const;
+  // What a unit does besides its modules: adds to the residual stream, moves tokens to experts and back. `rows`: of each module, or
+  // none.
+  PassSeconds between_modules(const Modules& modules, const std::vector<ModuleRows>& rows, bool is_block) const;
   // 2 flops per weight and token.
   double plain(double weights) const;
 
@@ -23,17 +24,16 @@ class ModuleCost {
   double kernel(double flops, double rate, double bytes, double kernels = 1) const;
   PassSeconds passes(double elements, double forward, double backward, double kernels = 1) const;
   PassSeconds product(const Product& product, bool trained) const;
-  PassSeconds linear(const Module& module, bool trained) const;
-  PassSeconds embedding(const Module& module, bool trained) const;
-  PassSeconds attention(const AttentionSizes& sizes) const;
-  PassSeconds scan(const Module& module) const;
-  PassSeconds loss() const;
+  PassSeconds linear(const Module& module, double rows, bool trained) const;
+  PassSeconds embedding(const Module& module, double tokens, bool trained) const;
+  PassSeconds attention(const AttentionSizes& sizes, double tokens, double keys) const;
+  PassSeconds scan(const Module& module, double tokens) const;
+  PassSeconds loss(double tokens) const;
   bool is_vocabulary_head(const Module& module) const;
 
   const Architecture& architecture_;
   const Work& work_;
   const Efficiency& efficiency_;
-  double tokens_;
   double width_;           // bytes of an activation
   double gradient_bytes_;  // that a weight's gradient moves
   double memory_rate_;
@@ -43,6 +43,6 @@ class ModuleCost {
 };
 
 // See forward_flops.
-double useful_flops(const Module& module, const Work& work);
+double useful_flops(const Module& module, const ModuleRows& rows, const Work& work);
 
 }  // namespace shardplan

@@ -1,6 +1,7 @@
 #include "planner/cost/step_time.h"
 
 #include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "base/checked.h"
@@ -108,6 +109,7 @@ double StepTimes::exchange_seconds(const StepSetup& setup) {
     const Bytes sent = bytes_for(DType::bf16, setup.work.tokens * features / ranks);
     return cost_of(CollectiveKind::all_to_all, sent, group, cluster_).seconds;
   };
+  const double passes = trains() ? 2 : 1;
   double seconds = 0;
   for (const ModuleRun& run : model_.modules) {
     const auto count = static_cast<double>(run.count);
@@ -115,16 +117,30 @@ double StepTimes::exchange_seconds(const StepSetup& setup) {
     for (const Module& module : run.modules) {
       if (routed == nullptr && module.routing) routed = &module;
       if (setup.context_ranks > 1 && module.attention) {
-        seconds +=
-            count * 2 * (exchange(setup.context_ranks, module.input) + exchange(setup.context_ranks, module.output));
+        seconds += count * passes *
+                   (exchange(setup.context_ranks, module.input) + exchange(setup.context_ranks, module.output));
       }
     }
     if (setup.expert_ranks > 1 && routed != nullptr) {
       const std::uint64_t features = model_.architecture.hidden * routed->routing->chosen;
-      seconds += count * 4 * exchange(setup.expert_ranks, features);
+      seconds += count * passes * 2 * exchange(setup.expert_ranks, features);
     }
   }
   return exchanges_.emplace(key, seconds).first->second;
+}
+
+// Of the hidden features between the last stack's blocks (a language model's behind its tower, a decoder's behind its encoder),
+// shared out into `parts`.
+Bytes StepTimes::stream_part(const StepSetup& setup, std::uint64_t parts) const {
+  const Work& work = setup.work;
+  std::uint64_t tokens = work.tokens;
+  for (std::size_t i = work.rows == nullptr ? 0 : work.rows->size(); i-- > 0;) {
+    const std::vector<ModuleRows>& rows = (*work.rows)[i];
+    if (!model_.modules[i].numbered || rows.empty() || rows[0].rows == 0) continue;
+    tokens = static_cast<std::uint64_t>(static_cast<double>(rows[0].rows) * work.samples);
+    break;
+  }
+  return bytes_for(DType::bf16, tokens * model_.architecture.hidden / parts);
 }
 
 // One rank's part of a block's activations, summed over the tensor ranks: behind attention and behind the MLP, forward
@@ -133,11 +149,12 @@ double StepTimes::exchange_seconds(const StepSetup& setup) {
 double StepTimes::tensor_seconds(const StepSetup& setup) const {
   if (setup.tensor_ranks == 1) return 0;
   const Group group = group_of(setup.tensor_ranks, 1, cluster_.gpus_per_node);
-  const Bytes shard = bytes_for(DType::bf16, setup.work.tokens * model_.architecture.hidden / setup.tensor_ranks);
+  const Bytes shard = stream_part(setup, setup.tensor_ranks);
   const auto seconds = [&](CollectiveKind kind) { return cost_of(kind, shard, group, cluster_).seconds; };
   const double sum = setup.sequence_parallel
                          ? seconds(CollectiveKind::reduce_scatter) + seconds(CollectiveKind::all_gather)
                          : seconds(CollectiveKind::all_reduce);
+  if (!trains()) return blocks_ * 2 * sum;
   const double again = setup.sequence_parallel ? seconds(CollectiveKind::all_gather) : 0;
   return blocks_ * (2 * sum * (2 + setup.recomputed) + 2 * again);
 }
@@ -146,14 +163,15 @@ double StepTimes::tensor_seconds(const StepSetup& setup) const {
 double StepTimes::passing_seconds(const StepSetup& setup) const {
   if (setup.stages == 1) return 0;
   const std::uint64_t parts = setup.sequence_parallel ? setup.tensor_ranks : 1;
-  const Bytes sent = bytes_for(DType::bf16, setup.work.tokens * model_.architecture.hidden / parts);
+  const Bytes sent = stream_part(setup, parts);
   const Group group = group_of(2, setup.ranks * setup.tensor_ranks, cluster_.gpus_per_node);
-  return 2 * static_cast<double>(setup.virtual_stages) *
+  return (trains() ? 2 : 1) * static_cast<double>(setup.virtual_stages) *
          cost_of(CollectiveKind::all_gather, sent, group, cluster_).seconds;
 }
 
 const StepTimes::Parts& StepTimes::parts_of(const Work& work) {
-  const Key key{work.tokens, work.sequence, work.expert_ranks, work.accumulates, work.causal};
+  const Key key{work.tokens,      work.sequence, std::bit_cast<std::uint64_t>(work.samples),
+                work.expert_ranks, work.accumulates, work.causal};
   const auto found = parts_.find(key);
   if (found != parts_.end()) return found->second;
   const std::vector<UnitRunSeconds> seconds = unit_seconds(model_, work, cluster_);
@@ -195,6 +213,7 @@ double StepTimes::shard_elements(const StepSetup& setup, bool held, int sharded_
 }
 
 double StepTimes::update_seconds_of(const StepSetup& setup) const {
+  if (!trains()) return 0;
   const double updated = shard_elements(setup, false, 1);
   const auto elements = static_cast<std::uint64_t>(updated);
   const double norm = norm_seconds(elements, setup.policy.gradient, cluster_);
@@ -234,9 +253,11 @@ StepTime StepTimes::of(const StepSetup& setup) {
   const double waits = (exchange_seconds(setup) + tensor_seconds(setup)) / stages + passing_seconds(setup);
   StepTime time;
   time.computing = micro_batches * (forward + passes.backward);
-  time.bubble = bubble_seconds(setup, forward + waits / 2, passes.backward + waits / 2);
-  const double gathers = setup.stage == 3 ? 2 * micro_batches : setup.stage == 0 ? 0 : 1;
-  const double reduces = setup.stage >= 2 || setup.reduces_each ? micro_batches : 1;
+  const double in_backward = trains() ? waits / 2 : 0;
+  time.bubble = bubble_seconds(setup, forward + waits - in_backward, passes.backward + in_backward);
+  const double walks = trains() ? 2 : 1;  // over the units, by each micro-batch
+  const double gathers = setup.stage == 3 ? walks * micro_batches : setup.stage == 0 || !trains() ? 0 : 1;
+  const double reduces = !trains() ? 0 : setup.stage >= 2 || setup.reduces_each ? micro_batches : 1;
   double gather = traffic.gather;
   double reduce = traffic.reduce;
   const auto over_link = [&](const OffloadedClass& placed, DType dtype, bool held, int sharded_from) {
@@ -266,7 +287,7 @@ StepTime StepTimes::of(const StepSetup& setup) {
   const double fetch = setup.stage == 3 ? gather
                        : copied         ? over_link(setup.offload.parameters, setup.policy.parameter, true, 4)
                                         : 0;
-  const double data = (copied ? 2 * micro_batches * fetch : gathers * gather) + reduces * reduce + rounding;
+  const double data = (copied ? walks * micro_batches * fetch : gathers * gather) + reduces * reduce + rounding;
   const double busy = time.computing + micro_batches * waits;
   double exposed = std::max(data - busy, 0.0);
   if (setup.offload.parameters.elsewhere() || setup.offload.gradients.elsewhere()) {
@@ -276,15 +297,24 @@ StepTime StepTimes::of(const StepSetup& setup) {
     const double with_reduction = std::max(fetch + reduce - backward, 0.0);
     const double without = std::max(fetch - backward, 0.0);
     exposed = std::max(exposed, rounding + micro_batches * in_forward + reduces * with_reduction +
-                                    (micro_batches - reduces) * without);
+                                    (walks - 1) * (micro_batches - reduces) * without);
   }
   time.computing += summing;
   time.communicating = micro_batches * waits;
-  time.communicating += setup.overlapped ? exposed + 2 * traffic.largest : data;
+  const double ends = trains() ? 2 : setup.stage == 3 ? 1 : 0;  // a first gather and a last reduction
+  time.communicating += setup.overlapped ? exposed + ends * traffic.largest : data;
   time.updating = update_seconds_of(setup);
   // A unit is gathered while the next ones are updated.
   if (copied && setup.ranks > 1) time.communicating += std::max(gathers * gather - time.updating, 0.0);
   return time;
+}
+
+StepTime& StepTime::operator+=(const StepTime& other) {
+  computing += other.computing;
+  communicating += other.communicating;
+  bubble += other.bubble;
+  updating += other.updating;
+  return *this;
 }
 
 StepTime step_time(const Model& model, const StepSetup& setup, const Cluster& cluster) {

@@ -51,10 +51,12 @@ struct StepTime {
   double updating = 0;
 
   double seconds() const { return computing + communicating + bubble + updating; }
+  StepTime& operator+=(const StepTime& other);
 };
 
-// Times of many set-ups of one model on one cluster: what they share is computed once. They differ in anything but policy and
-// what of `work` follows from it. The model and the cluster are referred to, not copied.
+// Times of many set-ups of one model on one cluster: what they share is computed once. A model without anything that is trained
+// (a reference, an encoder) has forwards alone. They differ in anything but policy and
+// what of `work` follows from it; its rows follow from its sequence. The model and the cluster are referred to, not copied.
 class StepTimes {
  public:
   StepTimes(const Model& model, const Cluster& cluster);
@@ -85,7 +87,9 @@ class StepTimes {
   const Parts& parts_of(const Work& work);
   PassSeconds slowest_stage(const StepSetup& setup);
   const Traffic& traffic_of(const StepSetup& setup);
+  bool trains() const { return trainable_ > 0; }
   double exchange_seconds(const StepSetup& setup);
+  Bytes stream_part(const StepSetup& setup, std::uint64_t parts) const;
   double tensor_seconds(const StepSetup& setup) const;
   double passing_seconds(const StepSetup& setup) const;
   // Of a rank: what it updates, or with `held` all of its parameters.

@@ -25,7 +25,7 @@ struct Candidate {
 
 class Search {
  public:
-  Search(const SearchSpace& space, Evaluator& evaluator, Findings& findings)
+  Search(const SearchSpace& space, JointEvaluator& evaluator, Findings& findings)
       : space_(space), evaluator_(evaluator), findings_(findings), options_(space.any()) {}
 
   void list_candidates();
@@ -42,7 +42,7 @@ class Search {
   bool look_at(std::uint64_t& too_large);
 
   const SearchSpace& space_;
-  Evaluator& evaluator_;
+  JointEvaluator& evaluator_;
   Findings& findings_;
   PlanOptions options_;  // the set-up that is looked at
   std::vector<Candidate> candidates_;
@@ -139,7 +139,7 @@ bool Search::look_at(std::uint64_t& too_large) {
     findings_.reject(options_, needed);
     return false;
   }
-  needed = std::max(needed, least_device_bytes(make_planned(options_, evaluator_.model()).worst()));
+  needed = std::max(needed, evaluator_.planned(options_));
   if (needed > findings_.capacity()) {
     findings_.reject(options_, Rejection::memory,
                      fmt::format("needs {} with what the allocator reserves and the context takes", in_gb(needed)));
@@ -176,7 +176,7 @@ void Search::walk(std::uint64_t most) {
 
 }  // namespace
 
-void find_best_plans(const SearchSpace& space, std::uint64_t most, Evaluator& evaluator, Findings& findings) {
+void find_best_plans(const SearchSpace& space, std::uint64_t most, JointEvaluator& evaluator, Findings& findings) {
   Search search(space, evaluator, findings);
   search.list_candidates();
   search.walk(most);

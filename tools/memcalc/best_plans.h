@@ -13,13 +13,13 @@
 // Each is a bound that no set-up under it passes, so what is found is what sizing all of them finds; a test compares the two.
 #pragma once
 
-#include "tools/memcalc/evaluator.h"
 #include "tools/memcalc/findings.h"
+#include "tools/memcalc/joint_evaluator.h"
 #include "tools/memcalc/search_space.h"
 
 namespace shardplan::memcalc {
 
 // At most `most` set-ups, the fastest first, planned whole: with what the allocator reserves and the context takes.
-void find_best_plans(const SearchSpace& space, std::uint64_t most, Evaluator& evaluator, Findings& findings);
+void find_best_plans(const SearchSpace& space, std::uint64_t most, JointEvaluator& evaluator, Findings& findings);
 
 }  // namespace shardplan::memcalc

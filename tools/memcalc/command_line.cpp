@@ -26,6 +26,7 @@ constexpr const char* kFitFooter = R"(Examples:
   memcalc fit llama-2-7b --gpus 8 --gpu 24GiB --seq 2048 --zero 3 --ask cheapest
   memcalc fit llama-3.1-8b --gpus 8 --zero 3 --gpu a100-80gb --seq 8192 --ask micro-batch
   memcalc fit llama-3.1-70b --gpus 512 --gpu h100-80gb --seq 8192 --global-batch 1024 --profile megatron
+  memcalc fit llama-2-7b llama-2-7b:frozen --gpus 8 --gpu h100-80gb --seq 4096 --global-batch 64
 
 Varied: --zero, --tp, --pp, --cp, --ep, --virtual-stages, --sequence-parallel, --replicate, --micro-batch, --recompute
 and --offload (engine shardplan: optimizer states, gradients too, parameters too, in host memory). One whose flag is given
@@ -61,7 +62,7 @@ void add_fit_flags(CLI::App* app, FitOptions& options) {
   add_count(app, "--global-batch", options.global_batch,
             "sequences per step, for best (micro-batch x grad-accum x data ranks as given)");
   add_count(app, "--plans", options.most_plans, "how many set-ups are listed (10)");
-  add_count(app, "--rejected", options.most_rejected, "how many of those that do not fit are listed (20)");
+  add_count(app, "--rejected", options.most_rejected, "how many reasons are listed why others do not fit (20)");
   for (const char* flag : {"--ask", "--cluster", "--global-batch", "--plans", "--rejected"}) {
     app->get_option(flag)->group(kGroup);
   }
@@ -185,10 +186,10 @@ void Parser::let_later_flags_win() {
   }
 }
 
-// Several MODELs: plan's alone, and without what is of one of them.
-void refuse_others(const PlanOptions& options, bool plan) {
+// Several MODELs: plan's and fit's, and without what is of one of them.
+void refuse_others(const PlanOptions& options, bool known) {
   if (options.others.empty()) return;
-  const char* beside = !plan                   ? "memcalc plan"
+  const char* beside = !known                  ? "memcalc plan and fit"
                        : options.against       ? "memcalc plan without --against"
                        : options.calibrate     ? "memcalc plan without --calibrate"
                        : options.export_format ? "memcalc plan without --export"
@@ -224,7 +225,7 @@ void Parser::read(std::vector<std::string> words) {
     std::set<std::string> given = given_flags(*command);
     if (command == simulate) given.insert("--engine");  // our own optimizer, whatever a file says
     finish(line.plan, flags, given);
-    refuse_others(line.plan, command == plan);
+    refuse_others(line.plan, command == plan || command == fit);
   }
   if (*validate && line.validate.paths.empty())
     throw ConfigError("PATH", "", "expected a file of measured runs or a folder");

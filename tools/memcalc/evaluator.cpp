@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "planner/activations/module_rows.h"
 #include "planner/tensor_split.h"
 
 namespace shardplan::memcalc {
@@ -85,8 +86,8 @@ bool is_bounded(const PlanOptions& options) {
 
 }  // namespace
 
-Evaluator::Evaluator(Model model, Cluster cluster)
-    : model_(std::move(model)), cluster_(std::move(cluster)), times_(model_, cluster_) {
+Evaluator::Evaluator(Model model, Cluster cluster, Ranks ranks)
+    : model_(std::move(model)), cluster_(std::move(cluster)), ranks_(ranks), times_(model_, cluster_) {
   const std::vector<ModuleRun>& runs = model_.modules;
   for (const ModuleRun& run : runs) {
     const auto same = [&](const ModuleRun& other) { return other.modules == run.modules; };
@@ -118,27 +119,35 @@ std::uint64_t Evaluator::words(const std::string& text) {
   return words_.try_emplace(text, words_.size() + 1).first->second;
 }
 
+void Evaluator::find_kinds(const PlanOptions& options, Kinds& found) const {
+  try {
+    std::vector<RankKind> kinds = planned_kinds(options, model_);
+    for (std::size_t i = 0; i < kinds.size(); ++i) {
+      const auto same = [&](const Kind& kind) { return holds_same(kind.catalog, kinds[i].catalog); };
+      if (ranks_ == Ranks::kinds && std::any_of(found.kinds.begin(), found.kinds.end(), same)) continue;
+      found.kinds.push_back({std::move(kinds[i].catalog), i});
+    }
+  } catch (const ConfigError& error) {
+    found.refused = error.what();
+  }
+}
+
 Evaluator::Kinds& Evaluator::kinds_of(const PlanOptions& options) {
   const Parallelism& p = options.setup.parallel;
   const Key key{p.tensor,         p.pipeline,          p.expert,          resolved_expert_tensor(p),
                 p.virtual_stages, p.sequence_parallel, number(p.schedule)};
   const auto [entry, added] = kinds_.try_emplace(key);
   Kinds& known = entry->second;
-  if (!added) return known;
-  known.number = kinds_.size();
-  try {
-    std::vector<RankKind> kinds = planned_kinds(options, model_);
-    for (std::size_t i = 0; i < kinds.size(); ++i) {
-      const auto same = [&](const Kind& kind) { return holds_same(kind.catalog, kinds[i].catalog); };
-      if (std::any_of(known.kinds.begin(), known.kinds.end(), same)) continue;
-      known.kinds.push_back({std::move(kinds[i].catalog), i});
+  if (added) {
+    known.number = kinds_.size();
+    try {
+      find_kinds(options, known);
+    } catch (...) {
+      kinds_.erase(entry);
+      throw;
     }
-  } catch (const ConfigError& error) {
-    known.refused = error.what();
-  } catch (...) {
-    kinds_.erase(entry);
-    throw;
   }
+  if (!known.refused.empty()) throw ConfigError("", "", known.refused);
   return known;
 }
 
@@ -260,7 +269,6 @@ const ClientHolds& Evaluator::client(const PlanOptions& options, const Kinds& ki
 
 Bytes Evaluator::states(const PlanOptions& options) {
   Kinds& kinds = kinds_of(options);
-  if (!kinds.refused.empty()) throw ConfigError("", "", kinds.refused);
   Bytes most;
   for (std::size_t i = 0; i < kinds.kinds.size(); ++i) {
     const EngineSide& side = engine(options, kinds, i);
@@ -271,7 +279,6 @@ Bytes Evaluator::states(const PlanOptions& options) {
 
 Bytes Evaluator::needed(const PlanOptions& options, Bytes enough) {
   Kinds& kinds = kinds_of(options);
-  if (!kinds.refused.empty()) throw ConfigError("", "", kinds.refused);
   Bytes most;
   for (std::size_t i = 0; i < kinds.kinds.size() && most <= enough; ++i) {
     const EngineSide& side = engine(options, kinds, i);
@@ -280,6 +287,24 @@ Bytes Evaluator::needed(const PlanOptions& options, Bytes enough) {
     most = std::max(most, least_device_bytes(rank) + side.context.value_or(Bytes{}));
   }
   return most;
+}
+
+std::vector<RankReport> Evaluator::ranks(const PlanOptions& options, Held held) {
+  Kinds& kinds = kinds_of(options);
+  std::vector<RankReport> ranks;
+  for (std::size_t i = 0; i < kinds.kinds.size(); ++i) {
+    const EngineSide& side = engine(options, kinds, i);
+    ranks.push_back(side.rank);
+    if (held == Held::all) add_client(ranks.back().device, side.holds, client(options, kinds, i));
+  }
+  return ranks;
+}
+
+const RowsOfModules& Evaluator::rows(const PlanOptions& options) {
+  const ClientSetup client = options.whole_client();
+  const auto [entry, added] = rows_.try_emplace(client.sequence);
+  if (added) entry->second = rows_of_modules(model_, options.setup, client);
+  return entry->second;
 }
 
 StepTime Evaluator::time(const PlanOptions& options) {
@@ -305,13 +330,14 @@ StepTime Evaluator::time(const PlanOptions& options) {
   step.virtual_stages = parallel.virtual_stages;
   step.schedule = resolved_schedule(parallel);
   step.offload = setup.offload;
-  const std::uint64_t row = row_tokens(model_, client.sequence, client.image_height, client.image_width);
-  step.work = {.tokens = checked_multiply(client.micro_batch, row) / parallel.context,
-               .sequence = row,
+  step.work = {.tokens = checked_multiply(client.micro_batch, client.sequence) / parallel.context,
+               .sequence = client.sequence,
                .compute = setup.policy.compute,
                .gradient = setup.policy.gradient,
                .accumulates = setup.accumulation > 1,
-               .expert_ranks = parallel.expert};
+               .expert_ranks = parallel.expert,
+               .rows = &rows(options),
+               .samples = static_cast<double>(client.micro_batch) / static_cast<double>(parallel.context)};
   return times_.of(step);
 }
 

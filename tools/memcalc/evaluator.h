@@ -31,9 +31,15 @@ inline constexpr Bytes kAnyBytes{std::numeric_limits<std::uint64_t>::max()};
 
 class Evaluator {
  public:
+  // Whose ranks are looked at: `kinds`: of ranks that hold the same one, which stands for them all; `every_stage`: one of each
+  // pipeline stage, for ranks() of models that are cut in different places.
+  enum class Ranks : std::uint8_t { kinds, every_stage };
+  // Whether a rank's activations are counted.
+  enum class Held : std::uint8_t { states, all };
+
   // All set-ups that are asked of one evaluator differ in the axes, the stage, replicas, offload, prefetch, micro-batch,
   // accumulation, sequence, recomputation and loss, and in nothing else.
-  Evaluator(Model model, Cluster cluster);
+  Evaluator(Model model, Cluster cluster, Ranks ranks = Ranks::kinds);
   Evaluator(const Evaluator&) = delete;
   Evaluator& operator=(const Evaluator&) = delete;
 
@@ -49,13 +55,16 @@ class Evaluator {
   // The most that a rank allocates, activations included, and what the driver takes. Where that is more than `enough`, it may be
   // that of any rank that has more. Throws the same, and UnknownActivations.
   Bytes needed(const PlanOptions& options, Bytes enough = kAnyBytes);
+  // One rank of each, without what the driver takes. Throws the same.
+  std::vector<RankReport> ranks(const PlanOptions& options, Held held);
 
   StepTime time(const PlanOptions& options);
 
   const Model& model() const { return model_; }
 
  private:
-  // Kinds of ranks that hold the same are one: the first of them has most micro-batches under way.
+  // Kinds of ranks that hold the same are one, unless every stage is asked for: the first of them has most micro-batches
+  // under way.
   struct Kind {
     Catalog catalog;
     std::uint64_t stage = 0;
@@ -79,10 +88,13 @@ class Evaluator {
     Bytes optimizer_states;
   };
 
+  // Throws ConfigError where there are none.
   Kinds& kinds_of(const PlanOptions& options);
+  void find_kinds(const PlanOptions& options, Kinds& found) const;
   const EngineSide& engine(const PlanOptions& options, Kinds& kinds, std::size_t kind);
   const ClientHolds& client(const PlanOptions& options, const Kinds& kinds, std::size_t kind);
   const ActivityResult& activity(const PlanOptions& options, const ClientSetup& client, const Catalog& chunk);
+  const RowsOfModules& rows(const PlanOptions& options);
   std::uint64_t words(const std::string& text);
   void add_whole_states(const PlanOptions& options);
   // Which modules a run of units is of, and how often: equal where only numbers differ.
@@ -91,12 +103,14 @@ class Evaluator {
 
   Model model_;
   Cluster cluster_;
+  Ranks ranks_;
   StepTimes times_;
   std::vector<std::size_t> like_;                    // of each run of modules: the first run of the same modules
   std::optional<std::array<WholeStates, 2>> whole_;  // of experts, and of the rest
   std::map<Key, Kinds> kinds_;                       // by axes
   std::map<Key, ClientHolds> clients_;
   std::map<std::vector<std::uint64_t>, ActivityResult> activities_;
+  std::map<std::uint64_t, RowsOfModules> rows_;  // by sequence
   std::map<std::string, std::uint64_t> words_;  // texts that are parts of keys
 };
 

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "base/text.h"
@@ -13,6 +14,12 @@ void Findings::reject(const PlanOptions& options, Rejection reason, std::string 
   fit_.decided += count;
   fit_.rejections += count;
   fit_.rejections_by_reason[static_cast<std::size_t>(reason)] += count;
+  const auto same = std::find_if(fit_.rejected.begin(), fit_.rejected.end(),
+                                 [&](const RejectedPlan& known) { return known.why == why; });
+  if (same != fit_.rejected.end()) {
+    same->count += count;
+    return;
+  }
   if (fit_.rejected.size() < question_.most_rejected) {
     fit_.rejected.push_back({.options = options, .why = std::move(why), .count = count});
   }

@@ -14,7 +14,8 @@ class Findings {
  public:
   Findings(const FitOptions& question, Fit& fit) : question_(question), fit_(fit) {}
 
-  // `count` set-ups are rejected for this reason, the first of them `options`. Those that come first are kept.
+  // `count` set-ups are rejected for this reason, the first of them `options`. Reasons that come first are kept, each with the first
+  // set-up of which it was said.
   void reject(const PlanOptions& options, Rejection reason, std::string why, std::uint64_t count = 1);
   void reject(const PlanOptions& options, Bytes needed);
   // One that fits. `instead_of`: what the set-up as it is given needs, which this one is compared with.

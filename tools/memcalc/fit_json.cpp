@@ -4,6 +4,7 @@
 #include "tools/memcalc/evaluator.h"
 #include "tools/memcalc/json_parts.h"
 #include "tools/memcalc/output.h"
+#include "tools/memcalc/together.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -11,11 +12,11 @@ namespace {
 namespace json = boost::json;
 
 json::object plan_of(const FittedPlan& plan, const Fit& fit) {
-  const Planned planned = make_planned(plan.options, fit.model);
+  const PlannedTogether together = make_together(options_of_models(plan.options), fit.models);
   return {{"words", axes_of(plan.options)},
           {"change", plan.change.empty() ? json::value() : json::value(plan.change)},
-          {"setup", setup_json(plan.options, planned)},
-          {"worst", rank_json(planned.worst())},
+          {"setup", setup_json(plan.options, together.models.front())},
+          {"worst", rank_json(together.ranks[together.worst])},
           {"needed_bytes", plan.needed.count()},
           {"saved_bytes", plan.saved ? json::value(*plan.saved) : json::value()},
           {"step_seconds", plan.time.seconds()},
@@ -69,6 +70,8 @@ std::string fit_json(const Fit& fit, const FitOptions& options) {
   for (const RejectedPlan& plan : fit.rejected) {
     rejected.push_back({{"setup", axes_json(plan.options)}, {"why", plan.why}, {"count", plan.count}});
   }
+  json::array models;
+  for (const Model& model : fit.models) models.push_back(model_json(model.catalog));
   json::object reasons;
   for (std::size_t i = 0; i < kRejections; ++i) {
     const std::string_view reason = key(static_cast<Rejection>(i));
@@ -78,7 +81,8 @@ std::string fit_json(const Fit& fit, const FitOptions& options) {
   return json::serialize(json::object{{"schema", "memcalc.fit/1"},
                                       {"question", json::string(question.data(), question.size())},
                                       {"answer", fit.answer ? json::value(*fit.answer) : json::value()},
-                                      {"model", model_json(fit.model.catalog)},
+                                      {"model", model_json(fit.model().catalog)},
+                                      {"models", std::move(models)},
                                       {"gpu", {{"name", fit.gpu.name}, {"capacity_bytes", fit.gpu.bytes.count()}}},
                                       {"cluster", fit.cluster.name},
                                       {"global_batch", fit.sequences},

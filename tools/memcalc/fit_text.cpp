@@ -13,6 +13,12 @@ std::string seconds_text(double seconds) {
   return seconds < 1 ? fmt::format("{:.0f} ms", seconds * 1e3) : fmt::format("{:.3g} s", seconds);
 }
 
+std::string names_of(const Fit& fit) {
+  std::string names;
+  for (const Model& model : fit.models) names += (names.empty() ? "" : " + ") + model.catalog.name;
+  return names;
+}
+
 std::string plans_table(const Fit& fit, std::size_t most, const char* dim, const char* off) {
   const bool cheapest = fit.question == FitQuestion::cheapest;
   std::string text = fmt::format("{}{:>12} {:>10} {:>14}   {}{}\n", dim, "needs", "step", "per second",
@@ -52,7 +58,7 @@ std::string fit_text(const Fit& fit, const FitOptions& options, bool colour) {
   const char* dim = colour ? "\033[2m" : "";
   const char* off = colour ? "\033[0m" : "";
   std::string text =
-      fmt::format("{}{}{} on {} ({})\n", bold, fit.model.catalog.name, off, fit.gpu.name, in_gb(fit.gpu.bytes));
+      fmt::format("{}{}{} on {} ({})\n", bold, names_of(fit), off, fit.gpu.name, in_gb(fit.gpu.bytes));
   if (fit.question == FitQuestion::best) text += fmt::format("{} sequences a step\n", with_commas(fit.sequences));
   text += fmt::format("{}: {}{}{}\n", name(fit.question), bold, fit.answer.value_or("nothing fits"), off);
   if (!fit.plans.empty()) text += "\n" + plans_table(fit, options.most_plans, dim, off);

@@ -11,10 +11,11 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "tools/memcalc/best_plans.h"
-#include "tools/memcalc/evaluator.h"
 #include "tools/memcalc/findings.h"
+#include "tools/memcalc/joint_evaluator.h"
 #include "tools/memcalc/search_space.h"
 #include "tools/memcalc/simulating.h"
+#include "tools/memcalc/together.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -24,7 +25,7 @@ class Search {
  public:
   Search(const PlanOptions& base, const FitOptions& question, Fit& fit)
       : base_(base), question_(question), fit_(fit), findings_(question, fit) {
-    evaluator_.emplace(fit.model, fit.cluster);
+    read_models();
     const std::uint64_t data = data_parallel(base.setup);
     fit.sequences = question.global_batch.value_or(
         checked_multiply(checked_multiply(base.micro_batch, base.setup.accumulation), data));
@@ -37,6 +38,7 @@ class Search {
   void cheapest();
 
  private:
+  void read_models() { evaluator_.emplace(fit_.models, options_of_models(base_), fit_.cluster); }
   bool try_set_up(const PlanOptions& options, const std::string& change = {});
   Bytes needed(const PlanOptions& options);
   bool fits(const PlanOptions& options);
@@ -45,7 +47,7 @@ class Search {
   const FitOptions& question_;
   Fit& fit_;
   Findings findings_;
-  std::optional<Evaluator> evaluator_;
+  std::optional<JointEvaluator> evaluator_;
   std::optional<Bytes> base_needed_;  // question cheapest
 };
 
@@ -53,7 +55,7 @@ class Search {
 Bytes Search::needed(const PlanOptions& options) {
   ++fit_.evaluated;
   const Bytes without_allocator = evaluator_->needed(options);
-  return std::max(without_allocator, least_device_bytes(make_planned(options, evaluator_->model()).worst()));
+  return std::max(without_allocator, evaluator_->planned(options));
 }
 
 bool Search::try_set_up(const PlanOptions& options, const std::string& change) {
@@ -87,7 +89,7 @@ bool Search::fits(const PlanOptions& options) {
 }
 
 void Search::best() {
-  const SearchSpace space(base_, question_, fit_.model, fit_.sequences);
+  const SearchSpace space(base_, question_, fit_.model(), fit_.sequences);
   find_best_plans(space, std::max<std::uint64_t>(question_.most_plans, 1), *evaluator_, findings_);
   if (!fit_.plans.empty()) fit_.answer = axes_of(fit_.plans.front().options);
 }
@@ -133,12 +135,13 @@ std::optional<Model> with_blocks(const Model& model, std::uint64_t blocks) {
 }
 
 void Search::model() {
-  const Model given = fit_.model;
+  const Model given = fit_.model();
   if (!with_blocks(given, 1)) {
     throw ConfigError("--ask", "", "model: the blocks of this model are of several kinds, or some are frozen");
   }
   const auto fits_with = [&](std::uint64_t blocks) {
-    evaluator_.emplace(*with_blocks(given, blocks), fit_.cluster);
+    fit_.models.front() = *with_blocks(given, blocks);
+    read_models();
     return fits(base_);
   };
   const std::uint64_t step = base_.setup.parallel.pipeline * base_.setup.parallel.virtual_stages;
@@ -153,11 +156,11 @@ void Search::model() {
     const std::uint64_t middle = low + (high - low) / 2;
     (fits_with(middle * step) ? low : high) = middle;
   }
-  fit_.model = *with_blocks(given, std::max<std::uint64_t>(low, 1) * step);
-  evaluator_.emplace(fit_.model, fit_.cluster);
+  fit_.models.front() = *with_blocks(given, std::max<std::uint64_t>(low, 1) * step);
+  read_models();
   if (!try_set_up(base_)) return;
   fit_.answer = fmt::format("{} blocks, {} parameters", with_commas(low * step),
-                            with_commas(parameter_elements(fit_.model.catalog)));
+                            with_commas(parameter_elements(fit_.model().catalog)));
 }
 
 // As many sequences per step and GPU as in the set-up as it is given.
@@ -337,10 +340,14 @@ Fit make_fit(const PlanOptions& options, const FitOptions& question) {
   if (!options.gpu && !question.cluster) throw ConfigError("--gpu", "", "expected the GPU that it has to fit");
   PlanOptions base = options;
   if (!base.sequence && question.question == FitQuestion::sequence) base.sequence = 1;
-  if (!base.sequence) throw ConfigError("--seq", "", "expected the tokens of a sequence, which decide activations");
   Fit fit;
   fit.question = question.question;
-  fit.model = read_planned_model(base);
+  const std::vector<PlanOptions> of_models = options_of_models(base);
+  for (const PlanOptions& of_one : of_models) fit.models.push_back(read_planned_model(of_one));
+  const auto reads = [](const Model& model) { return model.architecture.vocabulary > 0; };
+  if (!base.sequence && std::any_of(fit.models.begin(), fit.models.end(), reads)) {
+    throw ConfigError("--seq", "", "expected the tokens of a sequence, which decide activations");
+  }
   fit.cluster = choose_cluster(base, question.cluster, fit.notes);
   if (!base.gpu) base.gpu = fit.cluster.gpu.name;
   fit.gpu = find_capacity(*base.gpu, base.gpu_files);
@@ -348,10 +355,12 @@ Fit make_fit(const PlanOptions& options, const FitOptions& question) {
     fit.notes.push_back(fmt::format(
         "times are without --offload {}: copies to and from it and updates there are not timed", *base.offload));
   }
-  PlanOptions plain = base;
-  plain.setup.parallel = {};
-  const ClientSide known = client_side(plain, fit.model, fit.model.catalog, 0);
-  if (!known.holds) throw ConfigError(base.model, "", "activations are not counted: " + known.unknown_because);
+  for (std::size_t i = 0; i < of_models.size(); ++i) {
+    PlanOptions plain = of_models[i];
+    plain.setup.parallel = {};
+    const ClientSide known = client_side(plain, fit.models[i], fit.models[i].catalog, 0);
+    if (!known.holds) throw ConfigError(plain.model, "", "activations are not counted: " + known.unknown_because);
+  }
   const auto begin = std::chrono::steady_clock::now();
   Search search(base, question, fit);
   run(search, question);
@@ -359,6 +368,7 @@ Fit make_fit(const PlanOptions& options, const FitOptions& question) {
   if (std::any_of(fit.plans.begin(), fit.plans.end(), offloads)) {
     fit.notes.emplace_back("host memory is no bound of the search: plan says how much a set-up with offload pins");
   }
+  if (fit.models.size() > 1) fit.notes.emplace_back(kTurnsNote);
   fit.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return fit;
 }

@@ -1,4 +1,5 @@
-// fit: the inverse questions. Which set-up of a model fits a GPU's memory, and is fastest?
+// fit: the inverse questions. Which set-up of a model fits a GPU's memory, and is fastest? Of several models on the same GPUs
+// (together.h): which set-up of them all, where a step is a step of each.
 #pragma once
 
 #include <array>
@@ -35,18 +36,18 @@ std::string_view name(Rejection reason);
 struct RejectedPlan {
   PlanOptions options;
   std::string why;
-  std::uint64_t count = 1;  // of set-ups that are rejected together, of which this is the first
+  std::uint64_t count = 1;  // of set-ups that are rejected for the same reason, of which this is the first
 };
 
 struct Fit {
   FitQuestion question = FitQuestion::best;
-  Model model;
+  std::vector<Model> models;  // MODEL, and those beside it
   Cluster cluster;
   Capacity gpu;
   // In the words of the question: "micro-batch 12", "zero 3, tp 2, ..."; nothing where nothing fits.
   std::optional<std::string> answer;
   std::vector<FittedPlan> plans;       // best first
-  std::vector<RejectedPlan> rejected;  // the first of them; of `best`, the fastest
+  std::vector<RejectedPlan> rejected;  // the first reasons; of `best`, those of the fastest set-ups
   std::uint64_t rejections = 0;
   std::array<std::uint64_t, kRejections> rejections_by_reason{};
   std::uint64_t slower = 0;     // than the plans that are listed: decided without asking whether they fit
@@ -55,9 +56,11 @@ struct Fit {
   std::uint64_t sequences = 0;  // of a step of each set-up
   double seconds = 0;           // that the search took
   std::vector<std::string> notes;
+
+  const Model& model() const { return models.front(); }
 };
 
-// Reads MODEL and the cluster and searches. Throws Error; ConfigError without --gpu or --cluster and without --seq.
+// Reads MODEL, those beside it and the cluster and searches. Throws Error; ConfigError without --gpu or --cluster and without --seq.
 Fit make_fit(const PlanOptions& options, const FitOptions& fit);
 
 std::string_view name(FitQuestion question);

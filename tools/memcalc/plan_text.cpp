@@ -249,7 +249,12 @@ std::string verdict(const Planned& planned, const Style& style) {
   const Bytes needed = least_device_bytes(rank);
   const DeviceMemory& device = rank.device;
   const bool counted = device.peak_allocated.has_value();
-  const char* what = counted ? "total" : rank.arenas ? "arena" : device.live_peak ? "engine's peak" : "model states";
+  const char* what = device.total           ? "total"
+                     : device.peak_reserved ? "memory that is reserved"
+                     : counted              ? "peak"
+                     : rank.arenas          ? "arena"
+                     : device.live_peak     ? "engine's peak"
+                                            : "model states";
   std::pair<const char*, Bytes> largest{"parameters", device.parameters};
   for (const auto& [part, bytes] : {std::pair{"gradients", device.gradients},
                                     {"optimizer states", device.optimizer_states},
@@ -266,8 +271,10 @@ std::string verdict(const Planned& planned, const Style& style) {
   } else if (planned.fits == true) {
     text = fmt::format("{}It fits{} and leaves {}", style.good, style.off, in_gb(planned.gpu->bytes - needed));
   } else if (planned.gpu && counted) {
-    text = fmt::format("{}The peak fits{} and leaves {} for the allocator and the context, which are not known",
-                       style.good, style.off, in_gb(planned.gpu->bytes - needed));
+    text = fmt::format("{}The {} fits{} and leaves {} for {}", style.good, what, style.off,
+                       in_gb(planned.gpu->bytes - needed),
+                       device.peak_reserved ? "the context, which is not known"
+                                            : "the allocator and the context, which are not known");
   } else if (planned.gpu) {
     text = fmt::format("{}The {}{} and leaves {} for activations, which are not yet counted", style.good,
                        rank.device.live_peak && !rank.arenas ? "engine's peak fits"

@@ -46,7 +46,7 @@ void SearchSpace::add_axes() {
   const bool routed = model_.catalog.active_parameters.has_value();
   // A sequence is cut into two parts for each rank.
   std::uint64_t most_context = 1;
-  while (base_.sequence.value_or(0) % (4 * most_context) == 0 && 2 * most_context <= gpus) most_context *= 2;
+  while (base_.sequence && *base_.sequence % (4 * most_context) == 0 && 2 * most_context <= gpus) most_context *= 2;
   Structure axes;
   for (const std::uint64_t tensor : axis("--tp", given.tensor, std::min(gpus, base_.node_gpus()))) {
     for (const std::uint64_t pipeline : axis("--pp", given.pipeline, std::min(gpus / tensor, layers))) {

@@ -46,7 +46,7 @@ struct Recomputation {
 
 class SearchSpace {
  public:
-  // `sequences`: of a step of every set-up.
+  // `model`: MODEL, whose layers and experts bound the axes. `sequences`: of a step of every set-up.
   SearchSpace(const PlanOptions& base, const FitOptions& question, const Model& model, std::uint64_t sequences);
 
   const std::vector<Structure>& structures() const { return structures_; }

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "planner/activations/module_rows.h"
 #include "planner/formats/cluster_table.h"
 #include "planner/formats/gpu_table.h"
 #include "planner/formats/read_model.h"
@@ -33,17 +34,18 @@ std::uint64_t sequence_of(const PlanOptions& options, const Model& model, std::v
   return sequence;
 }
 
-Work work_of(const PlanOptions& options, const Model& model, std::uint64_t sequence) {
-  const std::uint64_t row = row_tokens(model, sequence, options.client.image_height, options.client.image_width);
-  return {.tokens = checked_multiply(options.micro_batch, row),
-          .sequence = row,
+Work work_of(const PlanOptions& options, std::uint64_t sequence) {
+  return {.tokens = checked_multiply(options.micro_batch, sequence),
+          .sequence = sequence,
           .compute = options.setup.policy.compute,
-          .gradient = options.setup.policy.gradient};
+          .gradient = options.setup.policy.gradient,
+          .samples = static_cast<double>(options.micro_batch)};
 }
 
 SimulationOptions simulation_options(const Simulated& simulated) {
   SimulationOptions options{
       .cluster = simulated.cluster, .work = simulated.work, .gpus_per_node = simulated.gpus_per_node};
+  options.work.rows = &simulated.rows;
   if (simulated.client) options.client = &*simulated.client;
   return options;
 }
@@ -170,7 +172,10 @@ Simulated understood(const PlanOptions& options, const SimulateOptions& simulate
   // What sees no tokens has as many as its images say.
   if (model.architecture.vocabulary > 0) simulated.options.sequence = sequence;
   if (!options.gpu) simulated.options.gpu = simulated.cluster.gpu.name;
-  simulated.work = work_of(options, model, sequence);
+  simulated.work = work_of(options, sequence);
+  ClientSetup client = options.whole_client();
+  client.sequence = sequence;
+  simulated.rows = rows_of_modules(model, options.setup, client);
   simulated.gpus_per_node = options.gpus_per_node.value_or(simulated.cluster.gpus_per_node);
   if (options.setup.offload.any()) add_links(options.setup.offload, simulated);
   return simulated;

@@ -31,13 +31,13 @@ void add_resident(PeakMemory& held, const DeviceMemory& device, Bytes resident) 
   add(held.workspace, resident - std::min(device.model_states(), resident));
 }
 
-// Of `ranks`, one of each model on the same GPU: all that is resident, and the peak of the one whose turn is worst.
 class Turns {
  public:
   Turns(const std::vector<const RankReport*>& ranks, const std::vector<std::string>& names, Bytes libraries)
       : ranks_(ranks), names_(names), libraries_(libraries) {}
 
   RankReport together() const {
+    if (ranks_.size() == 1) return *ranks_.front();
     RankReport all = *ranks_.front();
     for (std::size_t i = 1; i < ranks_.size(); ++i) add_what_stays(all, *ranks_[i]);
     DeviceMemory& device = all.device;
@@ -123,30 +123,56 @@ void add_notes(PlannedTogether& together) {
       if (std::find(notes.begin(), notes.end(), note) == notes.end()) notes.push_back(note);
     }
   }
-  notes.emplace_back(
-      "the models take turns: while one computes, the others hold what stays between steps; tensors that pass from one "
-      "to "
-      "another are not counted");
+  notes.emplace_back(kTurnsNote);
 }
 
 }  // namespace
 
-PlannedTogether make_together(const PlanOptions& options) {
-  PlannedTogether together;
-  together.options.push_back(options);
+std::vector<PlanOptions> options_of_models(const PlanOptions& options) {
+  std::vector<PlanOptions> of_models{options};
   for (const std::string& model : options.others) {
-    PlanOptions& other = together.options.emplace_back(options);
+    PlanOptions& other = of_models.emplace_back(options);
     other.freeze.clear();
     set_model(other, model);
   }
-  std::vector<std::string> names;
-  for (PlanOptions& of_one : together.options) {
+  if (of_models.size() == 1) return of_models;
+  for (PlanOptions& of_one : of_models) {
     of_one.others.clear();
-    const bool frozen = !of_one.freeze.empty();
-    if (frozen) of_one.lora.reset();
-    together.models.push_back(make_planned(of_one));
-    names.push_back(together.models.back().catalog.name + (frozen ? " (frozen)" : ""));
+    settle_frozen(of_one);
   }
+  return of_models;
+}
+
+void settle_frozen(PlanOptions& of_one) {
+  if (of_one.freeze.empty()) return;
+  of_one.lora.reset();
+  of_one.client.recompute = RecomputeKind::none;
+  of_one.setup.recompute = Recompute::none;
+}
+
+RankReport rank_together(const std::vector<const RankReport*>& ranks, const std::vector<std::string>& names,
+                         Bytes libraries) {
+  return Turns(ranks, names, libraries).together();
+}
+
+PlannedTogether make_together(const PlanOptions& options) {
+  std::vector<PlanOptions> of_models = options_of_models(options);
+  std::vector<Model> models;
+  for (const PlanOptions& of_one : of_models) models.push_back(read_planned_model(of_one));
+  return make_together(std::move(of_models), models);
+}
+
+PlannedTogether make_together(std::vector<PlanOptions> options, const std::vector<Model>& models) {
+  SHARDPLAN_CHECK(options.size() == models.size() && !models.empty(), "each model has a set-up");
+  PlannedTogether together;
+  together.options = std::move(options);
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < models.size(); ++i) {
+    const PlanOptions& of_one = together.options[i];
+    together.models.push_back(make_planned(of_one, models[i]));
+    names.push_back(models[i].catalog.name + (of_one.freeze.empty() ? "" : " (frozen)"));
+  }
+  const Bytes libraries = shared_libraries(together.options.front());
   const std::size_t stages = together.models.front().report.ranks.size();
   for (std::size_t stage = 0; stage < stages; ++stage) {
     std::vector<const RankReport*> ranks;
@@ -154,7 +180,7 @@ PlannedTogether make_together(const PlanOptions& options) {
       SHARDPLAN_CHECK(model.report.ranks.size() == stages, "as many kinds of ranks as stages");
       ranks.push_back(&model.report.ranks[stage]);
     }
-    together.ranks.push_back(Turns(ranks, names, shared_libraries(options)).together());
+    together.ranks.push_back(rank_together(ranks, names, libraries));
     if (least_of(together.ranks.back()) > least_of(together.ranks[together.worst])) together.worst = stage;
   }
   together.gpu = together.models.front().gpu;

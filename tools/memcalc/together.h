@@ -8,8 +8,10 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "planner/families/model.h"
 #include "tools/memcalc/planning.h"
 
 namespace shardplan::memcalc {
@@ -24,8 +26,24 @@ struct PlannedTogether {
   std::vector<std::string> notes;
 };
 
+inline constexpr std::string_view kTurnsNote =
+    "the models take turns: while one computes, the others hold what stays between steps; tensors that pass from one to "
+    "another are not counted";
+
+// The set-up of each MODEL by itself, in the order of the command line: MODEL's, and those of options.others.
+std::vector<PlanOptions> options_of_models(const PlanOptions& options);
+// Of one of several: where it is frozen it has no adapters and recomputes nothing, for it has no backward.
+void settle_frozen(PlanOptions& of_one);
+
+// Of `ranks`, one of each model on the same GPU: all that is resident, and the peak of the model whose turn is worst.
+// `libraries`: workspaces that are a part of each one's peak and there once.
+RankReport rank_together(const std::vector<const RankReport*>& ranks, const std::vector<std::string>& names,
+                         Bytes libraries);
+
 // MODEL and options.others. Throws Error.
 PlannedTogether make_together(const PlanOptions& options);
+// The same of models that have been read, each with its set-up.
+PlannedTogether make_together(std::vector<PlanOptions> options, const std::vector<Model>& models);
 
 std::string together_json(const PlannedTogether& together);
 std::string together_text(const PlannedTogether& together, bool colour);

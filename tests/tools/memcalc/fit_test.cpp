@@ -198,6 +198,43 @@ TEST_F(FitTest, TheLargestMicroBatchFitsAndOneMoreDoesNot) {
   EXPECT_GT(planned(largest + 1), 40ULL << 30);
 }
 
+// An actor and its reference: what plan says of both, and a forward beside a step, which is about three.
+TEST_F(FitTest, SeveralModels) {
+  const std::string setup = model_ + " " + model_ + ":frozen --gpus 4 --zero 2 --gpu 40GiB --seq 1024";
+  const json::object fit = ask("fit " + setup + " --ask micro-batch");
+  const std::uint64_t largest = number(fit.at("plans").at(0).at("setup").at("micro_batch"));
+  EXPECT_GT(largest, 1U);
+  EXPECT_EQ(fit.at("models").as_array().size(), 2U);
+  const auto planned = [&](std::uint64_t size) {
+    return json::parse(memcalc("plan " + setup + " --micro-batch " + std::to_string(size) + " --json").out).as_object();
+  };
+  EXPECT_EQ(total(planned(largest)), number(fit.at("plans").at(0).at("needed_bytes")));
+  EXPECT_LE(total(planned(largest)), 40ULL << 30);
+  EXPECT_GT(total(planned(largest + 1)), 40ULL << 30);
+
+  const std::string step = " --gpus 1 --zero 0 --gpu h100-80gb --cluster h100 --seq 2048 --micro-batch 4 --recompute none";
+  const auto seconds = [&](const std::string& models, const char* part) {
+    return ask("fit " + models + step + " --offload optimizer=cpu --global-batch 4")
+        .at("plans").at(0).at(part).as_double();
+  };
+  const std::string reference = model_ + ":frozen";
+  const double forward = seconds(reference, "computing_seconds") / seconds(model_, "computing_seconds");
+  EXPECT_GT(forward, 0.25);
+  EXPECT_LT(forward, 0.40);
+  EXPECT_EQ(seconds(reference, "updating_seconds"), 0);
+  EXPECT_DOUBLE_EQ(seconds(model_ + " " + reference, "step_seconds"),
+                   seconds(model_, "step_seconds") + seconds(reference, "step_seconds"));
+}
+
+// What sees images alone has no sequence to be told.
+TEST_F(FitTest, ImagesNeedNoSequence) {
+  const json::object fit = ask("fit vit-large-patch16-224 --gpus 8 --gpu h100-80gb --global-batch 1024 --plans 1");
+  // 304 million parameters and 197 tokens: 6 flops of each for each, at less than the peak of eight GPUs.
+  EXPECT_GT(fit.at("plans").at(0).at("step_seconds").as_double(), 1024 * 197 * 6 * 304e6 / 8 / 989e12);
+  EXPECT_LT(fit.at("plans").at(0).at("step_seconds").as_double(), 4 * 1024 * 197 * 6 * 304e6 / 8 / 989e12);
+  expect_failure("fit gpt2 --gpus 8 --gpu h100-80gb", 2, "--seq");
+}
+
 TEST_F(FitTest, TheFewestGpus) {
   const json::object fit = ask("fit " + model_ + " --zero 3 --gpu 16GiB --seq 1024 --recompute full --ask gpus");
   const std::uint64_t fewest = number(fit.at("plans").at(0).at("setup").at("world_size"));

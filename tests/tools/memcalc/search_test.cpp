@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -12,9 +13,10 @@
 #include "base/checked.h"
 #include "base/error.h"
 #include "tests/support/whole_grid.h"
-#include "tools/memcalc/evaluator.h"
 #include "tools/memcalc/fitting.h"
+#include "tools/memcalc/joint_evaluator.h"
 #include "tools/memcalc/search_space.h"
+#include "tools/memcalc/together.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -34,12 +36,12 @@ struct Found {
 };
 
 // What a set-up needs, as plan says it; nothing for what plan refuses or does not know of every rank.
-std::optional<Bytes> planned_bytes(const PlanOptions& options, const Model& model) {
+std::optional<Bytes> planned_bytes(const PlanOptions& options, const std::vector<Model>& models) {
   try {
-    const Planned planned = make_planned(options, model);
+    const PlannedTogether planned = make_together(options_of_models(options), models);
     const auto known = [](const RankReport& rank) { return rank.device.total.has_value(); };
-    if (std::all_of(planned.report.ranks.begin(), planned.report.ranks.end(), known)) {
-      return least_device_bytes(planned.worst());
+    if (std::all_of(planned.ranks.begin(), planned.ranks.end(), known)) {
+      return least_device_bytes(planned.ranks[planned.worst]);
     }
   } catch (const ConfigError&) {
   } catch (const ArithmeticOverflow&) {
@@ -52,10 +54,13 @@ class SearchTest : public testing::TestWithParam<const char*> {
   SearchTest() : line_(command_line(std::string(GetParam()) + " --plans 100000 --rejected 0")), fit_(ask()) {}
 
   Fit ask() const { return make_fit(line_.plan, line_.fit); }
+  std::unique_ptr<JointEvaluator> evaluator() const {
+    return std::make_unique<JointEvaluator>(fit_.models, options_of_models(line_.plan), fit_.cluster);
+  }
 
   // Every set-up of the space whose sequences divide.
   void for_each(const std::function<void(const PlanOptions&)>& body) const {
-    const SearchSpace space(line_.plan, line_.fit, fit_.model, fit_.sequences);
+    const SearchSpace space(line_.plan, line_.fit, fit_.model(), fit_.sequences);
     PlanOptions options = space.any();
     for (const Structure& structure : space.structures()) {
       space.set(options, structure);
@@ -73,7 +78,7 @@ class SearchTest : public testing::TestWithParam<const char*> {
 };
 
 // No bound that the search leaves a set-up out by is more than what the plan says.
-void expect_bounds(Evaluator& shared, const PlanOptions& options, Bytes planned) {
+void expect_bounds(JointEvaluator& shared, const PlanOptions& options, Bytes planned) {
   const Bytes states = shared.states(options);
   const Bytes needed = shared.needed(options);
   EXPECT_LE(shared.least_states(options), states) << axes_of(options);
@@ -82,17 +87,16 @@ void expect_bounds(Evaluator& shared, const PlanOptions& options, Bytes planned)
 }
 
 TEST_P(SearchTest, FindsWhatPlanningEverySetUpFinds) {
-  Evaluator shared(fit_.model, fit_.cluster);
+  const auto shared = evaluator();
   std::vector<Found> expected;
   std::uint64_t all = 0;
   for_each([&](const PlanOptions& options) {
     ++all;
-    const std::optional<Bytes> needed = planned_bytes(options, fit_.model);
+    const std::optional<Bytes> needed = planned_bytes(options, fit_.models);
     if (!needed) return;
-    expect_bounds(shared, options, *needed);
+    expect_bounds(*shared, options, *needed);
     if (*needed > fit_.gpu.bytes) return;
-    Evaluator alone(fit_.model, fit_.cluster);
-    expected.push_back({alone.time(options).seconds(), axes_of(options), *needed});
+    expected.push_back({evaluator()->time(options).seconds(), axes_of(options), *needed});
   });
   std::vector<Found> found;
   for (const FittedPlan& plan : fit_.plans) {
@@ -122,7 +126,9 @@ std::vector<const char*> spaces() {
       "fit gpt2-medium --gpus 4 --gpu 6GiB --seq 1024 --global-batch 4 --profile megatron",
       "fit gpt2-medium --gpus 8 --gpu 8GiB --seq 1024 --global-batch 32 --engine megatron --zero 1 "
       "--pp 4 --tp 1 --cp 1",
-      "fit gpt2-medium --gpus 2 --gpu 5GiB --seq 1024 --global-batch 8 --offload optimizer=cpu"};
+      "fit gpt2-medium --gpus 2 --gpu 5GiB --seq 1024 --global-batch 8 --offload optimizer=cpu",
+      // Cut in different places: layers of 24 and 12 blocks, an embedding that is tied and a critic's that is trained too.
+      "fit gpt2-medium gpt2:frozen gpt2 --gpus 4 --gpu 7GiB --seq 512 --global-batch 8 --offload optimizer=cpu --cp 1"};
   if (!test_support::whole_grid()) return sampled;
   for (const char* more : {"fit gpt2-medium --gpus 4 --gpu 6GiB --seq 512 --global-batch 16",
                            "fit gpt2-medium --gpus 16 --gpu 5GiB --seq 1024 --global-batch 32 --zero 2 "

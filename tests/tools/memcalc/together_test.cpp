@@ -63,7 +63,7 @@ TEST(Together, WhetherTheyFit) {
 
 TEST(Together, WhatTakesOneModelSaysSo) {
   expect_failure("explain gpt2 gpt2-xl", 2, "expected one, found 2");
-  expect_failure("fit gpt2 gpt2-xl --gpu 80GiB --seq 512", 2, "expected one, found 2");
+  expect_failure("simulate gpt2 gpt2-xl", 2, "expected one, found 2");
   expect_failure("plan gpt2 gpt2-xl --freeze 'wte*'", 2, "MODEL:frozen");
   expect_failure("plan gpt2 gpt2-xl --against '--zero 3'", 2, "without --against");
   expect_failure("plan gpt2 gpt2-xl --export deepspeed", 2, "without --export");

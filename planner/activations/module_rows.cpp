@@ -1,0 +1,90 @@
+#include "planner/activations/module_rows.h"
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "planner/activations/activity.h"
+#include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/profiles.h"
+#include "planner/activations/tape.h"
+
+namespace shardplan {
+namespace {
+
+using autograd::Tape;
+
+// What the forward did in one unit.
+struct UnitRows {
+  std::map<std::string, std::uint64_t> elements;  // that the modules put out, by name; of several times the most
+  std::vector<autograd::Attention> attention;     // in order
+};
+
+std::map<std::string, UnitRows> rows_of_units(const Tape& tape) {
+  std::map<std::string, UnitRows> units;
+  for (const autograd::Storage& made : tape.storages()) {
+    // A vector is a parameter by itself: 1 + weight.
+    if (made.pass != autograd::Pass::forward || made.parameter.empty() || made.shape.size() < 2) continue;
+    const std::string& unit = tape.units()[made.unit].name;
+    std::uint64_t& most = units[unit].elements[module_of(made.parameter, unit)];
+    most = std::max(most, elements(made.shape));
+  }
+  for (const autograd::Attention& attention : tape.attention()) {
+    units[tape.units()[attention.unit].name].attention.push_back(attention);
+  }
+  return units;
+}
+
+std::vector<ModuleRows> rows_in(const UnitRows& unit, const Modules& modules) {
+  std::vector<ModuleRows> rows(modules.size());
+  std::size_t attended = 0;
+  for (std::size_t i = 0; i < modules.size(); ++i) {
+    const Module& module = modules[i];
+    if (module.attention && attended < unit.attention.size()) {
+      const autograd::Attention& attention = unit.attention[attended++];
+      rows[i] = {attention.queries, attention.keys, attention.causal};
+    }
+    const auto noted = unit.elements.find(module.name);
+    if (noted == unit.elements.end() || module.routing || module.output == 0) continue;
+    rows[i].rows = noted->second / module.output;
+  }
+  std::uint64_t last = 0;
+  for (ModuleRows& row : rows) {
+    if (row.rows == 0) row.rows = last;
+    last = row.rows;
+  }
+  const auto first = std::find_if(rows.begin(), rows.end(), [](const ModuleRows& row) { return row.rows > 0; });
+  if (first != rows.end()) std::for_each(rows.begin(), first, [&](ModuleRows& row) { row.rows = first->rows; });
+  return rows;
+}
+
+}  // namespace
+
+RowsOfModules rows_of_modules(const Model& model, const Setup& setup, const ClientSetup& client) {
+  if (client.profile == Profile::megatron) return {};
+  Setup alone;
+  alone.policy = setup.policy;
+  if (autocasts(alone.policy)) alone.policy.parameter = alone.policy.compute;
+  ClientSetup one = client;
+  one.micro_batch = 1;
+  one.recompute = RecomputeKind::none;
+  if (!profile_refuses(model, model.catalog, alone, one).empty()) return {};
+  Tape tape;
+  try {
+    run_profile(tape, model, model.catalog, alone, one);
+  } catch (const autograd::NotModelled&) {
+    return {};
+  }
+  const std::map<std::string, UnitRows> units = rows_of_units(tape);
+  RowsOfModules rows;
+  for (const ModuleRun& run : model.modules) {
+    const std::string unit = run.numbered ? run.name + "." + std::to_string(run.first_number) : run.name;
+    const auto found = units.find(unit);
+    rows.push_back(found == units.end() ? std::vector<ModuleRows>(run.modules.size())
+                                        : rows_in(found->second, run.modules));
+  }
+  return rows;
+}
+
+}  // namespace shardplan

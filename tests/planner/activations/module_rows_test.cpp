@@ -1,0 +1,124 @@
+// How many tokens pass each module: by hand, from each model's published sizes.
+#include "planner/activations/module_rows.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+
+#include "planner/cost/compute.h"
+#include "planner/formats/read_model.h"
+
+namespace shardplan {
+namespace {
+
+class Rows {
+ public:
+  explicit Rows(const char* model, const ClientSetup& client) : model_(find_model(model)) {
+    rows_ = rows_of_modules(model_, Setup{}, client);
+  }
+
+  // Of the first unit that has a module of this name.
+  ModuleRows of(std::string_view stack, std::string_view module) const {
+    for (std::size_t run = 0; run < rows_.size(); ++run) {
+      if (model_.modules[run].name.find(stack) == std::string::npos) continue;
+      const Modules& modules = model_.modules[run].modules;
+      const auto found =
+          std::find_if(modules.begin(), modules.end(), [&](const Module& m) { return m.name.ends_with(module); });
+      if (found != modules.end()) return rows_[run][static_cast<std::size_t>(found - modules.begin())];
+    }
+    ADD_FAILURE() << "no " << module << " in " << stack;
+    return {};
+  }
+  ModuleRows attention(std::string_view stack, std::size_t which = 0) const {
+    for (std::size_t run = 0; run < rows_.size(); ++run) {
+      if (model_.modules[run].name.find(stack) == std::string::npos) continue;
+      const Modules& modules = model_.modules[run].modules;
+      std::size_t seen = 0;
+      for (std::size_t i = 0; i < modules.size(); ++i) {
+        if (modules[i].attention && seen++ == which) return rows_[run][i];
+      }
+    }
+    ADD_FAILURE() << "no attention in " << stack;
+    return {};
+  }
+  const RowsOfModules& all() const { return rows_; }
+  const Model& model() const { return model_; }
+
+ private:
+  Model model_;
+  RowsOfModules rows_;
+};
+
+// So it is timed as without rows, to the last bit.
+TEST(ModuleRows, ADecodersAreItsText) {
+  for (const char* name : {"llama-2-7b", "gpt2", "mixtral-8x7b"}) {
+    const Rows rows(name, {.sequence = 1024});
+    for (const std::vector<ModuleRows>& run : rows.all()) {
+      for (const ModuleRows& module : run) EXPECT_EQ(module.rows, 1024U) << name;
+    }
+    const Cluster cluster{.gpu = {.bandwidth_bytes_per_second = 1'000'000'000'000, .bf16_flops = 100'000'000'000'000}};
+    Work work{.tokens = 2048, .sequence = 1024, .samples = 2};
+    const PassSeconds by_text = sum(unit_seconds(rows.model(), work, cluster));
+    work.rows = &rows.all();
+    EXPECT_EQ(sum(unit_seconds(rows.model(), work, cluster)), by_text) << name;
+    EXPECT_EQ(forward_flops(rows.model(), work), forward_flops(rows.model(), {.tokens = 2048, .sequence = 1024}));
+  }
+}
+
+// Scores that are tensors are of all pairs; a kernel that is causal leaves half of them out.
+TEST(ModuleRows, EagerAttentionComputesAllPairs) {
+  EXPECT_EQ(Rows("llama-2-7b", {.sequence = 512}).attention("layers"), (ModuleRows{512, 512, true}));
+  const ClientSetup eager{.profile = Profile::hf_eager, .sequence = 512};
+  EXPECT_EQ(Rows("llama-2-7b", eager).attention("layers"), (ModuleRows{512, 512, false}));
+  EXPECT_EQ(Rows("roberta-base", {.sequence = 512}).attention("layer"), (ModuleRows{512, 512, false}));
+}
+
+// 224 pixels, patches of 16, and a token of the model's own.
+TEST(ModuleRows, AnImageIsItsPatches) {
+  const Rows rows("vit-base-patch16-224", {});
+  EXPECT_EQ(rows.of("layer", "intermediate.dense").rows, 197U);
+  EXPECT_EQ(rows.attention("layer"), (ModuleRows{197, 197, false}));
+  EXPECT_EQ(rows.of("", "patch_embeddings.projection").rows, 196U);
+  EXPECT_EQ(rows.of("", "classifier").rows, 1U);
+}
+
+// 30 seconds are 3,000 frames, 1,500 behind the second convolution; the decoder reads them with its text.
+TEST(ModuleRows, AnEncoderAndADecoderHaveTheirOwn) {
+  const Rows rows("whisper-small", {.sequence = 448});
+  EXPECT_EQ(rows.of("encoder.layers", "fc1").rows, 1500U);
+  EXPECT_EQ(rows.attention("encoder.layers"), (ModuleRows{1500, 1500, false}));
+  EXPECT_EQ(rows.of("decoder.layers", "fc1").rows, 448U);
+  EXPECT_EQ(rows.attention("decoder.layers", 0), (ModuleRows{448, 448, true}));
+  EXPECT_EQ(rows.attention("decoder.layers", 1), (ModuleRows{448, 1500, false}));
+  EXPECT_EQ(rows.of("decoder.layers", "encoder_attn.k_proj").rows, 1500U);
+  EXPECT_EQ(rows.of("decoder.layers", "encoder_attn.q_proj").rows, 448U);
+}
+
+// 512 pixels are 64 latent ones, 32 patches of a side; text has weights of its own, attention joins both.
+TEST(ModuleRows, TwoStreamsOfOneBlock) {
+  const Rows rows("sd3-medium", {.sequence = 333, .image_height = 512, .image_width = 512});
+  EXPECT_EQ(rows.of("transformer_blocks", "attn.to_q").rows, 1024U);
+  EXPECT_EQ(rows.of("transformer_blocks", "attn.add_q_proj").rows, 333U);
+  EXPECT_EQ(rows.of("transformer_blocks", "ff.net.2").rows, 1024U);
+  EXPECT_EQ(rows.of("transformer_blocks", "ff_context.net.2").rows, 333U);
+  EXPECT_EQ(rows.attention("transformer_blocks"), (ModuleRows{1357, 1357, false}));
+}
+
+// Of the language model, whose experts have the rows of their router; and of the tower, whose image has 64 x 64 patches.
+TEST(ModuleRows, ATowerBesideALanguageModel) {
+  const Rows rows("kimi-vl-a3b", {.sequence = 2048});
+  EXPECT_EQ(rows.of("language_model.model.layers", "self_attn.o_proj").rows, 2048U);
+  EXPECT_EQ(rows.attention("vision_tower"), (ModuleRows{4096, 4096, false}));
+  EXPECT_EQ(rows.of("vision_tower", "mlp.fc0").rows, 4096U);
+  EXPECT_EQ(rows.of("language_model.model.layers", "experts.7.down_proj").rows, 2048U);
+}
+
+TEST(ModuleRows, WhatNoProfileKnowsHasNone) {
+  EXPECT_TRUE(Rows("llama-2-7b", {.profile = Profile::megatron, .sequence = 512}).all().empty());
+  EXPECT_TRUE(Rows("llama-2-7b", {}).all().empty());
+}
+
+}  // namespace
+}  // namespace shardplan
