@@ -170,7 +170,7 @@ double StepTimes::passing_seconds(const StepSetup& setup) const {
 }
 
 const StepTimes::Parts& StepTimes::parts_of(const Work& work) {
-  const Key key{work.tokens,      work.sequence, std::bit_cast<std::uint64_t>(work.samples),
+  const Key key{work.tokens,       work.sequence,    std::bit_cast<std::uint64_t>(work.samples),
                 work.expert_ranks, work.accumulates, work.causal};
   const auto found = parts_.find(key);
   if (found != parts_.end()) return found->second;

@@ -111,7 +111,7 @@ class Evaluator {
   std::map<Key, ClientHolds> clients_;
   std::map<std::vector<std::uint64_t>, ActivityResult> activities_;
   std::map<std::uint64_t, RowsOfModules> rows_;  // by sequence
-  std::map<std::string, std::uint64_t> words_;  // texts that are parts of keys
+  std::map<std::string, std::uint64_t> words_;   // texts that are parts of keys
 };
 
 // The set-up's own words on the axes that a search varies, for tables: "zero 3, tp 2, micro-batch 4".

@@ -57,8 +57,7 @@ std::string fit_text(const Fit& fit, const FitOptions& options, bool colour) {
   const char* bold = colour ? "\033[1m" : "";
   const char* dim = colour ? "\033[2m" : "";
   const char* off = colour ? "\033[0m" : "";
-  std::string text =
-      fmt::format("{}{}{} on {} ({})\n", bold, names_of(fit), off, fit.gpu.name, in_gb(fit.gpu.bytes));
+  std::string text = fmt::format("{}{}{} on {} ({})\n", bold, names_of(fit), off, fit.gpu.name, in_gb(fit.gpu.bytes));
   if (fit.question == FitQuestion::best) text += fmt::format("{} sequences a step\n", with_commas(fit.sequences));
   text += fmt::format("{}: {}{}{}\n", name(fit.question), bold, fit.answer.value_or("nothing fits"), off);
   if (!fit.plans.empty()) text += "\n" + plans_table(fit, options.most_plans, dim, off);

@@ -22,7 +22,7 @@ struct Simulated {
   PlanOptions options;                 // as given, with the sequence and the GPU that were taken where none was said
   std::optional<ClientMemory> client;  // what was booked beside the optimizer; nothing where activations are not known
   Cluster cluster;
-  Work work;           // without its rows, which are these:
+  Work work;  // without its rows, which are these:
   RowsOfModules rows;
   std::uint64_t gpus_per_node = 8;
   // One; or stages 0 to 3, with --compare-stages.

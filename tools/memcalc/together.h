@@ -27,7 +27,8 @@ struct PlannedTogether {
 };
 
 inline constexpr std::string_view kTurnsNote =
-    "the models take turns: while one computes, the others hold what stays between steps; tensors that pass from one to "
+    "the models take turns: while one computes, the others hold what stays between steps; tensors that pass from one "
+    "to "
     "another are not counted";
 
 // The set-up of each MODEL by itself, in the order of the command line: MODEL's, and those of options.others.

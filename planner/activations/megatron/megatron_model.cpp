@@ -254,6 +254,11 @@ bool is_language_model(const Model& model) {
   return words > 0 && head && stacks.size() == 1;
 }
 
+// Else it is a reference, of which forwards are computed under no_grad.
+bool trains(const Model& model) {
+  return trainable_elements(model.catalog) > 0;
+}
+
 }  // namespace
 
 std::string megatron_refuses(const Model& model, const Catalog& held) {
@@ -262,15 +267,17 @@ std::string megatron_refuses(const Model& model, const Catalog& held) {
                        model.catalog.family);
   }
   for (const UnitRun& run : held.runs) {
+    for (const Tensor& tensor : run.tensors) {
+      const bool balancing = tensor.name.find("bias") != std::string::npos;
+      if (!tensor.trainable && !balancing && trains(model)) {
+        return "profile megatron does not know frozen layers or adapters yet";
+      }
+    }
     if (!run.numbered) continue;
     if (run.name.starts_with("mtp.")) return "profile megatron does not know multi-token prediction yet";
     const ModuleRun* modules = modules_of(model, run);
     if (modules == nullptr || !megatron_layer(modules->modules)) {
       return fmt::format("profile megatron does not know the layers of {} ({})", run.name, model.catalog.family);
-    }
-    for (const Tensor& tensor : run.tensors) {
-      const bool balancing = tensor.name.find("bias") != std::string::npos;
-      if (!tensor.trainable && !balancing) return "profile megatron does not know frozen layers or adapters yet";
     }
   }
   if (model.architecture.hidden == 0) return "the hidden size of the model is not known";
@@ -281,6 +288,12 @@ MegatronUse run_megatron(Tape& tape, const Model& model, const Catalog& held, co
                          const ClientSetup& client, std::vector<SavedByUnit>* saved) {
   MegatronContext context = context_of(tape, setup, client);
   Forward forward(context, model, held);
+  if (!trains(model)) {
+    const autograd::NoGrad no_grad(tape);
+    forward.run();
+    context.use.stand_ins.clear();  // for gradients of weights
+    return context.use;
+  }
   Value loss = forward.run();
   if (saved != nullptr) *saved = saved_tensors(tape);
   const Value gradient = tape.allocate("gradient", loss.shape(), loss.dtype());

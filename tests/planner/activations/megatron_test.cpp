@@ -345,5 +345,28 @@ TEST(MegatronLayers, CrossEntropies) {
   EXPECT_NEAR(loss(MegatronCrossEntropy::te), 2, 0.05);
 }
 
+// A reference: forwards under no_grad, which keep nothing, hold less than a training forward, and use no buffers of a backward.
+TEST(Megatron, AFrozenModelKeepsNothing) {
+  Rig rig;
+  rig.llama();
+  Model model = megatron_model("m", rig.sizes);
+  freeze(model.catalog, "*");
+  const ActivityResult frozen = activity_of(model, model.catalog, rig.setup, rig.client, {.rounding = 1});
+  ASSERT_TRUE(frozen.activity) << frozen.unknown_because;
+  EXPECT_EQ(sum(after_forward(*frozen.activity)), 0);
+  EXPECT_GT(sum(peak_of(*frozen.activity).held), 0);
+  EXPECT_LT(sum(peak_of(*frozen.activity).held), sum(peak_of(rig.activity()).held));
+  const auto has_stand_ins = [&](const Model& of) {
+    const auto terms = megatron_client_terms(of, of.catalog, rig.setup, rig.client, {});
+    return std::any_of(terms.begin(), terms.end(), [](const auto& term) { return term.name.starts_with("stand-ins"); });
+  };
+  EXPECT_TRUE(has_stand_ins(megatron_model("m", rig.sizes)));
+  EXPECT_FALSE(has_stand_ins(model));
+  // A part of it: what its products then keep is not written down.
+  Model half = megatron_model("m", rig.sizes);
+  freeze(half.catalog, half.catalog.runs.front().tensors.front().name);
+  EXPECT_FALSE(activity_of(half, half.catalog, rig.setup, rig.client, {}).activity);
+}
+
 }  // namespace
 }  // namespace shardplan

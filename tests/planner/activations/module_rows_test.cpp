@@ -13,6 +13,13 @@
 namespace shardplan {
 namespace {
 
+ClientSetup reads(std::uint64_t tokens, Profile profile = Profile::hf_sdpa) {
+  ClientSetup client;
+  client.profile = profile;
+  client.sequence = tokens;
+  return client;
+}
+
 class Rows {
  public:
   explicit Rows(const char* model, const ClientSetup& client) : model_(find_model(model)) {
@@ -54,11 +61,13 @@ class Rows {
 // So it is timed as without rows, to the last bit.
 TEST(ModuleRows, ADecodersAreItsText) {
   for (const char* name : {"llama-2-7b", "gpt2", "mixtral-8x7b"}) {
-    const Rows rows(name, {.sequence = 1024});
+    const Rows rows(name, reads(1024));
     for (const std::vector<ModuleRows>& run : rows.all()) {
       for (const ModuleRows& module : run) EXPECT_EQ(module.rows, 1024U) << name;
     }
-    const Cluster cluster{.gpu = {.bandwidth_bytes_per_second = 1'000'000'000'000, .bf16_flops = 100'000'000'000'000}};
+    Cluster cluster;
+    cluster.gpu.bandwidth_bytes_per_second = 1'000'000'000'000;
+    cluster.gpu.bf16_flops = 100'000'000'000'000;
     Work work{.tokens = 2048, .sequence = 1024, .samples = 2};
     const PassSeconds by_text = sum(unit_seconds(rows.model(), work, cluster));
     work.rows = &rows.all();
@@ -69,15 +78,14 @@ TEST(ModuleRows, ADecodersAreItsText) {
 
 // Scores that are tensors are of all pairs; a kernel that is causal leaves half of them out.
 TEST(ModuleRows, EagerAttentionComputesAllPairs) {
-  EXPECT_EQ(Rows("llama-2-7b", {.sequence = 512}).attention("layers"), (ModuleRows{512, 512, true}));
-  const ClientSetup eager{.profile = Profile::hf_eager, .sequence = 512};
-  EXPECT_EQ(Rows("llama-2-7b", eager).attention("layers"), (ModuleRows{512, 512, false}));
-  EXPECT_EQ(Rows("roberta-base", {.sequence = 512}).attention("layer"), (ModuleRows{512, 512, false}));
+  EXPECT_EQ(Rows("llama-2-7b", reads(512)).attention("layers"), (ModuleRows{512, 512, true}));
+  EXPECT_EQ(Rows("llama-2-7b", reads(512, Profile::hf_eager)).attention("layers"), (ModuleRows{512, 512, false}));
+  EXPECT_EQ(Rows("roberta-base", reads(512)).attention("layer"), (ModuleRows{512, 512, false}));
 }
 
 // 224 pixels, patches of 16, and a token of the model's own.
 TEST(ModuleRows, AnImageIsItsPatches) {
-  const Rows rows("vit-base-patch16-224", {});
+  const Rows rows("vit-base-patch16-224", reads(0));
   EXPECT_EQ(rows.of("layer", "intermediate.dense").rows, 197U);
   EXPECT_EQ(rows.attention("layer"), (ModuleRows{197, 197, false}));
   EXPECT_EQ(rows.of("", "patch_embeddings.projection").rows, 196U);
@@ -86,7 +94,7 @@ TEST(ModuleRows, AnImageIsItsPatches) {
 
 // 30 seconds are 3,000 frames, 1,500 behind the second convolution; the decoder reads them with its text.
 TEST(ModuleRows, AnEncoderAndADecoderHaveTheirOwn) {
-  const Rows rows("whisper-small", {.sequence = 448});
+  const Rows rows("whisper-small", reads(448));
   EXPECT_EQ(rows.of("encoder.layers", "fc1").rows, 1500U);
   EXPECT_EQ(rows.attention("encoder.layers"), (ModuleRows{1500, 1500, false}));
   EXPECT_EQ(rows.of("decoder.layers", "fc1").rows, 448U);
@@ -98,7 +106,9 @@ TEST(ModuleRows, AnEncoderAndADecoderHaveTheirOwn) {
 
 // 512 pixels are 64 latent ones, 32 patches of a side; text has weights of its own, attention joins both.
 TEST(ModuleRows, TwoStreamsOfOneBlock) {
-  const Rows rows("sd3-medium", {.sequence = 333, .image_height = 512, .image_width = 512});
+  ClientSetup client = reads(333);
+  client.image_height = client.image_width = 512;
+  const Rows rows("sd3-medium", client);
   EXPECT_EQ(rows.of("transformer_blocks", "attn.to_q").rows, 1024U);
   EXPECT_EQ(rows.of("transformer_blocks", "attn.add_q_proj").rows, 333U);
   EXPECT_EQ(rows.of("transformer_blocks", "ff.net.2").rows, 1024U);
@@ -108,7 +118,7 @@ TEST(ModuleRows, TwoStreamsOfOneBlock) {
 
 // Of the language model, whose experts have the rows of their router; and of the tower, whose image has 64 x 64 patches.
 TEST(ModuleRows, ATowerBesideALanguageModel) {
-  const Rows rows("kimi-vl-a3b", {.sequence = 2048});
+  const Rows rows("kimi-vl-a3b", reads(2048));
   EXPECT_EQ(rows.of("language_model.model.layers", "self_attn.o_proj").rows, 2048U);
   EXPECT_EQ(rows.attention("vision_tower"), (ModuleRows{4096, 4096, false}));
   EXPECT_EQ(rows.of("vision_tower", "mlp.fc0").rows, 4096U);
@@ -116,8 +126,8 @@ TEST(ModuleRows, ATowerBesideALanguageModel) {
 }
 
 TEST(ModuleRows, WhatNoProfileKnowsHasNone) {
-  EXPECT_TRUE(Rows("llama-2-7b", {.profile = Profile::megatron, .sequence = 512}).all().empty());
-  EXPECT_TRUE(Rows("llama-2-7b", {}).all().empty());
+  EXPECT_TRUE(Rows("llama-2-7b", reads(512, Profile::megatron)).all().empty());
+  EXPECT_TRUE(Rows("llama-2-7b", reads(0)).all().empty());
 }
 
 }  // namespace

@@ -212,10 +212,14 @@ TEST_F(FitTest, SeveralModels) {
   EXPECT_LE(total(planned(largest)), 40ULL << 30);
   EXPECT_GT(total(planned(largest + 1)), 40ULL << 30);
 
-  const std::string step = " --gpus 1 --zero 0 --gpu h100-80gb --cluster h100 --seq 2048 --micro-batch 4 --recompute none";
+  const std::string step =
+      " --gpus 1 --zero 0 --gpu h100-80gb --cluster h100 --seq 2048 --micro-batch 4 --recompute none";
   const auto seconds = [&](const std::string& models, const char* part) {
     return ask("fit " + models + step + " --offload optimizer=cpu --global-batch 4")
-        .at("plans").at(0).at(part).as_double();
+        .at("plans")
+        .at(0)
+        .at(part)
+        .as_double();
   };
   const std::string reference = model_ + ":frozen";
   const double forward = seconds(reference, "computing_seconds") / seconds(model_, "computing_seconds");
