@@ -109,7 +109,6 @@ double StepTimes::exchange_seconds(const StepSetup& setup) {
     const Bytes sent = bytes_for(DType::bf16, setup.work.tokens * features / ranks);
     return cost_of(CollectiveKind::all_to_all, sent, group, cluster_).seconds;
   };
-  const double passes = trains() ? 2 : 1;
   double seconds = 0;
   for (const ModuleRun& run : model_.modules) {
     const auto count = static_cast<double>(run.count);
@@ -117,13 +116,13 @@ double StepTimes::exchange_seconds(const StepSetup& setup) {
     for (const Module& module : run.modules) {
       if (routed == nullptr && module.routing) routed = &module;
       if (setup.context_ranks > 1 && module.attention) {
-        seconds += count * passes *
+        seconds += count * walks() *
                    (exchange(setup.context_ranks, module.input) + exchange(setup.context_ranks, module.output));
       }
     }
     if (setup.expert_ranks > 1 && routed != nullptr) {
       const std::uint64_t features = model_.architecture.hidden * routed->routing->chosen;
-      seconds += count * passes * 2 * exchange(setup.expert_ranks, features);
+      seconds += count * walks() * 2 * exchange(setup.expert_ranks, features);
     }
   }
   return exchanges_.emplace(key, seconds).first->second;
@@ -165,7 +164,7 @@ double StepTimes::passing_seconds(const StepSetup& setup) const {
   const std::uint64_t parts = setup.sequence_parallel ? setup.tensor_ranks : 1;
   const Bytes sent = stream_part(setup, parts);
   const Group group = group_of(2, setup.ranks * setup.tensor_ranks, cluster_.gpus_per_node);
-  return (trains() ? 2 : 1) * static_cast<double>(setup.virtual_stages) *
+  return walks() * static_cast<double>(setup.virtual_stages) *
          cost_of(CollectiveKind::all_gather, sent, group, cluster_).seconds;
 }
 
@@ -243,69 +242,94 @@ double StepTimes::update_seconds_of(const StepSetup& setup) const {
   return std::max(norm, updated * gradient / link) + (1 - elsewhere) * update + std::max(elsewhere * update, moved);
 }
 
-StepTime StepTimes::of(const StepSetup& setup) {
-  const PassSeconds passes = slowest_stage(setup);
+// Seconds of parameters and gradients on their way between the ranks, and to and from where they are kept.
+struct StepTimes::Passing {
+  double gathers = 0;  // how many passes over all units gather them
+  double reduces = 0;
+  double gather = 0;  // one pass over all units
+  double reduce = 0;
+  double fetch = 0;     // what each walk over the units waits for: a gather, or a copy of what lies elsewhere
+  double summing = 0;   // in a step: the computation adds up the gradients of micro-batches
+  double rounding = 0;  // sums that are kept elsewhere, once at the end
+  bool copied = false;
+  bool behind_update = false;  // gathers come when parameters have been updated, and the step waits for them
+};
+
+StepTimes::Passing StepTimes::passing_of(const StepSetup& setup) {
   const Traffic& traffic = traffic_of(setup);
   const auto micro_batches = static_cast<double>(setup.micro_batches);
-  const auto stages = static_cast<double>(setup.stages);
-  const double forward = (1 + setup.recomputed) * passes.forward;
-  // What computation waits for in each micro-batch.
-  const double waits = (exchange_seconds(setup) + tensor_seconds(setup)) / stages + passing_seconds(setup);
-  StepTime time;
-  time.computing = micro_batches * (forward + passes.backward);
-  const double in_backward = trains() ? waits / 2 : 0;
-  time.bubble = bubble_seconds(setup, forward + waits - in_backward, passes.backward + in_backward);
-  const double walks = trains() ? 2 : 1;  // over the units, by each micro-batch
-  const double gathers = setup.stage == 3 ? walks * micro_batches : setup.stage == 0 || !trains() ? 0 : 1;
-  const double reduces = !trains() ? 0 : setup.stage >= 2 || setup.reduces_each ? micro_batches : 1;
-  double gather = traffic.gather;
-  double reduce = traffic.reduce;
+  const Policy& policy = setup.policy;
+  const OffloadedClass& parameters = setup.offload.parameters;
+  const OffloadedClass& gradients = setup.offload.gradients;
   const auto over_link = [&](const OffloadedClass& placed, DType dtype, bool held, int sharded_from) {
     return placed.fraction * shard_elements(setup, held, sharded_from) * static_cast<double>(bits(dtype)) / 8 /
            cluster_.host.rate();
   };
+  Passing passing;
+  passing.copied = setup.stage < 3 && parameters.elsewhere();
+  passing.behind_update = setup.stage < 3 && (passing.copied || setup.by_shardplan);
+  passing.gathers = setup.stage == 3 ? walks() * micro_batches : setup.stage == 0 || !trains() ? 0 : 1;
+  passing.reduces = !trains() ? 0 : setup.stage >= 2 || setup.reduces_each ? micro_batches : 1;
+  passing.gather = traffic.gather;
+  passing.reduce = traffic.reduce;
   // A collective reads or writes its own rank's part where it lies.
-  if (setup.offload.parameters.elsewhere())
-    gather = std::max(gather, over_link(setup.offload.parameters, setup.policy.parameter, true, 3));
-  // Sums of micro-batches, which are wider, are read and written there by each of them: this rank's part by its reduction,
-  // or all of them by the computation itself, before one reduction at the end.
-  double rounding = 0;
-  double summing = 0;
-  if (setup.offload.gradients.elsewhere()) {
-    const bool sums = setup.micro_batches > 1;
-    const bool sums_reduced = sums && (setup.stage >= 2 || setup.reduces_each);
-    const double part = over_link(setup.offload.gradients, setup.policy.gradient_accumulator, false, 1);
-    if (sums_reduced) rounding = part;
-    if (sums && !sums_reduced) {
-      summing = micro_batches * over_link(setup.offload.gradients, setup.policy.gradient_accumulator, false, 4);
-    }
-    reduce =
-        std::max(reduce, sums_reduced ? part : over_link(setup.offload.gradients, setup.policy.gradient, false, 1));
+  if (parameters.elsewhere())
+    passing.gather = std::max(passing.gather, over_link(parameters, policy.parameter, true, 3));
+  // Sums of micro-batches are read and written by each of them: this rank's part behind its reduction, or all of them by the
+  // computation itself, before one reduction at the end.
+  const bool sums = setup.micro_batches > 1;
+  const bool reduced_first = sums && (setup.stage >= 2 || setup.reduces_each);
+  if (sums && setup.by_shardplan && !gradients.elsewhere()) {
+    const auto summed = static_cast<std::uint64_t>(shard_elements(setup, false, reduced_first ? 1 : 4));
+    const double each = accumulate_seconds(summed, policy.gradient, policy.gradient_accumulator, cluster_);
+    if (reduced_first) passing.reduce += each;
+    if (!reduced_first) passing.summing = micro_batches * each;
   }
-  // Of each pass: a gather, or below stage 3 a copy of what lies elsewhere.
-  const bool copied = setup.stage < 3 && setup.offload.parameters.elsewhere();
-  const double fetch = setup.stage == 3 ? gather
-                       : copied         ? over_link(setup.offload.parameters, setup.policy.parameter, true, 4)
-                                        : 0;
-  const double data = (copied ? walks * micro_batches * fetch : gathers * gather) + reduces * reduce + rounding;
-  const double busy = time.computing + micro_batches * waits;
-  double exposed = std::max(data - busy, 0.0);
+  if (gradients.elsewhere()) {
+    const double part = over_link(gradients, policy.gradient_accumulator, false, 1);
+    if (reduced_first) passing.rounding = part;
+    if (sums && !reduced_first) {
+      passing.summing = micro_batches * over_link(gradients, policy.gradient_accumulator, false, 4);
+    }
+    passing.reduce = std::max(passing.reduce, reduced_first ? part : over_link(gradients, policy.gradient, false, 1));
+  }
+  if (setup.stage == 3) passing.fetch = passing.gather;
+  if (passing.copied) passing.fetch = over_link(parameters, policy.parameter, true, 4);
+  return passing;
+}
+
+StepTime StepTimes::of(const StepSetup& setup) {
+  const PassSeconds passes = slowest_stage(setup);
+  const Passing p = passing_of(setup);
+  const auto micro_batches = static_cast<double>(setup.micro_batches);
+  const double forward = (1 + setup.recomputed) * passes.forward;
+  // What computation waits for in each micro-batch.
+  const double waits =
+      (exchange_seconds(setup) + tensor_seconds(setup)) / static_cast<double>(setup.stages) + passing_seconds(setup);
+  const double in_backward = trains() ? waits / 2 : 0;
+  StepTime time;
+  time.computing = micro_batches * (forward + passes.backward);
+  time.bubble = bubble_seconds(setup, forward + waits - in_backward, passes.backward + in_backward);
+  const double fetched = p.copied ? walks() * micro_batches * p.fetch : p.behind_update ? 0 : p.gathers * p.gather;
+  const double data = fetched + p.reduces * p.reduce + p.rounding;
+  double exposed = std::max(data - time.computing - micro_batches * waits, 0.0);
   if (setup.offload.parameters.elsewhere() || setup.offload.gradients.elsewhere()) {
     // Long enough to be seen which pass hides them.
-    const double backward = passes.backward + setup.recomputed * passes.forward + summing / micro_batches;
-    const double in_forward = std::max(fetch - passes.forward, 0.0);
-    const double with_reduction = std::max(fetch + reduce - backward, 0.0);
-    const double without = std::max(fetch - backward, 0.0);
-    exposed = std::max(exposed, rounding + micro_batches * in_forward + reduces * with_reduction +
-                                    (walks - 1) * (micro_batches - reduces) * without);
+    const double backward = passes.backward + setup.recomputed * passes.forward + p.summing / micro_batches;
+    const double in_forward = std::max(p.fetch - passes.forward, 0.0);
+    const double with_reduction = std::max(p.fetch + p.reduce - backward, 0.0);
+    const double without = std::max(p.fetch - backward, 0.0);
+    exposed = std::max(exposed, p.rounding + micro_batches * in_forward + p.reduces * with_reduction +
+                                    (walks() - 1) * (micro_batches - p.reduces) * without);
   }
-  time.computing += summing;
-  time.communicating = micro_batches * waits;
+  time.computing += p.summing;
   const double ends = trains() ? 2 : setup.stage == 3 ? 1 : 0;  // a first gather and a last reduction
-  time.communicating += setup.overlapped ? exposed + ends * traffic.largest : data;
+  time.communicating = micro_batches * waits + (setup.overlapped ? exposed + ends * traffic_of(setup).largest : data);
   time.updating = update_seconds_of(setup);
   // A unit is gathered while the next ones are updated.
-  if (copied && setup.ranks > 1) time.communicating += std::max(gathers * gather - time.updating, 0.0);
+  if (p.behind_update && setup.ranks > 1) {
+    time.communicating += std::max(p.gathers * p.gather - time.updating, 0.0);
+  }
   return time;
 }
 

@@ -24,6 +24,10 @@ struct StepSetup {
   int stage = 1;
   std::uint64_t micro_batches = 1;
   bool reduces_each = false;  // gradients in each micro-batch (cadence micro_batch): stages 2 and 3 do so anyway
+  // As engine shardplan does it: gradients of micro-batches are added up by a kernel of their own, and a step ends when updated
+  // parameters have been gathered (stages 1 and 2). Else the products that make gradients add them up (work.accumulates), and
+  // gathers hide behind the next forward (Megatron-LM, --overlap-param-gather).
+  bool by_shardplan = false;
   Policy policy;
   OptimizerKind optimizer = OptimizerKind::adamw;
   DType reduced = DType::bf16;      // what gradients travel in
@@ -82,12 +86,14 @@ class StepTimes {
     PassSeconds before;
     PassSeconds behind;
   };
+  struct Passing;
   using Key = std::array<std::uint64_t, 6>;
 
   const Parts& parts_of(const Work& work);
   PassSeconds slowest_stage(const StepSetup& setup);
   const Traffic& traffic_of(const StepSetup& setup);
   bool trains() const { return trainable_ > 0; }
+  double walks() const { return trains() ? 2 : 1; }  // over the units, by each micro-batch
   double exchange_seconds(const StepSetup& setup);
   Bytes stream_part(const StepSetup& setup, std::uint64_t parts) const;
   double tensor_seconds(const StepSetup& setup) const;
@@ -95,6 +101,7 @@ class StepTimes {
   // Of a rank: what it updates, or with `held` all of its parameters.
   double shard_elements(const StepSetup& setup, bool held, int sharded_from) const;
   double update_seconds_of(const StepSetup& setup) const;
+  Passing passing_of(const StepSetup& setup);
 
   const Model& model_;
   const Cluster& cluster_;

@@ -316,6 +316,7 @@ StepTime Evaluator::time(const PlanOptions& options) {
   step.replicas = setup.replicate;
   step.stage = setup.stage;
   step.micro_batches = setup.accumulation;
+  step.by_shardplan = options.engine == Engine::shardplan;
   step.reduces_each = resolved_cadence(setup) == Cadence::micro_batch;
   step.policy = setup.policy;
   step.optimizer = setup.optimizer;
@@ -334,7 +335,7 @@ StepTime Evaluator::time(const PlanOptions& options) {
                .sequence = client.sequence,
                .compute = setup.policy.compute,
                .gradient = setup.policy.gradient,
-               .accumulates = setup.accumulation > 1,
+               .accumulates = setup.accumulation > 1 && !step.by_shardplan,
                .expert_ranks = parallel.expert,
                .rows = &rows(options),
                .samples = static_cast<double>(client.micro_batch) / static_cast<double>(parallel.context)};

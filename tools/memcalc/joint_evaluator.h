@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "planner/cost/step_time.h"
@@ -29,8 +30,8 @@ class JointEvaluator {
 
  private:
   struct Part {
-    Part(const Model& model, PlanOptions options, const Cluster& cluster, Evaluator::Ranks ranks)
-        : evaluator(model, cluster, ranks), options(std::move(options)) {}
+    Part(const Model& model, PlanOptions own, const Cluster& cluster, Evaluator::Ranks ranks)
+        : evaluator(model, cluster, ranks), options(std::move(own)) {}
     Evaluator evaluator;
     PlanOptions options;
   };
