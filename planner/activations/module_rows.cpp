@@ -21,14 +21,14 @@ struct UnitRows {
   std::vector<autograd::Attention> attention;     // in order
 };
 
+// Of each unit that the forward enters.
 std::map<std::string, UnitRows> rows_of_units(const Tape& tape) {
   std::map<std::string, UnitRows> units;
-  for (const autograd::Storage& made : tape.storages()) {
-    // A vector is a parameter by itself: 1 + weight.
-    if (made.pass != autograd::Pass::forward || made.parameter.empty() || made.shape.size() < 2) continue;
+  for (const autograd::TapeUnit& unit : tape.units()) units[unit.name];
+  for (const autograd::Made& made : tape.made()) {
     const std::string& unit = tape.units()[made.unit].name;
     std::uint64_t& most = units[unit].elements[module_of(made.parameter, unit)];
-    most = std::max(most, elements(made.shape));
+    most = std::max(most, made.elements);
   }
   for (const autograd::Attention& attention : tape.attention()) {
     units[tape.units()[attention.unit].name].attention.push_back(attention);
@@ -38,10 +38,14 @@ std::map<std::string, UnitRows> rows_of_units(const Tape& tape) {
 
 std::vector<ModuleRows> rows_in(const UnitRows& unit, const Modules& modules) {
   std::vector<ModuleRows> rows(modules.size());
+  const auto attentions = static_cast<std::size_t>(
+      std::count_if(modules.begin(), modules.end(), [](const Module& module) { return module.attention.has_value(); }));
+  // More than once each where the unit is used again and again; else what was noted is not of these modules.
+  const bool matched = attentions > 0 && unit.attention.size() % attentions == 0 && !unit.attention.empty();
   std::size_t attended = 0;
   for (std::size_t i = 0; i < modules.size(); ++i) {
     const Module& module = modules[i];
-    if (module.attention && attended < unit.attention.size()) {
+    if (module.attention && matched) {
       const autograd::Attention& attention = unit.attention[attended++];
       rows[i] = {attention.queries, attention.keys, attention.causal};
     }
@@ -59,20 +63,33 @@ std::vector<ModuleRows> rows_in(const UnitRows& unit, const Modules& modules) {
   return rows;
 }
 
+// A forward of one sample without what only decides how it is carried out: a loss in chunks sees the same tokens.
+ClientSetup plain(ClientSetup client) {
+  client.micro_batch = 1;
+  client.recompute = RecomputeKind::none;
+  client.loss = LossKind::eager;
+  client.loss_chunks = 1;
+  return client;
+}
+
+// Weights in the dtype that is computed in: under autocast products are of copies.
+Setup alone(const Setup& setup) {
+  Setup one;
+  one.policy = setup.policy;
+  if (autocasts(one.policy)) one.policy.parameter = one.policy.compute;
+  return one;
+}
+
 }  // namespace
 
 RowsOfModules rows_of_modules(const Model& model, const Setup& setup, const ClientSetup& client) {
   if (client.profile == Profile::megatron) return {};
-  Setup alone;
-  alone.policy = setup.policy;
-  if (autocasts(alone.policy)) alone.policy.parameter = alone.policy.compute;
-  ClientSetup one = client;
-  one.micro_batch = 1;
-  one.recompute = RecomputeKind::none;
-  if (!profile_refuses(model, model.catalog, alone, one).empty()) return {};
+  const Setup one = alone(setup);
+  const ClientSetup sample = plain(client);
+  if (!profile_refuses(model, model.catalog, one, sample).empty()) return {};
   Tape tape;
   try {
-    run_profile(tape, model, model.catalog, alone, one);
+    run_profile(tape, model, model.catalog, one, sample);
   } catch (const autograd::NotModelled&) {
     return {};
   }
@@ -81,8 +98,7 @@ RowsOfModules rows_of_modules(const Model& model, const Setup& setup, const Clie
   for (const ModuleRun& run : model.modules) {
     const std::string unit = run.numbered ? run.name + "." + std::to_string(run.first_number) : run.name;
     const auto found = units.find(unit);
-    rows.push_back(found == units.end() ? std::vector<ModuleRows>(run.modules.size())
-                                        : rows_in(found->second, run.modules));
+    rows.push_back(found == units.end() ? std::vector<ModuleRows>() : rows_in(found->second, run.modules));
   }
   return rows;
 }

@@ -9,9 +9,9 @@
 
 namespace shardplan {
 
-// Of one sample. A module that the forward passes without a tensor of its own (an activation function) has the rows of the one before
-// it in the unit; experts those of their router. Empty where the profile does not know the model, and for a profile's own
-// modules (Megatron's arguments describe decoders, whose rows are their text).
+// Of one sample. A module without a tensor, of which the forward does not say what passes it, has the rows of the one before it in the
+// unit; so have experts, each of which has a part of them. Empty where the profile does not know the model; and for profile
+// megatron, whose models are decoders with modules of their own: their rows are the text.
 RowsOfModules rows_of_modules(const Model& model, const Setup& setup, const ClientSetup& client);
 
 }  // namespace shardplan

@@ -131,6 +131,10 @@ void Tape::enter(std::string_view unit, std::uint64_t times) {
   mark();
 }
 
+void Tape::passes(std::string_view module, const Value& x) {
+  if (pass_ == Pass::forward) made_.push_back({unit_, module, x.elements()});
+}
+
 void Tape::attend(std::uint64_t queries, std::uint64_t keys, bool causal) {
   if (pass_ == Pass::forward) attention_.push_back({unit_, queries, keys, causal});
 }
@@ -241,6 +245,19 @@ std::string_view Tape::parameter_among(std::span<const Value> inputs) const {
   return {};
 }
 
+bool Tape::is_named(const Value& value) const {
+  return parameter_names_.contains(value.storage_);
+}
+
+// A table's rows are looked up by indices, which have no part in the graph.
+void Tape::note(std::string_view operation, std::string_view parameter, std::span<const Value> inputs,
+                const Value& output) {
+  if (parameter.empty() || pass_ != Pass::forward) return;
+  const auto other = [&](const Value& input) { return input.defined() && !is_named(input); };
+  if (operation != "embedding" && std::none_of(inputs.begin(), inputs.end(), other)) return;
+  made_.push_back({unit_, parameter, output.elements()});
+}
+
 Value Tape::record(std::string_view operation, std::span<const Value> inputs, Value output, std::vector<Value> saved,
                    Formula formula) {
   std::vector<Value> outputs;
@@ -254,6 +271,7 @@ std::vector<Value> Tape::record(std::string_view operation, std::span<const Valu
   const bool recorded =
       grad_enabled_ && std::any_of(inputs.begin(), inputs.end(), [](const Value& v) { return v.requires_grad(); });
   const std::string_view parameter = parameter_among(inputs);
+  note(operation, parameter, inputs, outputs[0]);
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     Storage& made = storages_[outputs[i].storage_];
     if (made.name == operation && made.parameter.empty()) made.parameter = parameter;

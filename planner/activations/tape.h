@@ -149,6 +149,14 @@ struct SavedStorage {
   std::vector<Keeper> keepers;  // each once, in order of the nodes
 };
 
+// What an operation of a forward made of a parameter and of something else: elements of its first output. Of a module without
+// parameters, what passes it, where the forward says so.
+struct Made {
+  std::uint32_t unit = 0;
+  std::string_view parameter;  // its whole name, or the module's below the unit
+  std::uint64_t elements = 0;
+};
+
 // One call of attention in a forward: between how many queries of the whole batch and how many keys of each, and whether its kernel
 // leaves out the keys behind a query. Scores that are tensors are of all pairs.
 struct Attention {
@@ -209,7 +217,9 @@ class Tape {
   std::vector<Value> record(std::string_view operation, std::span<const Value> inputs, std::vector<Value> outputs,
                             std::vector<Value> saved, Formula formula);
 
-  // That attention is computed in this unit; nothing is allocated by it.
+  // What a forward says of itself, for made() and attention(); nothing is allocated by it. `module`: one without parameters of its
+  // own, by its name below the unit.
+  void passes(std::string_view module, const Value& x);
   void attend(std::uint64_t queries, std::uint64_t keys, bool causal);
 
   // Holds a value, and those of the equal units that this one stands for, until they all go at once: a cache.
@@ -265,6 +275,7 @@ class Tape {
   const std::vector<Event>& events() const { return events_; }
   const std::vector<Mark>& marks() const { return marks_; }
   const std::vector<TapeUnit>& units() const { return units_; }
+  const std::vector<Made>& made() const { return made_; }
   const std::vector<Attention>& attention() const { return attention_; }
   // What nodes of a unit hold, each storage once, in order of allocation; what is outside is left out. Names are valid as long as
   // the tape lives.
@@ -301,7 +312,9 @@ class Tape {
   void retain(std::uint32_t storage) { ++storages_[storage].references; }
   void release(std::uint32_t storage);
   void mark();
+  bool is_named(const Value& value) const;  // a parameter
   std::string_view parameter_among(std::span<const Value> inputs) const;
+  void note(std::string_view operation, std::string_view parameter, std::span<const Value> inputs, const Value& output);
   void select(std::string_view operation, std::span<const Value> inputs, std::vector<Value>& outputs,
               std::vector<Value>& saved);
   void unmake(Value& value);
@@ -324,6 +337,7 @@ class Tape {
   std::vector<Event> events_;
   std::vector<Mark> marks_;
   std::vector<TapeUnit> units_;
+  std::vector<Made> made_;
   std::vector<Attention> attention_;
   std::vector<Node> nodes_;
   std::map<std::string, Value> parameters_;

@@ -45,6 +45,10 @@ Adapter UnitView::joined_adapter(std::string_view name, std::span<const Paramete
           .dropout = adapter_dropout_};
 }
 
+void UnitView::passes(std::string_view module, const Value& x) const {
+  if (const Module* found = find(module)) tape_.passes(found->name, x);
+}
+
 Value UnitView::tensor(std::string_view name) const {
   const auto found =
       std::find_if(run_.tensors.begin(), run_.tensors.end(), [&](const Tensor& t) { return t.name == name; });

@@ -45,6 +45,8 @@ class UnitView {
   // Linear modules of one input whose weights a program keeps in one matrix, one below the other: `name` below the unit's.
   Parameters joined(std::string_view name, std::span<const Parameters> parts) const;
   Adapter joined_adapter(std::string_view name, std::span<const Parameters> parts) const;
+  // Says that x passes a module that has no parameters; nothing where the unit has no such module (Tape::passes).
+  void passes(std::string_view module, const Value& x) const;
   Value tensor(std::string_view name) const;  // by its own name below the unit's; undefined where there is none
 
  private:

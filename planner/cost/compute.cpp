@@ -77,11 +77,13 @@ PassSeconds seconds_of_tensors(const UnitRun& run, const ModuleCost& cost, bool 
   return seconds;
 }
 
-// Of the modules of one run.
+// Of the modules of one run; empty where no forward enters it.
 std::vector<ModuleRows> rows_of_run(const Work& work, std::size_t run, std::size_t modules) {
   if (work.rows == nullptr || work.rows->empty()) return std::vector<ModuleRows>(modules);
-  SHARDPLAN_CHECK(run < work.rows->size() && (*work.rows)[run].size() == modules, "rows are of this model");
-  return (*work.rows)[run];
+  SHARDPLAN_CHECK(run < work.rows->size(), "rows are of this model");
+  const std::vector<ModuleRows>& rows = (*work.rows)[run];
+  SHARDPLAN_CHECK(rows.empty() || rows.size() == modules, "rows are of this model");
+  return rows;
 }
 
 double bytes_of(DType dtype) {
@@ -118,8 +120,9 @@ std::vector<UnitRunSeconds> unit_seconds(const Model& model, const Work& work, c
       const auto [of, count] = cursor.next(run.count - done);
       const Modules& modules = model.modules[of].modules;
       const std::vector<ModuleRows> rows = rows_of_run(work, of, modules.size());
-      UnitRunSeconds unit{count, cost.between_modules(modules, rows, run.numbered)};
-      for (std::size_t i = 0; i < modules.size(); ++i) {
+      UnitRunSeconds unit{count, {}};
+      if (!rows.empty()) unit.each = cost.between_modules(modules, rows, run.numbered);
+      for (std::size_t i = 0; i < rows.size(); ++i) {
         unit.each += cost.seconds(modules[i], rows[i], frozen.is_trainable(modules[i]));
       }
       if (!gradient_flows) unit.each.backward = 0;
@@ -148,24 +151,6 @@ PassSeconds sum(const std::vector<UnitRunSeconds>& runs) {
     total.backward += static_cast<double>(run.count) * run.each.backward;
   }
   return total;
-}
-
-double forward_flops(const Model& model, const Work& work) {
-  double flops = 0;
-  for (std::size_t r = 0; r < model.modules.size(); ++r) {
-    const ModuleRun& run = model.modules[r];
-    const auto uses = static_cast<double>(run.count * (run.numbered ? model.architecture.block_uses : 1));
-    const std::vector<ModuleRows> rows = rows_of_run(work, r, run.modules.size());
-    for (std::size_t i = 0; i < rows.size(); ++i) flops += uses * useful_flops(run.modules[i], rows[i], work);
-  }
-  if (!model.modules.empty()) return flops;
-  for (const UnitRun& run : model.catalog.runs) {
-    for (const Tensor& tensor : run.tensors) {
-      flops += static_cast<double>(run.count) * 2 * static_cast<double>(elements(tensor.shape)) *
-               static_cast<double>(work.tokens);
-    }
-  }
-  return flops;
 }
 
 double matmul_rate(const Cluster& cluster, DType compute) {

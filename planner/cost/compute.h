@@ -57,9 +57,6 @@ std::vector<UnitRunSeconds> unit_seconds(const Model& model, const Work& work, c
 const PassSeconds& seconds_of_unit(const std::vector<UnitRunSeconds>& runs, std::uint64_t unit);
 PassSeconds sum(const std::vector<UnitRunSeconds>& runs);
 
-// Multiplications and additions of one micro-batch's forward in matrix products and attention, counted without waste.
-double forward_flops(const Model& model, const Work& work);
-
 // Flops per second that large matrix products reach.
 double matmul_rate(const Cluster& cluster, DType compute);
 // Bytes per second that kernels move, reads and writes together.

@@ -22,20 +22,6 @@ DType wide(DType compute) {
   return bits(compute) == 8 ? DType::bf16 : compute;
 }
 
-// What passes a module.
-struct Flow {
-  double tokens = 0;
-  double keys = 0;  // that a token's attention computes scores with
-};
-
-Flow flow_of(const ModuleRows& rows, const Work& work) {
-  Flow flow;
-  flow.tokens = rows.rows > 0 ? as_double(rows.rows) * work.samples : as_double(work.tokens);
-  flow.keys = as_double(rows.keys > 0 ? rows.keys : work.sequence);
-  if (rows.keys > 0 ? rows.causal : work.causal) flow.keys /= 2;
-  return flow;
-}
-
 // The matrix that a token meets; null for modules without one.
 const Tensor* matrix_of(const Module& module) {
   const bool product =
@@ -43,14 +29,20 @@ const Tensor* matrix_of(const Module& module) {
   return product && !module.tensors.empty() ? &module.tensors[0] : nullptr;
 }
 
-// Tokens that one expert of the module computes on, over all the ranks that share the experts out.
-double rows_of(const Module& module, const Flow& flow, const Work& work) {
-  if (!module.routing) return flow.tokens;
-  return flow.tokens * as_double(work.expert_ranks) * as_double(module.routing->chosen) /
-         as_double(module.routing->experts);
+// Of the tokens that pass a module, those that one expert of it computes on, over all the ranks that share the experts out.
+double rows_of(const Module& module, double tokens, const Work& work) {
+  if (!module.routing) return tokens;
+  return tokens * as_double(work.expert_ranks) * as_double(module.routing->chosen) / as_double(module.routing->experts);
 }
 
 }  // namespace
+
+// What passes a module. Of attention: keys and values, and with how many of them each token's scores are computed.
+struct ModuleCost::Flow {
+  double tokens = 0;
+  double keys = 0;
+  double scores = 0;
+};
 
 // `copies` equal products of `rows` rows.
 struct ModuleCost::Product {
@@ -75,6 +67,15 @@ ModuleCost::ModuleCost(const Architecture& architecture, const Work& work, const
       wide_rate_(matmul_rate(cluster, wide(work.compute))),
       vector_rate_(as_double(cluster.gpu.fp32_flops.value_or(0))) {
   SHARDPLAN_CHECK(work.expert_ranks > 0, "someone has the experts");
+}
+
+ModuleCost::Flow ModuleCost::flow_of(const ModuleRows& rows) const {
+  Flow flow;
+  flow.tokens = rows.rows > 0 ? as_double(rows.rows) * work_.samples : as_double(work_.tokens);
+  flow.keys = rows.keys > 0 ? as_double(rows.keys) * work_.samples : as_double(work_.tokens);
+  flow.scores = as_double(rows.keys > 0 ? rows.keys : work_.sequence);
+  if (rows.keys > 0 ? rows.causal : work_.causal) flow.scores /= 2;
+  return flow;
 }
 
 double ModuleCost::kernel(double flops, double rate, double bytes, double kernels) const {
@@ -144,19 +145,19 @@ PassSeconds ModuleCost::embedding(const Module& module, double tokens, bool trai
   return seconds;
 }
 
-PassSeconds ModuleCost::attention(const AttentionSizes& sizes, double tokens, double keys) const {
+PassSeconds ModuleCost::attention(const AttentionSizes& sizes, const Flow& flow) const {
   const double value = as_double(sizes.value_size > 0 ? sizes.value_size : sizes.head_size);
   const double key = as_double(sizes.head_size);
   const double heads = as_double(sizes.heads);
   const double kv_heads = as_double(sizes.kv_heads);
-  const double pairs = 2 * tokens * keys * heads;
-  const double elements = tokens * (heads * (key + value) + kv_heads * (key + value));
+  const double pairs = 2 * flow.tokens * flow.scores * heads;
+  const double elements = (flow.tokens * heads + flow.keys * kv_heads) * (key + value);
   PassSeconds seconds;
   seconds.forward = kernel(pairs * (key + value), wide_rate_ * efficiency_.attention_forward, elements * width_);
   // Scores again; gradients of scores, queries, keys and values (Dao 2023, arXiv 2307.08691, sec. 2.3.2 and 4.1).
   seconds.backward =
       kernel(pairs * (3 * key + 2 * value), wide_rate_ * efficiency_.attention_backward, 2 * elements * width_);
-  if (sizes.rotary) seconds += passes(tokens * key * (heads + kv_heads), 2, 2);
+  if (sizes.rotary) seconds += passes(key * (flow.tokens * heads + flow.keys * kv_heads), 2, 2);
   return seconds;
 }
 
@@ -181,8 +182,8 @@ PassSeconds ModuleCost::loss(double tokens) const {
 }
 
 PassSeconds ModuleCost::seconds(const Module& module, const ModuleRows& known, bool trained) const {
-  const Flow flow = flow_of(known, work_);
-  const double of_all_ranks = rows_of(module, flow, work_);
+  const Flow flow = flow_of(known);
+  const double of_all_ranks = rows_of(module, flow.tokens, work_);
   if (matrix_of(module) != nullptr) {
     PassSeconds seconds = linear(module, of_all_ranks, trained);
     if (is_vocabulary_head(module)) seconds += loss(flow.tokens);
@@ -203,7 +204,7 @@ PassSeconds ModuleCost::seconds(const Module& module, const ModuleRows& known, b
     case ModuleKind::multiply:
       return passes(output, 3, 5, kernels);  // a, b -> y; a, b, dy -> da, db
     case ModuleKind::attention:
-      return attention(*module.attention, flow.tokens, flow.keys);
+      return attention(*module.attention, flow);
     case ModuleKind::scan:
       return scan(module, flow.tokens);
     case ModuleKind::linear:
@@ -227,7 +228,7 @@ PassSeconds ModuleCost::between_modules(const Modules& modules, const std::vecto
   double chosen = 0;
   for (std::size_t i = 0; i < modules.size(); ++i) {
     const Module& module = modules[i];
-    const double tokens = flow_of(i < rows.size() ? rows[i] : ModuleRows{}, work_).tokens;
+    const double tokens = flow_of(i < rows.size() ? rows[i] : ModuleRows{}).tokens;
     const bool norm = module.kind == ModuleKind::layer_norm || module.kind == ModuleKind::rms_norm;
     if (norm && module.output == architecture_.hidden) {
       ++sums;
@@ -240,19 +241,6 @@ PassSeconds ModuleCost::between_modules(const Modules& modules, const std::vecto
   // To the experts and back: each a copy, in either direction.
   if (chosen > 0) seconds += passes(chosen * features, 4, 4, 2);
   return seconds;
-}
-
-double useful_flops(const Module& module, const ModuleRows& rows, const Work& work) {
-  const Flow flow = flow_of(rows, work);
-  if (module.attention) {
-    const AttentionSizes& sizes = *module.attention;
-    const std::uint64_t value = sizes.value_size > 0 ? sizes.value_size : sizes.head_size;
-    return 2 * flow.tokens * flow.keys * as_double(sizes.heads) * as_double(sizes.head_size + value);
-  }
-  const Tensor* matrix = matrix_of(module);
-  if (matrix == nullptr) return 0;
-  const double of_this_rank = rows_of(module, flow, work) / (module.routing ? as_double(work.expert_ranks) : 1);
-  return 2 * of_this_rank * as_double(elements(matrix->shape));
 }
 
 }  // namespace shardplan

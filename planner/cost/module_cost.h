@@ -13,20 +13,23 @@ class ModuleCost {
   // `rows`: what passes it. `trained`: its weights need a gradient. That its inputs need one is taken for granted.
   PassSeconds seconds(const Module& module, const ModuleRows& rows, bool trained) const;
   // What a unit does besides its modules: adds to the residual stream, moves tokens to experts and back. `rows`: of each module, or
-  // none.
+  // none that are known.
   PassSeconds between_modules(const Modules& modules, const std::vector<ModuleRows>& rows, bool is_block) const;
   // 2 flops per weight and token.
   double plain(double weights) const;
 
  private:
   struct Product;
+  struct Flow;
+
+  Flow flow_of(const ModuleRows& rows) const;
 
   double kernel(double flops, double rate, double bytes, double kernels = 1) const;
   PassSeconds passes(double elements, double forward, double backward, double kernels = 1) const;
   PassSeconds product(const Product& product, bool trained) const;
   PassSeconds linear(const Module& module, double rows, bool trained) const;
   PassSeconds embedding(const Module& module, double tokens, bool trained) const;
-  PassSeconds attention(const AttentionSizes& sizes, double tokens, double keys) const;
+  PassSeconds attention(const AttentionSizes& sizes, const Flow& flow) const;
   PassSeconds scan(const Module& module, double tokens) const;
   PassSeconds loss(double tokens) const;
   bool is_vocabulary_head(const Module& module) const;
@@ -41,8 +44,5 @@ class ModuleCost {
   double wide_rate_;     // of attention and heads, which stay in 16 bit where products are in 8
   double vector_rate_;   // of arithmetic outside the matrix units
 };
-
-// See forward_flops.
-double useful_flops(const Module& module, const ModuleRows& rows, const Work& work);
 
 }  // namespace shardplan

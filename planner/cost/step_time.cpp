@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/checked.h"
+#include "base/error.h"
 #include "planner/cost/collective.h"
 
 namespace shardplan {
@@ -128,27 +129,13 @@ double StepTimes::exchange_seconds(const StepSetup& setup) {
   return exchanges_.emplace(key, seconds).first->second;
 }
 
-// Of the hidden features between the last stack's blocks (a language model's behind its tower, a decoder's behind its encoder),
-// shared out into `parts`.
-Bytes StepTimes::stream_part(const StepSetup& setup, std::uint64_t parts) const {
-  const Work& work = setup.work;
-  std::uint64_t tokens = work.tokens;
-  for (std::size_t i = work.rows == nullptr ? 0 : work.rows->size(); i-- > 0;) {
-    const std::vector<ModuleRows>& rows = (*work.rows)[i];
-    if (!model_.modules[i].numbered || rows.empty() || rows[0].rows == 0) continue;
-    tokens = static_cast<std::uint64_t>(static_cast<double>(rows[0].rows) * work.samples);
-    break;
-  }
-  return bytes_for(DType::bf16, tokens * model_.architecture.hidden / parts);
-}
-
 // One rank's part of a block's activations, summed over the tensor ranks: behind attention and behind the MLP, forward
 // and backward (Shoeybi et al., arXiv 1909.08053, sec. 3). With sequence parallelism each sum is a reduce-scatter and a
 // gather, and the backward gathers the inputs again (Korthikanti et al., arXiv 2205.05198, sec. 4.2.2).
 double StepTimes::tensor_seconds(const StepSetup& setup) const {
   if (setup.tensor_ranks == 1) return 0;
   const Group group = group_of(setup.tensor_ranks, 1, cluster_.gpus_per_node);
-  const Bytes shard = stream_part(setup, setup.tensor_ranks);
+  const Bytes shard = bytes_for(DType::bf16, setup.work.tokens * model_.architecture.hidden / setup.tensor_ranks);
   const auto seconds = [&](CollectiveKind kind) { return cost_of(kind, shard, group, cluster_).seconds; };
   const double sum = setup.sequence_parallel
                          ? seconds(CollectiveKind::reduce_scatter) + seconds(CollectiveKind::all_gather)
@@ -162,7 +149,7 @@ double StepTimes::tensor_seconds(const StepSetup& setup) const {
 double StepTimes::passing_seconds(const StepSetup& setup) const {
   if (setup.stages == 1) return 0;
   const std::uint64_t parts = setup.sequence_parallel ? setup.tensor_ranks : 1;
-  const Bytes sent = stream_part(setup, parts);
+  const Bytes sent = bytes_for(DType::bf16, setup.work.tokens * model_.architecture.hidden / parts);
   const Group group = group_of(2, setup.ranks * setup.tensor_ranks, cluster_.gpus_per_node);
   return walks() * static_cast<double>(setup.virtual_stages) *
          cost_of(CollectiveKind::all_gather, sent, group, cluster_).seconds;
@@ -171,6 +158,8 @@ double StepTimes::passing_seconds(const StepSetup& setup) const {
 const StepTimes::Parts& StepTimes::parts_of(const Work& work) {
   const Key key{work.tokens,       work.sequence,    std::bit_cast<std::uint64_t>(work.samples),
                 work.expert_ranks, work.accumulates, work.causal};
+  SHARDPLAN_CHECK(rows_.try_emplace(work.sequence, work.rows).first->second == work.rows,
+                  "of one sequence there are the same rows");
   const auto found = parts_.find(key);
   if (found != parts_.end()) return found->second;
   const std::vector<UnitRunSeconds> seconds = unit_seconds(model_, work, cluster_);
@@ -302,7 +291,7 @@ StepTime StepTimes::of(const StepSetup& setup) {
   const PassSeconds passes = slowest_stage(setup);
   const Passing p = passing_of(setup);
   const auto micro_batches = static_cast<double>(setup.micro_batches);
-  const double forward = (1 + setup.recomputed) * passes.forward;
+  const double forward = (1 + (trains() ? setup.recomputed : 0)) * passes.forward;
   // What computation waits for in each micro-batch.
   const double waits =
       (exchange_seconds(setup) + tensor_seconds(setup)) / static_cast<double>(setup.stages) + passing_seconds(setup);

@@ -95,7 +95,6 @@ class StepTimes {
   bool trains() const { return trainable_ > 0; }
   double walks() const { return trains() ? 2 : 1; }  // over the units, by each micro-batch
   double exchange_seconds(const StepSetup& setup);
-  Bytes stream_part(const StepSetup& setup, std::uint64_t parts) const;
   double tensor_seconds(const StepSetup& setup) const;
   double passing_seconds(const StepSetup& setup) const;
   // Of a rank: what it updates, or with `held` all of its parameters.
@@ -109,6 +108,7 @@ class StepTimes {
   double blocks_ = 0;
   std::uint64_t elements_ = 0;
   std::uint64_t trainable_ = 0;
+  std::map<std::uint64_t, const RowsOfModules*> rows_;  // by sequence
   std::map<Key, Parts> parts_;
   std::map<Key, Traffic> traffic_;
   std::map<Key, double> exchanges_;

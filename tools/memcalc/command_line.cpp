@@ -30,7 +30,7 @@ constexpr const char* kFitFooter = R"(Examples:
 
 Varied: --zero, --tp, --pp, --cp, --ep, --virtual-stages, --sequence-parallel, --replicate, --micro-batch, --recompute
 and --offload (engine shardplan: optimizer states, gradients too, parameters too, in host memory). One whose flag is given
-is not.
+is not. Of several MODELs the first one's layers and experts say how far --pp and --ep go.
 
 Exit status: 0 something fits, 1 nothing does, 2 the command line is wrong, 3 an input file or a model is bad.)";
 

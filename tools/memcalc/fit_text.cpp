@@ -5,6 +5,7 @@
 #include "base/text.h"
 #include "tools/memcalc/evaluator.h"
 #include "tools/memcalc/output.h"
+#include "tools/memcalc/together.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -14,8 +15,9 @@ std::string seconds_text(double seconds) {
 }
 
 std::string names_of(const Fit& fit) {
+  if (fit.models.size() == 1) return fit.model().catalog.name;
   std::string names;
-  for (const Model& model : fit.models) names += (names.empty() ? "" : " + ") + model.catalog.name;
+  for (const Model& model : fit.models) names += (names.empty() ? "" : " + ") + name_beside_others(model.catalog);
   return names;
 }
 

@@ -89,7 +89,7 @@ bool Search::fits(const PlanOptions& options) {
 }
 
 void Search::best() {
-  const SearchSpace space(base_, question_, fit_.model(), fit_.sequences);
+  const SearchSpace space(base_, question_, fit_.models, fit_.sequences);
   find_best_plans(space, std::max<std::uint64_t>(question_.most_plans, 1), *evaluator_, findings_);
   if (!fit_.plans.empty()) fit_.answer = axes_of(fit_.plans.front().options);
 }
@@ -104,10 +104,12 @@ void Search::largest(const char* what, std::uint64_t step,
   };
   std::uint64_t low = 0;
   std::uint64_t high = 1;
-  while (high * step <= kLargest && fits(with(high))) {
+  const std::uint64_t most = kLargest / step;
+  while (high <= most && fits(with(high))) {
     low = high;
     high *= 2;
   }
+  high = std::min(high, most + 1);
   while (high - low > 1 && low > 0) {
     const std::uint64_t middle = low + (high - low) / 2;
     (fits(with(middle)) ? low : high) = middle;
@@ -117,7 +119,7 @@ void Search::largest(const char* what, std::uint64_t step,
     return;
   }
   if (!try_set_up(with(low))) return;
-  if (low * step < kLargest) try_set_up(with(low + 1));
+  if (low < most) try_set_up(with(low + 1));
   fit_.answer = fmt::format("{} {}", what, with_commas(low * step));
 }
 
@@ -344,9 +346,13 @@ Fit make_fit(const PlanOptions& options, const FitOptions& question) {
   fit.question = question.question;
   const std::vector<PlanOptions> of_models = options_of_models(base);
   for (const PlanOptions& of_one : of_models) fit.models.push_back(read_planned_model(of_one));
+  // Beside an encoder that reads it or as a part of the batch: diffusion transformers take as many as they were made for.
   const auto reads = [](const Model& model) { return model.architecture.vocabulary > 0; };
   if (!base.sequence && std::any_of(fit.models.begin(), fit.models.end(), reads)) {
     throw ConfigError("--seq", "", "expected the tokens of a sequence, which decide activations");
+  }
+  if (question.question == FitQuestion::sequence && std::none_of(fit.models.begin(), fit.models.end(), reads)) {
+    throw ConfigError("--ask", "", fmt::format("seq: {} reads no text of its own", fit.model().catalog.name));
   }
   fit.cluster = choose_cluster(base, question.cluster, fit.notes);
   if (!base.gpu) base.gpu = fit.cluster.gpu.name;

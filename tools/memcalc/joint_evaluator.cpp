@@ -27,7 +27,7 @@ JointEvaluator::JointEvaluator(const std::vector<Model>& models, std::vector<Pla
   SHARDPLAN_CHECK(models.size() == options.size() && !models.empty(), "each model has a set-up");
   const Evaluator::Ranks ranks = models.size() == 1 ? Evaluator::Ranks::kinds : Evaluator::Ranks::every_stage;
   for (std::size_t i = 0; i < models.size(); ++i) {
-    names_.push_back(models[i].catalog.name);
+    names_.push_back(name_beside_others(models[i].catalog));
     parts_.push_back(std::make_unique<Part>(models[i], std::move(options[i]), cluster, ranks));
   }
 }
@@ -48,36 +48,44 @@ Bytes JointEvaluator::least_states(const PlanOptions& options) {
   return least;
 }
 
-std::vector<RankReport> JointEvaluator::ranks_together(const PlanOptions& options, Evaluator::Held held) {
-  std::vector<std::vector<RankReport>> of_models;
-  for (const auto& part : parts_) of_models.push_back(part->evaluator.ranks(set(part->options, options), held));
-  std::vector<RankReport> together;
-  for (std::size_t stage = 0; stage < of_models.front().size(); ++stage) {
-    std::vector<const RankReport*> ranks;
-    for (const std::vector<RankReport>& of_model : of_models) ranks.push_back(&of_model[stage]);
-    together.push_back(rank_together(ranks, names_, shared_libraries(options)));
+std::vector<std::vector<RankReport>> JointEvaluator::ranks(const PlanOptions& options, Evaluator::Held held) {
+  std::vector<std::vector<RankReport>> by_stage;
+  for (const auto& part : parts_) {
+    std::vector<RankReport> of_model = part->evaluator.ranks(set(part->options, options), held);
+    if (by_stage.empty()) by_stage.resize(of_model.size());
+    SHARDPLAN_CHECK(by_stage.size() == of_model.size(), "as many kinds of ranks as stages");
+    for (std::size_t stage = 0; stage < of_model.size(); ++stage) by_stage[stage].push_back(std::move(of_model[stage]));
   }
-  return together;
+  return by_stage;
 }
 
-namespace {
-
-Bytes most_of(const std::vector<RankReport>& ranks) {
-  Bytes most;
-  for (const RankReport& rank : ranks) most = std::max(most, least_device_bytes(rank));
-  return most;
-}
-
-}  // namespace
-
+// What the engines hold of all models between steps, and of one of them besides while it computes.
 Bytes JointEvaluator::states(const PlanOptions& options) {
   if (alone()) return parts_.front()->evaluator.states(options);
-  return most_of(ranks_together(options, Evaluator::Held::states)) + context_of(options).value_or(Bytes{});
+  Bytes most;
+  for (const std::vector<RankReport>& of_models : ranks(options, Evaluator::Held::states)) {
+    Bytes stays;
+    Bytes most_besides;
+    for (const RankReport& rank : of_models) {
+      const Bytes held = least_device_bytes(rank);
+      const Bytes resident = std::min(held, resident_bytes(rank, {}).value_or(Bytes{}));
+      stays += resident;
+      most_besides = std::max(most_besides, held - resident);
+    }
+    most = std::max(most, stays + most_besides);
+  }
+  return most + context_of(options).value_or(Bytes{});
 }
 
 Bytes JointEvaluator::needed(const PlanOptions& options, Bytes enough) {
   if (alone()) return parts_.front()->evaluator.needed(options, enough);
-  return most_of(ranks_together(options, Evaluator::Held::all)) + context_of(options).value_or(Bytes{});
+  Bytes most;
+  for (const std::vector<RankReport>& of_models : ranks(options, Evaluator::Held::all)) {
+    std::vector<const RankReport*> each;
+    for (const RankReport& rank : of_models) each.push_back(&rank);
+    most = std::max(most, least_together_bytes(rank_together(each, names_, shared_libraries(options))));
+  }
+  return most + context_of(options).value_or(Bytes{});
 }
 
 Bytes JointEvaluator::planned(const PlanOptions& options) const {
@@ -89,7 +97,8 @@ Bytes JointEvaluator::planned(const PlanOptions& options) const {
     set(of_models.back(), options);
     models.push_back(part->evaluator.model());
   }
-  return most_of(make_together(std::move(of_models), models).ranks);
+  const PlannedTogether together = make_together(std::move(of_models), models);
+  return least_together_bytes(together.ranks[together.worst]);
 }
 
 StepTime JointEvaluator::time(const PlanOptions& options) {

@@ -37,7 +37,8 @@ class JointEvaluator {
   };
 
   bool alone() const { return parts_.size() == 1; }
-  std::vector<RankReport> ranks_together(const PlanOptions& options, Evaluator::Held held);
+  // By pipeline stage, one rank of each model.
+  std::vector<std::vector<RankReport>> ranks(const PlanOptions& options, Evaluator::Held held);
 
   std::vector<std::unique_ptr<Part>> parts_;
   std::vector<std::string> names_;

@@ -17,8 +17,7 @@ constexpr std::string_view kFrozen = ":frozen";  // behind MODEL
 constexpr const char* kModelHelp =
     "a preset (memcalc models lists them), a config.json, a folder that holds one, a .safetensors file, an "
     "*.safetensors.index.json, a folder of them, or a tensor list; with :frozen behind it nothing of it is trained. "
-    "plan takes "
-    "several, which share the GPUs";
+    "plan and fit take several, which share the GPUs";
 
 DType dtype_of(const char* flag, const std::string& text) {
   const auto dtype = parse_dtype(text);
@@ -311,6 +310,9 @@ void take_models(PlanOptions& options, const PlanFlags& flags) {
   if (models.empty()) return;
   if (models.size() > 1 && !options.freeze.empty()) {
     throw ConfigError("--freeze", "", "would be of several models: expected MODEL:frozen, or one MODEL");
+  }
+  for (const std::string& model : models) {
+    if (model == kFrozen) throw ConfigError("MODEL", "", "':frozen' names no model: expected MODEL:frozen");
   }
   set_model(options, models.front());
   options.others.assign(models.begin() + 1, models.end());

@@ -9,9 +9,14 @@
 
 namespace shardplan::memcalc {
 
-SearchSpace::SearchSpace(const PlanOptions& base, const FitOptions& question, const Model& model,
+SearchSpace::SearchSpace(const PlanOptions& base, const FitOptions& question, const std::vector<Model>& models,
                          std::uint64_t sequences)
-    : base_(base), question_(question), model_(model), sequences_(sequences) {
+    : base_(base),
+      question_(question),
+      model_(models.front()),
+      trains_(std::any_of(models.begin(), models.end(),
+                          [](const Model& model) { return trainable_elements(model.catalog) > 0; })),
+      sequences_(sequences) {
   add_recomputations();
   add_axes();
 }
@@ -24,7 +29,7 @@ std::vector<std::uint64_t> SearchSpace::axis(const char* flag, std::uint64_t giv
 }
 
 void SearchSpace::add_recomputations() {
-  if (!varied("--recompute")) {
+  if (!varied("--recompute") || !trains_) {
     recomputations_.push_back({base_.client.recompute, base_.client.recompute_every});
     return;
   }
@@ -86,13 +91,16 @@ std::vector<std::uint64_t> SearchSpace::replicas(const Structure& structure) con
 std::span<const std::string_view> SearchSpace::offloads() const {
   static constexpr std::array<std::string_view, 4> kChoices{"", "optimizer=cpu", "optimizer=cpu,gradients=cpu",
                                                             "optimizer=cpu,gradients=cpu,parameters=cpu"};
-  if (!varied("--offload") || base_.engine != Engine::shardplan) return std::span(kChoices).first(1);
+  if (!varied("--offload") || base_.engine != Engine::shardplan || !trains_) return std::span(kChoices).first(1);
   return kChoices;
 }
 
 void SearchSpace::add_states(const Structure& axes) {
   Structure structure = axes;
-  for (const int stage : varied("--zero") ? std::vector<int>{0, 1, 2, 3} : std::vector{base_.setup.stage}) {
+  const std::vector<int> stages = !varied("--zero") ? std::vector{base_.setup.stage}
+                                  : trains_         ? std::vector{0, 1, 2, 3}
+                                                    : std::vector{0, 3};
+  for (const int stage : stages) {
     structure.stage = stage;
     for (const std::string_view offload : offloads()) {
       structure.offload = offload;

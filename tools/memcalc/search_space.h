@@ -12,6 +12,8 @@
 //   --micro-batch     powers of two that divide the sequences of a data rank, which then decide the accumulation
 //   --recompute       none, selective, every=2 and full, where the profile knows them
 //
+// Where nothing is trained there are no gradients, no optimizer states and nothing to recompute: only stages 0 and 3 differ then.
+//
 // Ranks that do not multiply to the world are no set-ups. What model, engine or profile refuse is one, and is rejected with the
 // reason when it is looked at.
 #pragma once
@@ -46,8 +48,9 @@ struct Recomputation {
 
 class SearchSpace {
  public:
-  // `model`: MODEL, whose layers and experts bound the axes. `sequences`: of a step of every set-up.
-  SearchSpace(const PlanOptions& base, const FitOptions& question, const Model& model, std::uint64_t sequences);
+  // `models`: the first is MODEL, whose layers and experts bound the axes. `sequences`: of a step of every set-up.
+  SearchSpace(const PlanOptions& base, const FitOptions& question, const std::vector<Model>& models,
+              std::uint64_t sequences);
 
   const std::vector<Structure>& structures() const { return structures_; }
   const std::vector<Recomputation>& recomputations() const { return recomputations_; }
@@ -71,6 +74,7 @@ class SearchSpace {
   const PlanOptions& base_;
   const FitOptions& question_;
   const Model& model_;
+  bool trains_;  // any of the models
   std::uint64_t sequences_;
   std::vector<Structure> structures_;
   std::vector<Recomputation> recomputations_;

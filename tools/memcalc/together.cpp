@@ -16,12 +16,6 @@ std::optional<Bytes> sum_of(const std::optional<Bytes>& a, const std::optional<B
   return *a + *b;
 }
 
-// What stays of a model between steps, but for what is the process's.
-std::optional<Bytes> resident(const RankReport& rank, Bytes libraries) {
-  if (!rank.device.allocated_after_step) return std::nullopt;
-  return *rank.device.allocated_after_step - (rank.device.peak_allocated ? libraries : Bytes{});
-}
-
 // Adds a resident model to what another holds at its peak, by class; alignment and packing of its arena are workspace.
 void add_resident(PeakMemory& held, const DeviceMemory& device, Bytes resident) {
   const auto add = [](std::optional<Bytes>& sum, Bytes bytes) { sum = sum.value_or(Bytes{}) + bytes; };
@@ -59,7 +53,7 @@ class Turns {
     device.parameters += rank.device.parameters;
     device.gradients += rank.device.gradients;
     device.optimizer_states += rank.device.optimizer_states;
-    device.allocated_after_step = sum_of(device.allocated_after_step, resident(rank, libraries_));
+    device.allocated_after_step = sum_of(device.allocated_after_step, resident_bytes(rank, libraries_));
     all.host.pinned = sum_of(all.host.pinned, rank.host.pinned);
     all.host.pageable = sum_of(all.host.pageable, rank.host.pageable);
     all.host.total = sum_of(all.host.total, rank.host.total);
@@ -81,7 +75,7 @@ class Turns {
     Bytes others;
     for (std::size_t k = 0; k < ranks_.size(); ++k) {
       if (k == i) continue;
-      const std::optional<Bytes> stays = resident(*ranks_[k], libraries_);
+      const std::optional<Bytes> stays = resident_bytes(*ranks_[k], libraries_);
       if (!stays) return false;
       add_resident(held, ranks_[k]->device, *stays);
       others += *stays;
@@ -110,12 +104,6 @@ class Turns {
   Bytes libraries_;
 };
 
-// What is known to be needed: the peak, or model states alone.
-Bytes least_of(const RankReport& rank) {
-  if (rank.device.total) return *rank.device.total;
-  return rank.device.peak_allocated.value_or(rank.device.model_states());
-}
-
 void add_notes(PlannedTogether& together) {
   std::vector<std::string>& notes = together.notes;
   for (const Planned& model : together.models) {
@@ -127,6 +115,23 @@ void add_notes(PlannedTogether& together) {
 }
 
 }  // namespace
+
+std::string name_beside_others(const Catalog& model) {
+  return model.name + (trainable_elements(model) > 0 ? "" : " (frozen)");
+}
+
+std::optional<Bytes> resident_bytes(const RankReport& rank, Bytes libraries) {
+  if (!rank.device.allocated_after_step) return std::nullopt;
+  return *rank.device.allocated_after_step - (rank.device.peak_allocated ? libraries : Bytes{});
+}
+
+// Not all model states are there at once: gradients of one may be gone when the other computes.
+Bytes least_together_bytes(const RankReport& together) {
+  const DeviceMemory& device = together.device;
+  if (device.total) return *device.total;
+  if (device.peak_reserved) return *device.peak_reserved;
+  return device.peak_allocated.value_or(device.model_states());
+}
 
 std::vector<PlanOptions> options_of_models(const PlanOptions& options) {
   std::vector<PlanOptions> of_models{options};
@@ -170,7 +175,7 @@ PlannedTogether make_together(std::vector<PlanOptions> options, const std::vecto
   for (std::size_t i = 0; i < models.size(); ++i) {
     const PlanOptions& of_one = together.options[i];
     together.models.push_back(make_planned(of_one, models[i]));
-    names.push_back(models[i].catalog.name + (of_one.freeze.empty() ? "" : " (frozen)"));
+    names.push_back(name_beside_others(models[i].catalog));
   }
   const Bytes libraries = shared_libraries(together.options.front());
   const std::size_t stages = together.models.front().report.ranks.size();
@@ -181,11 +186,12 @@ PlannedTogether make_together(std::vector<PlanOptions> options, const std::vecto
       ranks.push_back(&model.report.ranks[stage]);
     }
     together.ranks.push_back(rank_together(ranks, names, libraries));
-    if (least_of(together.ranks.back()) > least_of(together.ranks[together.worst])) together.worst = stage;
+    if (least_together_bytes(together.ranks.back()) > least_together_bytes(together.ranks[together.worst]))
+      together.worst = stage;
   }
   together.gpu = together.models.front().gpu;
   const RankReport& worst = together.ranks[together.worst];
-  if (together.gpu && least_of(worst) > together.gpu->bytes) {
+  if (together.gpu && least_together_bytes(worst) > together.gpu->bytes) {
     together.fits = false;
   } else if (together.gpu && std::all_of(together.ranks.begin(), together.ranks.end(),
                                          [](const RankReport& rank) { return rank.device.total.has_value(); })) {

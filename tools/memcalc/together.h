@@ -31,6 +31,9 @@ inline constexpr std::string_view kTurnsNote =
     "to "
     "another are not counted";
 
+// "gpt2", or "gpt2 (frozen)" where nothing of it is trained.
+std::string name_beside_others(const Catalog& model);
+
 // The set-up of each MODEL by itself, in the order of the command line: MODEL's, and those of options.others.
 std::vector<PlanOptions> options_of_models(const PlanOptions& options);
 // Of one of several: where it is frozen it has no adapters and recomputes nothing, for it has no backward.
@@ -40,6 +43,11 @@ void settle_frozen(PlanOptions& of_one);
 // `libraries`: workspaces that are a part of each one's peak and there once.
 RankReport rank_together(const std::vector<const RankReport*>& ranks, const std::vector<std::string>& names,
                          Bytes libraries);
+
+// What a rank keeps between steps but for `libraries`; nothing where that is not known.
+std::optional<Bytes> resident_bytes(const RankReport& rank, Bytes libraries);
+// What all of them are known to need on the GPU of rank_together's rank.
+Bytes least_together_bytes(const RankReport& together);
 
 // MODEL and options.others. Throws Error.
 PlannedTogether make_together(const PlanOptions& options);

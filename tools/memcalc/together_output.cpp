@@ -18,7 +18,8 @@ std::string or_unknown(const std::optional<Bytes>& bytes) {
 
 std::string names_of(const PlannedTogether& together) {
   std::string names;
-  for (const Planned& model : together.models) names += (names.empty() ? "" : " + ") + model.catalog.name;
+  for (const Planned& model : together.models)
+    names += (names.empty() ? "" : " + ") + name_beside_others(model.catalog);
   return names;
 }
 
@@ -74,9 +75,8 @@ std::string together_text(const PlannedTogether& together, bool colour) {
   for (std::size_t i = 0; i < together.models.size(); ++i) {
     const Planned& model = together.models[i];
     const DeviceMemory& device = model.worst().device;
-    const std::string name = model.catalog.name + (together.options[i].freeze.empty() ? "" : " (frozen)");
-    text += fmt::format("{:<36}{:>14}{:>14}{:>14}\n", name, in_gb(device.parameters), in_gb(device.model_states()),
-                        or_unknown(device.peak_allocated));
+    text += fmt::format("{:<36}{:>14}{:>14}{:>14}\n", name_beside_others(model.catalog), in_gb(device.parameters),
+                        in_gb(device.model_states()), or_unknown(device.peak_allocated));
   }
   const DeviceMemory& worst = together.ranks[together.worst].device;
   text += fmt::format("\n{:<36}{:>14}\n", "stays between steps", or_unknown(worst.allocated_after_step));

@@ -92,6 +92,7 @@ Value gemma_norm(const Parameters& layer, const Value& x) {
 }
 
 Value layer_norm(const Parameters& layer, const Value& x) {
+  if (!layer.weight.defined()) x.tape().passes(layer.module->name, x);
   return layer_norm(x, layer.weight, layer.bias);
 }
 

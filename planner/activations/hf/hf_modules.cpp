@@ -65,6 +65,7 @@ Value activate(const Value& x, std::string_view function) {
 }
 
 Value activate(const Value& x, const UnitView& unit, std::string_view module) {
+  unit.passes(module, x);
   return activate(x, unit.module(module).function);
 }
 

@@ -226,6 +226,13 @@ TEST_F(FitTest, SeveralModels) {
   EXPECT_GT(forward, 0.25);
   EXPECT_LT(forward, 0.40);
   EXPECT_EQ(seconds(reference, "updating_seconds"), 0);
+  const json::object again =
+      ask("fit " + reference + " --gpu h100-80gb --seq 2048 --gpus 1 --global-batch 4 --recompute full");
+  EXPECT_EQ(again.at("plans").at(0).at("step_seconds"),
+            ask("fit " + reference + " --gpu h100-80gb --seq 2048 --gpus 1 --global-batch 4")
+                .at("plans")
+                .at(0)
+                .at("step_seconds"));
   EXPECT_DOUBLE_EQ(seconds(model_ + " " + reference, "step_seconds"),
                    seconds(model_, "step_seconds") + seconds(reference, "step_seconds"));
 }
@@ -237,6 +244,7 @@ TEST_F(FitTest, ImagesNeedNoSequence) {
   EXPECT_GT(fit.at("plans").at(0).at("step_seconds").as_double(), 1024 * 197 * 6 * 304e6 / 8 / 989e12);
   EXPECT_LT(fit.at("plans").at(0).at("step_seconds").as_double(), 4 * 1024 * 197 * 6 * 304e6 / 8 / 989e12);
   expect_failure("fit gpt2 --gpus 8 --gpu h100-80gb", 2, "--seq");
+  expect_failure("fit vit-base-patch16-224 --gpus 8 --gpu h100-80gb --ask seq", 2, "reads no text");
 }
 
 TEST_F(FitTest, TheFewestGpus) {

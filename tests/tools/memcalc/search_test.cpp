@@ -41,7 +41,7 @@ std::optional<Bytes> planned_bytes(const PlanOptions& options, const std::vector
     const PlannedTogether planned = make_together(options_of_models(options), models);
     const auto known = [](const RankReport& rank) { return rank.device.total.has_value(); };
     if (std::all_of(planned.ranks.begin(), planned.ranks.end(), known)) {
-      return least_device_bytes(planned.ranks[planned.worst]);
+      return planned.ranks[planned.worst].device.total;
     }
   } catch (const ConfigError&) {
   } catch (const ArithmeticOverflow&) {
@@ -60,7 +60,7 @@ class SearchTest : public testing::TestWithParam<const char*> {
 
   // Every set-up of the space whose sequences divide.
   void for_each(const std::function<void(const PlanOptions&)>& body) const {
-    const SearchSpace space(line_.plan, line_.fit, fit_.model(), fit_.sequences);
+    const SearchSpace space(line_.plan, line_.fit, fit_.models, fit_.sequences);
     PlanOptions options = space.any();
     for (const Structure& structure : space.structures()) {
       space.set(options, structure);
@@ -128,6 +128,7 @@ std::vector<const char*> spaces() {
       "--pp 4 --tp 1 --cp 1",
       "fit gpt2-medium --gpus 2 --gpu 5GiB --seq 1024 --global-batch 8 --offload optimizer=cpu",
       // Cut in different places: layers of 24 and 12 blocks, an embedding that is tied and a critic's that is trained too.
+      "fit gpt2 gpt2-medium --gpus 2 --gpu 6GiB --seq 128 --global-batch 8 --engine fsdp2",
       "fit gpt2-medium gpt2:frozen gpt2 --gpus 4 --gpu 7GiB --seq 512 --global-batch 8 --offload optimizer=cpu --cp 1"};
   if (!test_support::whole_grid()) return sampled;
   for (const char* more : {"fit gpt2-medium --gpus 4 --gpu 6GiB --seq 512 --global-batch 16",

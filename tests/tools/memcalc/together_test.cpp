@@ -67,6 +67,7 @@ TEST(Together, WhatTakesOneModelSaysSo) {
   expect_failure("plan gpt2 gpt2-xl --freeze 'wte*'", 2, "MODEL:frozen");
   expect_failure("plan gpt2 gpt2-xl --against '--zero 3'", 2, "without --against");
   expect_failure("plan gpt2 gpt2-xl --export deepspeed", 2, "without --export");
+  expect_failure("fit gpt2 :frozen --gpu 80GiB --seq 512", 2, "':frozen' names no model");
   expect_failure("plan gpt2:frozen --lora-rank 8 --lora-targets all-linear", 2, "without :frozen");
 }
 
