@@ -6,6 +6,11 @@
 
 namespace shardplan::autograd {
 
+void stream_passes(const UnitView& block, std::initializer_list<std::string_view> modules, std::string_view stream,
+                   const Value& x) {
+  for (const std::string_view module : modules) block.passes(std::string(module) + std::string(stream), x);
+}
+
 Value normed(const Value& x) {
   return layer_norm(x, Value(), Value());
 }

@@ -1,11 +1,18 @@
 // What transformers of diffusers 0.39 share: adaptive norms, the embedding of a noise level, the loss of their trainings.
 #pragma once
 
+#include <initializer_list>
 #include <string>
+#include <string_view>
 
 #include "planner/activations/hf/hf_model.h"
 
 namespace shardplan::autograd {
+
+// Says that x, one of a block's streams, passes those of these modules that it has: norms, scales and gates without tensors
+// (UnitView::passes). `stream`: what their names end with.
+void stream_passes(const UnitView& block, std::initializer_list<std::string_view> modules, std::string_view stream,
+                   const Value& x);
 
 Value normed(const Value& x);  // a LayerNorm without tensors
 // x (1 + factor) + summand

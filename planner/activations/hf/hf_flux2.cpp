@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <utility>
 
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_diffusers.h"
@@ -140,6 +141,9 @@ Value double_block(ForwardContext& context, const UnitView& block, const Value& 
   const std::vector<Value> t = vectors_of(context.shared.modulations[kOfText], 6);
   Value image = input;
   Value text = context.shared.encoded;
+  for (const auto& [stream, x] : {std::pair{"", &image}, {"_context", &text}}) {
+    stream_passes(block, {"norm1", "modulate1", "gate1", "norm2", "modulate2", "gate2"}, stream, *x);
+  }
   Value norm = normed(image);
   norm = modulated(norm, m[1], m[0]);
   Value text_norm = normed(text);
@@ -255,6 +259,8 @@ Value flux2(ForwardContext& context) {
   const std::uint64_t width = hidden.size(-1);
   const std::vector<Value> m = split(vectors, std::array{width, width});
   const Value factor = shift(m[0]);
+  head.passes(whole("norm_out.norm"), hidden);
+  head.passes(whole("norm_out.modulate"), hidden);
   hidden = add(mul(normed(hidden), widened(factor, width)), widened(m[1], width));
   const Value prediction = linear(hidden, head[whole("proj_out")]);
   hidden.reset();

@@ -123,9 +123,10 @@ Value feed_forward(const UnitView& block, const std::string& name, const Value& 
   return plain_mlp(block, name + ".net", "0.proj", "2", x);
 }
 
-// x + gate * feed_forward(modulated(norm(x)))
+// x + gate * feed_forward(modulated(norm(x))). `name`: "ff", or "ff_context" of the text.
 Value fed_forward(const UnitView& block, const std::string& name, const Value& x, const Value& summand,
                   const Value& factor, const Value& gate) {
+  stream_passes(block, {"norm2", "modulate2", "gate_ff"}, std::string_view(name).substr(2), x);
   const Value inner = feed_forward(block, name, modulated(normed(x), factor, summand));
   return add(x, mul(gate, inner));
 }
@@ -137,6 +138,8 @@ Value joint_block(ForwardContext& context, const UnitView& block, const Value& i
   const bool dual = block.has("attn2.to_q");
   const bool last = !block.has("ff_context.net.2");
 
+  stream_passes(block, {"norm1.norm", "norm1.modulate", "gate", "gate2"}, "", input);
+  stream_passes(block, {"norm1_context.norm", "norm1_context.modulate", "gate_context"}, "", text);
   const std::vector<Value> m = modulation(block, "norm1", condition, dual ? 9 : 6);
   const Value own = normed(input);
   const Value image = modulated(own, m[1], m[0]);
@@ -225,6 +228,8 @@ Value sd3_loss(ForwardContext& context, const std::string& base, const Sd3Batch&
   hidden = run_blocks(context, joint_block, std::move(hidden), whole("transformer_blocks"));
   const UnitView head = required_unit(context, whole("proj_out"));
   const std::vector<Value> m = modulation(head, whole("norm_out"), context.shared.condition, 2);
+  head.passes(whole("norm_out.norm"), hidden);
+  head.passes(whole("norm_out.modulate"), hidden);
   hidden = linear(modulated(normed(hidden), m[0], m[1]), head[whole("proj_out")]);
   const Value prediction = copied(hidden, batch.noisy.shape());  // patches to pixels
   context.shared = {};

@@ -113,6 +113,22 @@ TEST(ModuleRows, TwoStreamsOfOneBlock) {
   EXPECT_EQ(rows.of("transformer_blocks", "ff.net.2").rows, 1024U);
   EXPECT_EQ(rows.of("transformer_blocks", "ff_context.net.2").rows, 333U);
   EXPECT_EQ(rows.attention("transformer_blocks"), (ModuleRows{1357, 1357, false}));
+  for (const char* module : {"norm1.norm", "norm1.modulate", "gate", "norm2", "modulate2", "gate_ff"}) {
+    EXPECT_EQ(rows.of("transformer_blocks", module).rows, 1024U) << module;
+  }
+  for (const char* module :
+       {"norm1_context.norm", "gate_context", "norm2_context", "modulate2_context", "gate_ff_context"}) {
+    EXPECT_EQ(rows.of("transformer_blocks", module).rows, 333U) << module;
+  }
+  EXPECT_EQ(rows.of("transformer_blocks", "norm1.linear").rows, 1U);
+  EXPECT_EQ(rows.of("", "norm_out.norm").rows, 1024U);
+
+  ClientSetup large = reads(512);
+  large.image_height = large.image_width = 1024;
+  const Rows flux("flux2-klein-4b", large);
+  EXPECT_EQ(flux.of("transformer_blocks", "norm2").rows, 4096U);
+  EXPECT_EQ(flux.of("transformer_blocks", "norm2_context").rows, 512U);
+  EXPECT_EQ(flux.of("single_transformer_blocks", "attn.to_out").rows, 4608U);
 }
 
 // Of the language model, whose experts have the rows of their router; and of the tower, whose image has 64 x 64 patches.
