@@ -174,7 +174,10 @@ void cnf(ModelConfig& config, ModelBuilder& model) {
   }
   append(below(fmt::format("net.{}", hidden->size()), timed_linear(conditioning, input, dims)));
   append(residual(solver));
-  model.describe({.hidden = dims, .layers = blocks, .block_uses = time_steps * uses_of_a_time_step(solver)});
+  model.describe({.hidden = dims,
+                  .layers = blocks,
+                  .max_positions = 1,  // a point is all of its sequence
+                  .block_uses = time_steps * uses_of_a_time_step(solver)});
   model.blocks("flows", blocks, net);
 }
 

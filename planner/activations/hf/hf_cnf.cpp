@@ -75,12 +75,14 @@ struct Activated {
   Value read;
 };
 
+bool reads_its_output(const std::string& function) {
+  return function == "tanh" || function == "relu";
+}
+
 Activated activated(const std::string& function, const Value& x) {
-  if (function == "tanh" || function == "relu") {
-    Value output = unary_of_output(function, x);
-    return {output, output};
-  }
-  return {unary(function == "elu" ? "elu" : "softplus", x), x};
+  if (!reads_its_output(function)) return {unary(function == "elu" ? "elu" : "softplus", x), x};
+  Value output = unary_of_output(function == "tanh" ? "tanh" : "relu", x);
+  return {output, output};
 }
 
 // Tensors that the gradient of what a function's backward reads passes through (FunctionsManual.cpp: softplus_double_backward,
@@ -122,8 +124,13 @@ struct LayerRun {
   Value read;  // by the backward of the function behind it
 };
 
-Value run_layer(const Layer& layer, const Value& time, const Value& x, LayerRun& run) {
-  run.weight = transposed(layer.linear.weight);
+LayerRun begun(const Layer& layer, const Value& time) {
+  LayerRun run{.weight = transposed(layer.linear.weight)};
+  if (layer.gate.weight.defined()) run.gate = unary_of_output("sigmoid", linear(time.viewed({1, 1}), layer.gate));
+  return run;
+}
+
+Value run_layer(const Layer& layer, const Value& time, const Value& x, const LayerRun& run) {
   if (layer.takes_time) {
     Tape& tape = x.tape();
     const Shape column{x.size(0), 1};
@@ -131,11 +138,9 @@ Value run_layer(const Layer& layer, const Value& time, const Value& x, LayerRun&
     return linear(cat(std::array{times, x}, {x.size(0), x.size(1) + 1}), layer.linear, run.weight);
   }
   const Value y = linear(x, layer.linear, run.weight);
-  if (!layer.gate.weight.defined()) return y;
-  const Value now = time.viewed({1, 1});
-  run.gate = unary_of_output("sigmoid", linear(now, layer.gate));
+  if (!run.gate.defined()) return y;
   const Value product = mul(y, run.gate);
-  return add(product, linear(now, layer.shift));
+  return add(product, linear(time.viewed({1, 1}), layer.shift));
 }
 
 // `gradient` of a layer's output to that of its input.
@@ -146,26 +151,44 @@ Value back_through(const Layer& layer, const LayerRun& run, Value gradient) {
   return layer.takes_time ? slice(gradient, {shape[0], shape[1] - 1}) : gradient;
 }
 
-// d/dt of the state: the field, and minus its divergence, one behind the other.
-Value change_of(const Field& field, const Value& noise, const Value& time, const Value& state) {
+// How autograd numbers what the field's own backward records. Inside a forward, by the count of its own thread, which is behind the
+// forward's: it runs last where it may. Inside another backward, in that thread, in a row.
+enum class Numbers : std::uint8_t { apart, in_a_row };
+
+// d/dt of the state: the field, and minus its divergence, one behind the other. Numbered apart, what reads nothing of the network
+// comes first here, and what the field's backward does not read comes last.
+Value change_of(const Field& field, const Value& noise, const Value& time, const Value& state, Numbers numbers) {
   const std::uint64_t points = noise.size(0);
   const Value now = to(time, state.dtype());
   Value z = simple("slice", state, state.viewed({points, field.dims}));
   if (!z.requires_grad()) z = Tape::requiring_grad(z);
-  std::vector<LayerRun> runs(field.layers.size());
+  const bool apart = numbers == Numbers::apart;
+  const std::size_t hidden = field.layers.size() - 1;
+  const bool waits = apart && hidden > 0 && !reads_its_output(field.function);  // the last of the functions
+  const Layer& last = field.layers.back();
+  const LayerRun of_last = begun(last, now);
+  Value product = apart ? back_through(last, of_last, noise) : Value();
+  std::vector<LayerRun> runs;
   Value x = z;
-  for (std::size_t i = 0; i < field.layers.size(); ++i) {
+  for (std::size_t i = 0; i < hidden; ++i) {
+    runs.push_back(begun(field.layers[i], now));
     x = run_layer(field.layers[i], now, x, runs[i]);
-    if (i + 1 == field.layers.size()) break;
+    runs[i].read = x;
+    if (waits && i + 1 == hidden) break;
     Activated next = activated(field.function, x);
     runs[i].read = std::move(next.read);
     x = std::move(next.output);
   }
-  Value product = noise;
-  for (std::size_t i = field.layers.size(); i-- > 0;) {
-    product = back_through(field.layers[i], runs[i], std::move(product));
-    if (i > 0) product = backward_of(field.function, product, runs[i - 1].read);
+  if (!apart) {
+    x = run_layer(last, now, x, of_last);
+    product = back_through(last, of_last, noise);
   }
+  for (std::size_t i = hidden; i-- > 0;) {
+    product = backward_of(field.function, product, runs[i].read);
+    product = back_through(field.layers[i], runs[i], std::move(product));
+  }
+  if (waits) x = activated(field.function, x).output;
+  if (apart) x = run_layer(last, now, x, of_last);
   const Value divergence = sum_over(mul(product, noise), {points});
   return cat(std::array{x, neg(divergence)}, state.shape());
 }
@@ -293,7 +316,7 @@ Value augmented_change(const Field& field, const Value& noise, std::span<const V
   const Value state = augmented.viewed({noise.size(0) * (noise.size(1) + 1)});
   const Value ahead = [&] {
     const Value now = Tape::requiring_grad(neg(time));
-    const Tape::Unary derivative = [&](const Value& y) { return change_of(field, noise, now, y); };
+    const Tape::Unary derivative = [&](const Value& y) { return change_of(field, noise, now, y, Numbers::in_a_row); };
     const Tape::Gradients made = tape.gradients_of(derivative, state, parameters, state);
     std::vector<Value> parts{tape.allocate("zeros_like", {}, augmented.dtype()), made.output, made.of_input};
     for (std::size_t i = 0; i < parameters.size(); ++i) {
@@ -331,7 +354,7 @@ Value solve_by_adjoint(const Solver& solver, const UnitView& block, const Value&
   Tape& tape = first.tape();
   const Field field = field_of(block);
   const Derivative derivative = [&](const Value& time, const Value& state) {
-    return tape.forgetting([&](const Value& y) { return change_of(field, noise, time, y); }, state);
+    return tape.forgetting([&](const Value& y) { return change_of(field, noise, time, y, Numbers::in_a_row); }, state);
   };
   const Value times = tape.allocate("arange", {2}, DType::f32);
   Value solution;
@@ -367,7 +390,9 @@ Value cnf_block(ForwardContext& context, const UnitView& block, const Value& inp
   const Solver solver = solver_of(context, block);
   if (context.client.recompute == RecomputeKind::adjoint) return solve_by_adjoint(solver, block, noise, first);
   const Field field = field_of(block);
-  const Derivative derivative = [&](const Value& time, const Value& y) { return change_of(field, noise, time, y); };
+  const Derivative derivative = [&](const Value& time, const Value& y) {
+    return change_of(field, noise, time, y, Numbers::apart);
+  };
   return solve(solver, derivative, first, Purpose::activation);
 }
 
@@ -376,8 +401,13 @@ Value cnf(ForwardContext& context) {
   Tape& tape = context.tape;
   const std::uint64_t points = context.batch();
   const Value batch = tape.outside({points, context.model.architecture.hidden}, context.setup.policy.compute);
+  const std::uint64_t blocks = first_blocks(context, "flows").count;
+  std::uint64_t held = 0;
+  for (const UnitRun& run : context.held.runs) held += run.count;
+  if (held != blocks) throw NotModelled("a part of the blocks");
+  tape.enter(unit_name(context.held.runs[0], 0));
   // Of all blocks: each has a part of it.
-  const Shape noises{first_blocks(context, "flows").count, points, batch.size(1)};
+  const Shape noises{blocks, points, batch.size(1)};
   context.shared.condition = tape.allocate("randn", noises, batch.dtype());
   const Value solution = run_blocks(context, cnf_block, batch, "flows");
   context.shared = {};

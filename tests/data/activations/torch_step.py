@@ -123,8 +123,9 @@ class Answers(TorchDispatchMode):
     """What the data would decide. A condition on a tensor holds or not (is no token padding?); a random number is never less
     than a probability of 0 (layer drop). Of N choices of an expert, expert i of E gets
     floor((i + 1) N / E) - floor(i N / E); all have some. A tensor of integers that follow from this has them as its
-    attribute `known`, as a list or a number, and so has what is made of it. Times, which torch.arange makes of floats, have
-    their values as the attribute `clock`, a tensor on the CPU, and so has what is made of times and numbers alone."""
+    attribute `known`, as a list or a number, and so has what is made of it. Times and rates, which torch.arange and
+    torch.linspace make of floats, have their values as the attribute `clock`, a tensor on the CPU, and so has what is made
+    of such tensors and numbers alone."""
 
     def __init__(self, condition, experts):
         super().__init__()
@@ -157,7 +158,8 @@ class Answers(TorchDispatchMode):
         tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
         if tensors and not all(hasattr(tensor, "clock") for tensor in tensors):
             return
-        if not tensors and (func.overloadpacket is not torch.ops.aten.arange or not any(isinstance(a, float) for a in args)):
+        makers = (torch.ops.aten.arange, torch.ops.aten.linspace)
+        if not tensors and (func.overloadpacket not in makers or not any(isinstance(a, float) for a in args)):
             return
         with _disable_current_modes():
             args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.clock, (args, kwargs))
