@@ -100,7 +100,7 @@ Value padded(const Value& x, const Grid& grid) {
   return copied(x, {x.size(0), grid.height, grid.width, x.size(-1)});
 }
 
-// SwinLayer
+// SwinLayer. What its forward names lives until it returns.
 Value swin_block(const UnitView& block, const std::string& name, std::uint64_t number, const Value& input,
                  const Grid& grid) {
   const std::uint64_t images = input.size(0);
@@ -108,22 +108,19 @@ Value swin_block(const UnitView& block, const std::string& name, std::uint64_t n
   const Windows windows =
       windows_of(block.tensor(name + "attention.self.relative_position_bias_table"), grid, number);
   const Shape rows{images, windows.padded.height, windows.padded.width, width};
-  const Value hidden = [&] {
-    Value x = layer_norm(block[name + "layernorm_before"], input);
-    x = padded(view(x, {images, grid.height, grid.width, width}), windows.padded);
-    const Value moved = windows.moved ? copied(x, x.shape()) : x;
-    const Value parts = regrouped(moved, {images * windows.of_image(), windows.tokens(), width}, windows);
-    const Value mask = windows.moved ? mask_of_moved(input.tape(), windows, input.dtype()) : Value();
-    const Value attended = window_attention(block, name, parts, windows, mask);
-    const Value back = regrouped(attended, rows, windows);
-    Value output = windows.moved ? copied(back, rows) : back;
-    const bool cut = windows.padded.height != grid.height || windows.padded.width != grid.width;
-    if (cut) {
-      output = contiguous(slice(output, {images, grid.height, grid.width, width}));
-    }
-    output = view(output, input.shape());
-    return add(input, drop_path(output, dropout_rate(block, name + "drop_path")));
-  }();
+  Value hidden = layer_norm(block[name + "layernorm_before"], input);
+  hidden = padded(view(hidden, {images, grid.height, grid.width, width}), windows.padded);
+  const Value moved = windows.moved ? copied(hidden, rows) : hidden;
+  const Value parts = regrouped(moved, {images * windows.of_image(), windows.tokens(), width}, windows);
+  const Value mask = windows.moved ? mask_of_moved(input.tape(), windows, input.dtype()) : Value();
+  const Value attended = window_attention(block, name, parts, windows, mask);
+  const Value back = regrouped(attended, rows, windows);
+  Value attention = windows.moved ? copied(back, rows) : back;
+  if (windows.padded.height != grid.height || windows.padded.width != grid.width) {
+    attention = contiguous(slice(attention, {images, grid.height, grid.width, width}));
+  }
+  attention = view(attention, input.shape());
+  hidden = add(input, drop_path(attention, dropout_rate(block, name + "drop_path")));
   Value output = layer_norm(block[name + "layernorm_after"], hidden);
   output = linear(output, block[name + "intermediate.dense"]);
   output = activate(output, block, name + "act");
