@@ -340,7 +340,7 @@ class Tape {
   bool keeps_saved_ = true;   // false in the forward of a checkpoint
   Selection* selection_ = nullptr;
   std::vector<Value>* asked_for_ = nullptr;  // gradients of parameters that are returned instead of kept, by parameter
-  std::vector<Value> chosen_;  // of the node that runs
+  std::vector<Value> chosen_;                // of the node that runs
 };
 
 // Gradients are off while it lives, as under torch.no_grad().

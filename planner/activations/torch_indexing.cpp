@@ -69,7 +69,7 @@ Value index_rows(const Value& x, const Value& index, std::uint64_t rows) {
 }
 
 Value gather(const Value& x, const Value& index) {
-  return x.tape().record("gather", std::span(&x, 1), x.tape().allocate("gather", index.shape(), x.dtype()), {index},
+  return x.tape().record("gather", std::span(&x, 1), x.tape().allocate("gather", index.shape(), x.dtype()), {x, index},
                          into_zeros("gather backward", x));
 }
 

@@ -23,7 +23,7 @@ Value unsqueezed(const Value& x, Shape shape);
 Value overwritten(const Value& x, const Value& values, const Value& mask);
 // An image or a table brought to another size (F.interpolate).
 Value resampled(const Value& x, Shape shape);
-// x.gather(-1, index)
+// x.gather(-1, index): keeps x too
 Value gather(const Value& x, const Value& index);
 // The values at `index` of zeros of this shape (zeros.scatter_(-1, index, values)), or in any order (new_x[index] = values).
 Value scattered(const Value& values, const Value& index, Shape shape);

@@ -139,9 +139,10 @@ void deberta_v2(ModelConfig& config, ModelBuilder& model) {
   const EncoderDropouts rates = read_encoder_dropouts(config, 0.1);
   model.describe(a);
   model.add(deberta_embeddings(config, a, width, rates.hidden));
-  model.blocks("encoder.layer", a.layers,
-               join({attention_part("attention", a, rates, position_projections(config, a), "_proj"),
-                     position_scores(config), dropout("attention.self.pos_dropout", rates.hidden), feed_forward_part(a, rates, function)}));
+  model.blocks(
+      "encoder.layer", a.layers,
+      join({attention_part("attention", a, rates, position_projections(config, a), "_proj"), position_scores(config),
+            dropout("attention.self.pos_dropout", rates.hidden), feed_forward_part(a, rates, function)}));
   model.add(dropout("encoder.dropout", rates.hidden));
   model.add(join({relative_positions(config, a), convolution_of_tokens(config, a)}));
   add_deberta_head(config, model, a, width, function, rates);

@@ -261,12 +261,11 @@ void swin(ModelConfig& config, ModelBuilder& model) {
 
   const bool masked = is(config, "ForMaskedImageModeling");
   const bool absolute = config.flag("use_absolute_embeddings", false);
-  model.add(below(
-      "embeddings",
-      join({masked ? parameter("mask_token", {1, 1, embedded}) : Modules{},
-            absolute ? parameter("position_embeddings", {1, image.patches() + 1, embedded}) : Modules{},
-            patches_to_tokens("patch_embeddings.projection", image, embedded, true), layer_norm("norm", embedded),
-            dropout("dropout", read_vision_dropouts(config).hidden)})));
+  model.add(below("embeddings",
+                  join({masked ? parameter("mask_token", {1, 1, embedded}) : Modules{},
+                        absolute ? parameter("position_embeddings", {1, image.patches() + 1, embedded}) : Modules{},
+                        patches_to_tokens("patch_embeddings.projection", image, embedded, true),
+                        layer_norm("norm", embedded), dropout("dropout", read_vision_dropouts(config).hidden)})));
   model.blocks(
       "encoder.layers", stages.size(), [](std::uint64_t stage) { return stage; },
       [&](std::uint64_t i) {

@@ -174,12 +174,9 @@ CountedWord counted_word(const std::string& flag, const std::string& text) {
 }
 
 void set_recompute(PlanOptions& options, const std::string& text) {
-  static const std::map<std::string, RecomputeKind> kinds{{"none", RecomputeKind::none},
-                                                          {"selective", RecomputeKind::selective},
-                                                          {"full", RecomputeKind::full},
-                                                          {"every", RecomputeKind::every},
-                                                          {"invert", RecomputeKind::invert},
-                                                          {"adjoint", RecomputeKind::adjoint}};
+  static const std::map<std::string, RecomputeKind> kinds{
+      {"none", RecomputeKind::none},   {"selective", RecomputeKind::selective}, {"full", RecomputeKind::full},
+      {"every", RecomputeKind::every}, {"invert", RecomputeKind::invert},       {"adjoint", RecomputeKind::adjoint}};
   const auto [word, count] = counted_word("--recompute", text);
   const auto kind = kinds.find(word);
   if (kind == kinds.end() || count.has_value() != (kind->second == RecomputeKind::every)) {

@@ -145,8 +145,8 @@ Value pooled_by_attention(ForwardContext& context, const std::string& base, cons
   const std::uint64_t rows = images * heads;
   const Value mixed = [&] {
     const Value probe = copied(unit.tensor(name + "probe"), {1, images, width});
-    const std::vector<Value> weights =
-        parts_of(unit.tensor(name + "attention.in_proj_weight"), std::array{Shape{width, width}, Shape{2 * width, width}});
+    const std::vector<Value> weights = parts_of(unit.tensor(name + "attention.in_proj_weight"),
+                                                std::array{Shape{width, width}, Shape{2 * width, width}});
     const std::vector<Value> biases =
         parts_of(unit.tensor(name + "attention.in_proj_bias"), std::array{Shape{width}, Shape{2 * width}});
     Module both = unit.module(name + "attention");
@@ -336,10 +336,7 @@ TextFeatures clip_text(ForwardContext& context, const std::string& base, std::ui
 
 std::span<const HfFamily> hf_clip_families() {
   static constexpr HfFamily families[] = {
-      {"clip", clip},
-      {"clip_vision_model", clip_vision},
-      {"siglip", siglip},
-      {"siglip_vision_model", siglip_vision}};
+      {"clip", clip}, {"clip_vision_model", clip_vision}, {"siglip", siglip}, {"siglip_vision_model", siglip_vision}};
   return families;
 }
 

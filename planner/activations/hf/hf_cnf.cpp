@@ -40,6 +40,8 @@ Field field_of(const UnitView& block) {
   const auto named = [](std::size_t i, const char* part) { return fmt::format("net.{}.{}", i, part); };
   for (std::size_t i = 0; block.has(named(i, "layer")); ++i) {
     Layer layer{.linear = block[named(i, "layer")]};
+    if (layer.linear.adapter.a.defined()) throw NotModelled("adapters in a field");
+    if (!is_trainable_dtype(layer.linear.weight.dtype())) throw NotModelled("quantised weights in a field");
     if (block.has(named(i, "gate"))) {
       layer.gate = block[named(i, "gate")];
       layer.shift = block[named(i, "shift")];
@@ -103,18 +105,19 @@ Value backward_of(const std::string& function, const Value& gradient, const Valu
   const std::array inputs{gradient, read};
   std::vector<Value> saved{read};
   if (function != "relu") saved.push_back(gradient);
-  return gradient.tape().record(
-      "activation backward", inputs, like("activation backward", gradient), std::move(saved),
-      [through = double_backward_of(function), incoming_needs = meta_of(gradient),
-       of_read = meta_of(read)](Tape& tape, std::span<const Value>, std::vector<Value>&) {
-        std::vector<Value> gradients(2);
-        gradients[0] = fresh(tape, "activation backward", incoming_needs);
-        std::vector<Value> made;
-        for (int i = 0; i < through.temporaries; ++i) made.push_back(fresh(tape, "activation double backward", of_read));
-        if (through.compares) made.push_back(tape.allocate("less", of_read.shape, DType::boolean));
-        gradients[1] = fresh(tape, "activation double backward", of_read);
-        return gradients;
-      });
+  return gradient.tape().record("activation backward", inputs, like("activation backward", gradient), std::move(saved),
+                                [through = double_backward_of(function), incoming_needs = meta_of(gradient),
+                                 of_read = meta_of(read)](Tape& tape, std::span<const Value>, std::vector<Value>&) {
+                                  std::vector<Value> gradients(2);
+                                  gradients[0] = fresh(tape, "activation backward", incoming_needs);
+                                  std::vector<Value> made;
+                                  for (int i = 0; i < through.temporaries; ++i)
+                                    made.push_back(fresh(tape, "activation double backward", of_read));
+                                  if (through.compares)
+                                    made.push_back(tape.allocate("less", of_read.shape, DType::boolean));
+                                  gradients[1] = fresh(tape, "activation double backward", of_read);
+                                  return gradients;
+                                });
 }
 
 // What a layer's backward needs of its forward.
@@ -246,15 +249,15 @@ Step step(const std::string& solver, const Derivative& derivative, const Value& 
 // solution[i] = state, of a solution of two states.
 Value written(const Value& solution, const Value& state) {
   const std::array inputs{solution, state};
-  return solution.tape().record("copy", inputs, solution.detached(), {},
-                                [whole = meta_of(solution), part = meta_of(state)](Tape& tape, std::span<const Value>,
-                                                                                   std::vector<Value>&) {
-                                  std::vector<Value> gradients(2);
-                                  Value result = tape.allocate("copy", whole.shape, whole.dtype);
-                                  gradients[1] = fresh(tape, "clone", part);
-                                  if (whole.wanted) gradients[0] = std::move(result);
-                                  return gradients;
-                                });
+  return solution.tape().record(
+      "copy", inputs, solution.detached(), {},
+      [whole = meta_of(solution), part = meta_of(state)](Tape& tape, std::span<const Value>, std::vector<Value>&) {
+        std::vector<Value> gradients(2);
+        Value result = tape.allocate("copy", whole.shape, whole.dtype);
+        gradients[1] = fresh(tape, "clone", part);
+        if (whole.wanted) gradients[0] = std::move(result);
+        return gradients;
+      });
 }
 
 struct Solver {
@@ -382,9 +385,9 @@ std::vector<Value> last_state(const Value& solution, std::uint64_t points) {
 Value cnf_block(ForwardContext& context, const UnitView& block, const Value& input) {
   Tape& tape = context.tape;
   const std::uint64_t points = context.batch();
-  const std::vector<Value> state =
-      block.number() == 0 ? std::vector<Value>{input, tape.allocate("new_zeros", {points}, input.dtype())}
-                          : last_state(input, points);
+  const std::vector<Value> state = block.number() == 0
+                                       ? std::vector<Value>{input, tape.allocate("new_zeros", {points}, input.dtype())}
+                                       : last_state(input, points);
   const Value noise = context.shared.condition.viewed(state[0].shape());
   const Value first = joined(state);
   const Solver solver = solver_of(context, block);

@@ -170,11 +170,14 @@ Value deberta_encoder(ForwardContext& context, const std::string& base) {
   return hidden;
 }
 
+// Without a head what is trained is the sum of the features.
 Value deberta(ForwardContext& context) {
   if (has_module(context, "lm_predictions.lm_head.dense")) throw NotModelled("the newer head of words");
+  if (has_module(context, "qa_outputs")) throw NotModelled("a head for answers");
   const std::string base = prefix_of(context, "embeddings.word_embeddings");
   const Value hidden = deberta_encoder(context, base);
-  return encoder_loss(context, hidden);
+  const bool has_head = has_module(context, "classifier") || has_module(context, "cls.predictions.decoder");
+  return has_head ? encoder_loss(context, hidden) : total(hidden);
 }
 
 }  // namespace

@@ -105,8 +105,7 @@ Value swin_block(const UnitView& block, const std::string& name, std::uint64_t n
                  const Grid& grid) {
   const std::uint64_t images = input.size(0);
   const std::uint64_t width = input.size(2);
-  const Windows windows =
-      windows_of(block.tensor(name + "attention.self.relative_position_bias_table"), grid, number);
+  const Windows windows = windows_of(block.tensor(name + "attention.self.relative_position_bias_table"), grid, number);
   const Shape rows{images, windows.padded.height, windows.padded.width, width};
   Value hidden = layer_norm(block[name + "layernorm_before"], input);
   hidden = padded(view(hidden, {images, grid.height, grid.width, width}), windows.padded);

@@ -249,7 +249,7 @@ FILES = {
     "deberta": [
         ("deberta-v2", model("deberta-v2", "DebertaV2ForMaskedLM", **DEBERTA),
          [*brief(attentions=("eager",)), *brief(attentions=("eager",), mask="padded"), run("eager", "bf16", 1, 40),
-          run("eager", "fp32", 2, 17, checkpoint=True), run("eager", "bf16", 3, 40, mask="ones", checkpoint=True)]),
+          run("eager", "fp32", 5, 40, checkpoint=True), run("eager", "bf16", 3, 40, mask="ones", checkpoint=True)]),
         ("deberta-v2, projections of positions, no dropout, a narrow embedding",
          model("deberta-v2", "DebertaV2ForMaskedLM", **{**DEBERTA, "share_att_key": False, "norm_rel_ebd": "none", "type_vocab_size": 2,
                                                           "position_biased_input": True}, embedding_size=48, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
@@ -257,6 +257,7 @@ FILES = {
         ("deberta-v2, contents with positions alone, a classifier",
          model("deberta-v2", "DebertaV2ForSequenceClassification", **{**DEBERTA, "share_att_key": False, "pos_att_type": ["c2p"]},
                pooler_dropout=0.1, problem_type="single_label_classification"), brief(attentions=("eager",))),
+        ("deberta-v2, no head", model("deberta-v2", "DebertaV2Model", **DEBERTA), brief(attentions=("eager",), mask="ones")),
         ("deberta-v2, no relative attention", model("deberta-v2", "DebertaV2ForMaskedLM", **ENCODER, relative_attention=False),
          brief(attentions=("eager",))),
     ],

@@ -104,7 +104,7 @@ def batch_of(config, setup):
         batch["attention_mask"] = integers(count, length)
     if "Classification" in config["architectures"][0]:
         batch["labels"] = integers(count)
-    elif length is not None and not reads_both(config):
+    elif length is not None and not config["architectures"][0].endswith("Model"):
         batch["labels"] = integers(count, setup.get("target", length))
     return batch
 
