@@ -29,7 +29,7 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
   const bool recomputed =
       client.recompute == RecomputeKind::full ||
       (client.recompute == RecomputeKind::every && (run.first_number + index) % client.recompute_every == 0);
-  if (!recomputed || context.never_recomputes) return forward(hidden);
+  if (!recomputed || context.never_recomputes || !context.tape.grad_enabled()) return forward(hidden);
   const bool two_streams = context.shared.encoded.defined() && context.carries_encoded;
   auto with_shared = [&context, forward, two_streams, shared = context.shared](std::span<const Value> inputs) {
     SharedByBlocks before = std::exchange(context.shared, shared);
