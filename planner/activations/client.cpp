@@ -82,9 +82,15 @@ std::string recompute_words(RecomputeKind recompute, std::uint64_t every) {
       return fmt::format("every={}", every);
     case RecomputeKind::invert:
       return "invert";
+    case RecomputeKind::adjoint:
+      return "adjoint";
   }
   SHARDPLAN_CHECK(false, "an unknown kind of recomputation");
   return {};
+}
+
+bool is_of_flows(RecomputeKind recompute) {
+  return recompute == RecomputeKind::invert || recompute == RecomputeKind::adjoint;
 }
 
 bool autocasts(const Policy& policy) {

@@ -32,7 +32,11 @@ enum class RecomputeKind : std::uint8_t {
   full,       // each block keeps its input
   every,      // every k-th block does; the others keep what they need
   invert,     // blocks that can be inverted keep nothing
+  adjoint,    // of a continuous flow: its end alone is kept, and the adjoint equation solved back from there
 };
+
+// Of families of flows alone.
+bool is_of_flows(RecomputeKind recompute);
 
 // Which tokens of the batch are padding, as its attention_mask says.
 enum class MaskKind : std::uint8_t {
@@ -41,7 +45,7 @@ enum class MaskKind : std::uint8_t {
   padded,  // texts of different lengths: attention takes a mask of all pairs
 };
 
-// "none", "selective", "full", "every=2", "invert"
+// "none", "selective", "full", "every=2", "invert", "adjoint"
 std::string recompute_words(RecomputeKind recompute, std::uint64_t every);
 
 // Of profile litgpt: today's code (commit 2685705), or that of October 2023 (commit 0cc02af), which leaves the embedding of a

@@ -43,6 +43,21 @@ bool known_under_autocast(std::string_view family) {
          std::any_of(llamas.begin(), llamas.end(), [&](const auto& llama) { return llama.model_type == family; });
 }
 
+// Recomputation that only flows have, and what continuous ones do not have: a block is one solution of an equation.
+std::string flow_refuses(const Model& model, RecomputeKind recompute) {
+  const std::string& family = model.catalog.family;
+  if (recompute == RecomputeKind::invert && family != "glow") {
+    return fmt::format("recompute invert is of layers that can be inverted; {} has none", family);
+  }
+  if (recompute == RecomputeKind::adjoint && family != "cnf") {
+    return fmt::format("recompute adjoint is of continuous flows; {} is none", family);
+  }
+  if (family == "cnf" && recompute != RecomputeKind::none && recompute != RecomputeKind::adjoint) {
+    return "a cnf is recomputed by its adjoint equation (--recompute adjoint), not otherwise";
+  }
+  return {};
+}
+
 std::string hf_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client) {
   const std::string_view profile = name(client.profile);
   const Parallelism& parallel = setup.parallel;
@@ -60,10 +75,7 @@ std::string hf_refuses(const Model& model, const Catalog& held, const Setup& set
     return fmt::format("profile {} has the loss of its models alone, not --loss {}", profile,
                        loss_words(client.loss, client.loss_chunks));
   }
-  const bool inverts = client.recompute == RecomputeKind::invert;
-  if (inverts && model.catalog.family != "glow") {
-    return fmt::format("recompute invert is of layers that can be inverted; {} has none", model.catalog.family);
-  }
+  if (std::string why = flow_refuses(model, client.recompute); !why.empty()) return why;
   if (client.recompute == RecomputeKind::selective) {
     return fmt::format("profile {} does not know recompute {} yet", profile,
                        recompute_words(client.recompute, client.recompute_every));
@@ -107,9 +119,8 @@ std::string profile_refuses(const Model& model, const Catalog& held, const Setup
   if (client.profile == Profile::torchtune) return torchtune_refuses(model, setup, client);
   if (client.profile == Profile::litgpt) return litgpt_refuses(model, held, setup, client);
   if (client.profile != Profile::megatron) return hf_refuses(model, held, setup, client);
-  if (client.loss == LossKind::chunked || client.recompute == RecomputeKind::every ||
-      client.recompute == RecomputeKind::invert) {
-    return "profile megatron has neither loss chunked=N nor recompute every=N or invert";
+  if (client.loss == LossKind::chunked || client.recompute == RecomputeKind::every || is_of_flows(client.recompute)) {
+    return "profile megatron has neither loss chunked=N nor recompute every=N, invert or adjoint";
   }
   return megatron_refuses(model, held);
 }

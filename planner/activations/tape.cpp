@@ -397,7 +397,11 @@ void Tape::accumulate_parameter(Gradient& sum, Value gradient) {
   }
   Storage& storage = storages_[gradient.storage_];
   // AccumulateGrad takes a gradient that is nobody else's and copies any other (torch/csrc/autograd/functions/
-  // accumulate_grad.h).
+  // accumulate_grad.h). Views of a storage that was made for gradients are each somebody's.
+  if (storage.purpose == Purpose::gradient) {
+    if (options_.keeps_gradients) sum.value = std::move(gradient);
+    return;
+  }
   if (storage.references == 1 && storage.purpose != Purpose::outside) {
     storage.purpose = Purpose::gradient;
     storage.name = sum.name;
@@ -412,7 +416,12 @@ void Tape::accumulate_parameter(Gradient& sum, Value gradient) {
 void Tape::accumulate(const Edge& edge, Value gradient) {
   if (edge.node == Edge::kNowhere || !gradient.defined()) return;
   if (is_parameter(edge)) {
-    accumulate_parameter(gradients_[edge.node - kParameters], std::move(gradient));
+    const std::size_t parameter = edge.node - kParameters;
+    if (asked_for_ != nullptr) {
+      accumulate((*asked_for_)[parameter], std::move(gradient));
+    } else {
+      accumulate_parameter(gradients_[parameter], std::move(gradient));
+    }
     return;
   }
   Node& node = nodes_[edge.node];
@@ -569,6 +578,42 @@ Value Tape::invertible(Unary function, Unary inverse, const Value& input, const 
   };
   append(std::move(node), std::span(&output, 1));
   return output;
+}
+
+Value Tape::forgetting(const Unary& function, const Value& input) {
+  const std::size_t first = nodes_.size();
+  const bool enabled = set_grad_enabled(true);
+  Value output = function(requiring_grad(input.detached())).detached();
+  set_grad_enabled(enabled);
+  nodes_.resize(first);
+  return output;
+}
+
+Tape::Gradients Tape::gradients_of(const Unary& function, const Value& input, std::span<const Value> parameters,
+                                   const Value& gradient) {
+  const std::size_t first = nodes_.size();
+  const bool enabled = set_grad_enabled(true);
+  Value output = function(leaf(input));
+  set_grad_enabled(false);
+  Gradients result;
+  for (std::size_t i = first; i < nodes_.size(); ++i) {
+    result.graph.insert(result.graph.end(), nodes_[i].saved.begin(), nodes_[i].saved.end());
+  }
+  std::vector<Value> of_all(gradients_.size());
+  std::vector<Value>* before = std::exchange(asked_for_, &of_all);
+  accumulate(output.edge_, allocate("neg", gradient.shape(), gradient.dtype()));
+  run(first + 1);
+  asked_for_ = before;
+  Node& start = nodes_[first];
+  if (!start.gradients.empty()) result.of_input = std::move(start.gradients[0]);
+  nodes_.resize(first);
+  for (const Value& parameter : parameters) {
+    SHARDPLAN_CHECK(is_parameter(parameter.edge_), "a trained parameter");
+    result.of_parameters.push_back(std::move(of_all[parameter.edge_.node - kParameters]));
+  }
+  result.output = output.detached();
+  set_grad_enabled(enabled);
+  return result;
 }
 
 std::vector<SavedStorage> Tape::saved_by(std::uint32_t unit) const {

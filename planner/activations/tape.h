@@ -268,6 +268,19 @@ class Tape {
   using Unary = std::function<Value(const Value&)>;
   Value invertible(Unary function, Unary inverse, const Value& input, const std::shared_ptr<Value>& last);
 
+  // torch.enable_grad() under torch.no_grad(): gradients are on inside `function`, and its graph goes when it has returned.
+  Value forgetting(const Unary& function, const Value& input);
+  // torch.autograd.grad(function(input), (input, *parameters), -gradient, retain_graph=True) under torch.no_grad(). An input without a
+  // path to the output has no gradient. The graph lives as long as what is returned.
+  struct Gradients {
+    std::vector<Value> graph;
+    Value output;
+    Value of_input;
+    std::vector<Value> of_parameters;
+  };
+  Gradients gradients_of(const Unary& function, const Value& input, std::span<const Value> parameters,
+                         const Value& gradient);
+
   const TapeOptions& options() const { return options_; }
 
   // What came of it.
@@ -355,7 +368,8 @@ class Tape {
   std::uint32_t nested_ = 0;  // backwards of checkpoints that are running
   bool keeps_saved_ = true;   // false in the forward of a checkpoint
   Selection* selection_ = nullptr;
-  std::vector<Value> chosen_;  // of the node that runs
+  std::vector<Value>* asked_for_ = nullptr;  // gradients of parameters that are returned instead of kept, by parameter
+  std::vector<Value> chosen_;                // of the node that runs
 };
 
 // Gradients are off while it lives, as under torch.no_grad().

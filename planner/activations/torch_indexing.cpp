@@ -53,9 +53,13 @@ Value resampled(const Value& x, Shape shape) {
   return simple("upsample", x, x.tape().allocate("upsample", std::move(shape), x.dtype()));
 }
 
+Value index_at(const Value& x, std::span<const Value> indices, Shape shape) {
+  return x.tape().record("index", std::span(&x, 1), x.tape().allocate("index", std::move(shape), x.dtype()),
+                         {indices.begin(), indices.end()}, into_zeros("index backward", x));
+}
+
 Value index_at(const Value& x, const Value& index, Shape shape) {
-  return x.tape().record("index", std::span(&x, 1), x.tape().allocate("index", std::move(shape), x.dtype()), {index},
-                         into_zeros("index backward", x));
+  return index_at(x, std::span(&index, 1), std::move(shape));
 }
 
 Value index_rows(const Value& x, const Value& index, std::uint64_t rows) {
@@ -65,7 +69,7 @@ Value index_rows(const Value& x, const Value& index, std::uint64_t rows) {
 }
 
 Value gather(const Value& x, const Value& index) {
-  return x.tape().record("gather", std::span(&x, 1), x.tape().allocate("gather", index.shape(), x.dtype()), {index},
+  return x.tape().record("gather", std::span(&x, 1), x.tape().allocate("gather", index.shape(), x.dtype()), {x, index},
                          into_zeros("gather backward", x));
 }
 

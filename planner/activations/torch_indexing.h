@@ -12,6 +12,8 @@ namespace shardplan::autograd {
 
 // x[index]: a copy of this shape, by an index that is kept. Its backward writes into zeros of the whole.
 Value index_at(const Value& x, const Value& index, Shape shape);
+// x[indices[0], indices[1], ...]
+Value index_at(const Value& x, std::span<const Value> indices, Shape shape);
 Value index_rows(const Value& x, const Value& index, std::uint64_t rows);  // the same: rows of x
 // Views of these shapes, one behind the other (unbind, chunk along any dim); the backward puts their gradients together.
 std::vector<Value> parts_of(const Value& x, std::span<const Shape> shapes);
@@ -21,7 +23,7 @@ Value unsqueezed(const Value& x, Shape shape);
 Value overwritten(const Value& x, const Value& values, const Value& mask);
 // An image or a table brought to another size (F.interpolate).
 Value resampled(const Value& x, Shape shape);
-// x.gather(-1, index)
+// x.gather(-1, index): keeps x too
 Value gather(const Value& x, const Value& index);
 // The values at `index` of zeros of this shape (zeros.scatter_(-1, index, values)), or in any order (new_x[index] = values).
 Value scattered(const Value& values, const Value& index, Shape shape);

@@ -257,6 +257,24 @@ Value divided(const Value& x, const Value& divisor) {
   return simple("div", x, like("div", x), {divisor});
 }
 
+Value div(const Value& a, const Value& b) {
+  const std::array inputs{a, b};
+  const Meta whole{broadcast(a.shape(), b.shape()), promoted(a, b), true};
+  Value output = a.tape().allocate("div", whole.shape, whole.dtype, layout_of(a, b));
+  return a.tape().record(
+      "div", inputs, std::move(output), {a, b},
+      [whole, operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>, std::vector<Value>&) {
+        std::vector<Value> gradients(2);
+        if (operands[1].wanted) {  // -grad * ((self / other) / other)
+          const Value quotient = fresh(tape, "div backward", whole);
+          gradients[1] = fresh(tape, "div backward", whole);
+        }
+        if (operands[0].wanted) gradients[0] = fresh(tape, "div backward", whole);
+        fit(tape, gradients, operands);
+        return gradients;
+      });
+}
+
 Value where(const Value& mask, const Value& x) {
   std::vector<Value> saved;
   if (mask.defined()) saved.push_back(mask);

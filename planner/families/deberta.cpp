@@ -1,6 +1,7 @@
 // DeBERTa 2 and 3: BERT with attention to relative positions, one table of them for all layers (transformers'
 // modeling_deberta_v2.py).
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cctype>
@@ -65,6 +66,12 @@ Modules position_projections(const ModelConfig& config, const Architecture& a) {
                contains(kinds, "p2c") ? linear("pos_query_proj", a.hidden, a.hidden, true) : Modules{}});
 }
 
+// Which of "c2p" and "p2c" are added to the scores of contents.
+Modules position_scores(const ModelConfig& config) {
+  if (!config.flag("relative_attention", false)) return {};
+  return below("attention.self", residual(fmt::format("{}", fmt::join(words(config, "pos_att_type"), "|"))));
+}
+
 Modules relative_positions(ModelConfig& config, const Architecture& a) {
   Modules modules;
   if (config.flag("relative_attention", false)) {
@@ -102,7 +109,7 @@ void add_newer_word_head(ModelConfig& config, ModelBuilder& model, const Archite
 }
 
 void add_deberta_head(ModelConfig& config, ModelBuilder& model, const Architecture& a, std::uint64_t width,
-                      const std::string& function) {
+                      const std::string& function, const EncoderDropouts& rates) {
   const std::string_view head = config.head().suffix;
   const bool legacy = config.flag("legacy", true);
   if (head == "ForMaskedLM" && legacy) add_word_head(config, model, kBertWords, a, width, function);
@@ -112,8 +119,11 @@ void add_deberta_head(ModelConfig& config, ModelBuilder& model, const Architectu
     if (pooled != a.hidden) {
       config.fail("pooler_hidden_size", fmt::format("expected hidden_size, {}, found {}", a.hidden, pooled));
     }
-    model.add_outside(pooler("pooler.dense", config.text("pooler_hidden_act", "gelu"), a.hidden));
+    model.add_outside(join({pooler("pooler.dense", config.text("pooler_hidden_act", "gelu"), a.hidden),
+                            dropout("pooler.dropout", config.number("pooler_dropout", 0)),
+                            dropout("dropout", config.number("cls_dropout", rates.hidden))}));
   }
+  if (head == "ForTokenClassification") model.add_outside(dropout("dropout", rates.hidden));
   add_linear_head(config, model, a);
 }
 
@@ -129,12 +139,13 @@ void deberta_v2(ModelConfig& config, ModelBuilder& model) {
   const EncoderDropouts rates = read_encoder_dropouts(config, 0.1);
   model.describe(a);
   model.add(deberta_embeddings(config, a, width, rates.hidden));
-  model.blocks("encoder.layer", a.layers,
-               join({attention_part("attention", a, rates, position_projections(config, a), "_proj"),
-                     dropout("attention.self.pos_dropout", rates.hidden), feed_forward_part(a, rates, function)}));
+  model.blocks(
+      "encoder.layer", a.layers,
+      join({attention_part("attention", a, rates, position_projections(config, a), "_proj"), position_scores(config),
+            dropout("attention.self.pos_dropout", rates.hidden), feed_forward_part(a, rates, function)}));
   model.add(dropout("encoder.dropout", rates.hidden));
   model.add(join({relative_positions(config, a), convolution_of_tokens(config, a)}));
-  add_deberta_head(config, model, a, width, function);
+  add_deberta_head(config, model, a, width, function, rates);
 }
 
 }  // namespace

@@ -5,7 +5,10 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/error.h"
+
 #include "planner/families/decoder.h"
+#include "planner/families/flow.h"
 
 namespace shardplan {
 namespace {
@@ -133,6 +136,8 @@ void glow(ModelConfig& config, ModelBuilder& model) {
   if (g.learned_prior) model.add(zero_convolution("prior", channels, 2 * channels));
 }
 
+constexpr std::uint64_t kMostTimeSteps = 4'096;
+
 // A linear module that knows the time t: not at all, as one more feature, or y = (W x + b) sigmoid(gate(t)) + shift(t).
 Modules timed_linear(const std::string& conditioning, std::uint64_t input, std::uint64_t output) {
   if (conditioning == "ignore") return linear("layer", input, output, true);
@@ -151,6 +156,11 @@ void cnf(ModelConfig& config, ModelBuilder& model) {
   const std::uint64_t blocks = config.size("blocks", 1);
   const std::string conditioning = read_choice(config, "conditioning", {"concat", "ignore", "concatsquash"});
   const std::string function = read_choice(config, "activation", {"softplus", "tanh", "elu", "relu"});
+  const std::string solver = read_choice(config, "solver", {"rk4", "midpoint", "euler"});
+  const std::uint64_t time_steps = config.size("time_steps", 20);
+  if (time_steps > kMostTimeSteps) {
+    config.fail("time_steps", fmt::format("expected at most {}, found {}", kMostTimeSteps, time_steps));
+  }
 
   Modules net;
   const auto append = [&net](Modules more) { net.insert(net.end(), more.begin(), more.end()); };
@@ -163,11 +173,27 @@ void cnf(ModelConfig& config, ModelBuilder& model) {
     input = width;
   }
   append(below(fmt::format("net.{}", hidden->size()), timed_linear(conditioning, input, dims)));
-  model.describe({.hidden = dims, .layers = blocks});
+  append(residual(solver));
+  model.describe({.hidden = dims,
+                  .layers = blocks,
+                  .max_positions = 1,  // a point is all of its sequence
+                  .block_uses = time_steps * uses_of_a_time_step(solver)});
   model.blocks("flows", blocks, net);
 }
 
 }  // namespace
+
+std::uint64_t evaluations_of(std::string_view solver) {
+  for (const auto& [name, evaluations] : {std::pair{"euler", 1U}, {"midpoint", 2U}, {"rk4", 4U}}) {
+    if (solver == name) return evaluations;
+  }
+  SHARDPLAN_CHECK(false, "an unknown solver");
+  return 0;
+}
+
+std::uint64_t uses_of_a_time_step(std::string_view solver) {
+  return 2 * evaluations_of(solver);
+}
 
 std::span<const Family> flow_families() {
   static const Family families[] = {{"glow", "Glow", kWhole, {}, glow}, {"cnf", "CNF", kWhole, {}, cnf}};

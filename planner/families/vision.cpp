@@ -189,15 +189,25 @@ std::vector<SwinStage> read_swin_stages(ModelConfig& config) {
   return stages;
 }
 
-// Attention inside windows, with one learned bias for each head and each distance in a window.
+// Attention inside windows, with one learned bias for each head and each distance in a window. What attention puts out is dropped at
+// the rate of its probabilities.
 Modules swin_block(const ModelConfig& config, const SwinStage& stage, std::uint64_t window, std::uint64_t mlp) {
   const AttentionSizes sizes{stage.heads, stage.heads, stage.width / stage.heads, false};
+  const VisionDropouts rates = read_vision_dropouts(config);
   return join(
       {layer_norm("layernorm_before", stage.width),
        parameter("attention.self.relative_position_bias_table", {(2 * window - 1) * (2 * window - 1), stage.heads}),
-       vit_attention("self", sizes, config.flag("qkv_bias", true), read_vision_dropouts(config)),
+       vit_attention("self", sizes, config.flag("qkv_bias", true), {rates.attended, rates.attended}),
        layer_norm("layernorm_after", stage.width), vit_mlp(stage.width, mlp, config.text("hidden_act", "gelu")),
-       dropout("output.dropout", read_vision_dropouts(config).hidden)});
+       dropout("output.dropout", rates.hidden)});
+}
+
+// Samples are left out at rates from 0 in the first block of all to drop_path_rate in the last: `first` has none.
+Modules swin_blocks(const ModelConfig& config, const Modules& block, std::uint64_t depth, bool first) {
+  const Modules dropped = join({block, dropout("drop_path", config.number("drop_path_rate", 0.1))});
+  Modules blocks = repeated("blocks", depth, dropped);
+  if (first) std::erase_if(blocks, [](const Module& module) { return module.name == "blocks.0.drop_path"; });
+  return blocks;
 }
 
 // Four neighbours become one token of twice the width.
@@ -244,23 +254,24 @@ void swin(ModelConfig& config, ModelBuilder& model) {
                  .heads = last.heads,
                  .kv_heads = last.heads,
                  .head_size = last.width / last.heads,
-                 .max_positions = image.patches()};
+                 .max_positions = image.patches(),
+                 .image_side = image.image};
   for (const SwinStage& stage : stages) a.layers += stage.depth;
   model.describe(a);
 
   const bool masked = is(config, "ForMaskedImageModeling");
   const bool absolute = config.flag("use_absolute_embeddings", false);
-  model.add(below(
-      "embeddings",
-      join({masked ? parameter("mask_token", {1, 1, embedded}) : Modules{},
-            absolute ? parameter("position_embeddings", {1, image.patches() + 1, embedded}) : Modules{},
-            patches_to_tokens("patch_embeddings.projection", image, embedded, true), layer_norm("norm", embedded)})));
+  model.add(below("embeddings",
+                  join({masked ? parameter("mask_token", {1, 1, embedded}) : Modules{},
+                        absolute ? parameter("position_embeddings", {1, image.patches() + 1, embedded}) : Modules{},
+                        patches_to_tokens("patch_embeddings.projection", image, embedded, true),
+                        layer_norm("norm", embedded), dropout("dropout", read_vision_dropouts(config).hidden)})));
   model.blocks(
       "encoder.layers", stages.size(), [](std::uint64_t stage) { return stage; },
       [&](std::uint64_t i) {
         const SwinStage& stage = stages[i];
         const std::uint64_t mlp = scaled_width(config, ratio, stage.width);
-        return join({repeated("blocks", stage.depth, swin_block(config, stage, window, mlp)),
+        return join({swin_blocks(config, swin_block(config, stage, window, mlp), stage.depth, i == 0),
                      i + 1 < stages.size() ? merging_of_patches(stage.width) : Modules{}});
       });
   for (std::size_t i = 0; i < stages.size(); ++i) {

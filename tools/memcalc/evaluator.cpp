@@ -27,6 +27,7 @@ double recomputed_part(const ClientSetup& client, const Architecture& architectu
       return 1 / static_cast<double>(client.recompute_every);
     case RecomputeKind::full:
     case RecomputeKind::invert:
+    case RecomputeKind::adjoint:
       return 1;
   }
   return 0;

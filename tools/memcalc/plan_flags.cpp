@@ -173,16 +173,14 @@ CountedWord counted_word(const std::string& flag, const std::string& text) {
 }
 
 void set_recompute(PlanOptions& options, const std::string& text) {
-  static const std::map<std::string, RecomputeKind> kinds{{"none", RecomputeKind::none},
-                                                          {"selective", RecomputeKind::selective},
-                                                          {"full", RecomputeKind::full},
-                                                          {"every", RecomputeKind::every},
-                                                          {"invert", RecomputeKind::invert}};
+  static const std::map<std::string, RecomputeKind> kinds{
+      {"none", RecomputeKind::none},   {"selective", RecomputeKind::selective}, {"full", RecomputeKind::full},
+      {"every", RecomputeKind::every}, {"invert", RecomputeKind::invert},       {"adjoint", RecomputeKind::adjoint}};
   const auto [word, count] = counted_word("--recompute", text);
   const auto kind = kinds.find(word);
   if (kind == kinds.end() || count.has_value() != (kind->second == RecomputeKind::every)) {
     throw ConfigError("--recompute", "",
-                      fmt::format("expected none, selective, full, every=N or invert, found '{}'", text));
+                      fmt::format("expected none, selective, full, every=N, invert or adjoint, found '{}'", text));
   }
   options.client.recompute = kind->second;
   options.client.recompute_every = count.value_or(1);
@@ -231,7 +229,7 @@ void add_client(CLI::App* app, PlanOptions& options) {
           "--attention",
           {{"eager", AttentionKind::eager}, {"sdpa", AttentionKind::sdpa}, {"flash", AttentionKind::flash}}));
   add_read(app, "--recompute",
-           "what is computed again in the backward: none, selective, full, every=N or invert (none)",
+           "what is computed again in the backward: none, selective, full, every=N, invert or adjoint (none)",
            [&options](const std::string& text) { set_recompute(options, text); });
   add_read(app, "--loss", "eager, fused or chunked=N (eager)",
            [&options](const std::string& text) { set_loss(options, text); });

@@ -1,5 +1,7 @@
 // BERT and its kin (modeling_bert.py, modeling_roberta.py, modeling_electra.py, modeling_distilbert.py, modeling_albert.py
 // of transformers 4.57): encoders with LayerNorm behind each part.
+#include "planner/activations/hf/hf_bert.h"
+
 #include <fmt/format.h>
 
 #include <array>
@@ -130,37 +132,6 @@ Value word_logits(const UnitView& unit, const WordHead& head, const Value& hidde
   return linear(x, unit[head.decoder]);
 }
 
-// The head of the file's architecture; `pooled` where its model pools the first token.
-Value loss_of(ForwardContext& context, const Value& hidden) {
-  Tape& tape = context.tape;
-  const Purpose before = tape.set_purpose(Purpose::loss);
-  Value loss;
-  for (const WordHead& head : kWordHeads) {
-    const auto unit = unit_with(context, head.decoder);
-    if (!unit) continue;
-    if (unit->has("cls.seq_relationship") || unit->has("sop_classifier.classifier")) {
-      throw NotModelled("two heads at once");
-    }
-    loss = token_loss(word_logits(*unit, head, hidden));
-    tape.set_purpose(before);
-    return loss;
-  }
-  const UnitView unit = required_unit(context, "classifier");
-  const std::string base = prefix_of(context, "embeddings.word_embeddings");
-  Value features = hidden;
-  const std::string pooler = base + (unit.has(base + "pooler") ? "pooler" : "pooler.dense");  // the first is ALBERT's
-  if (unit.has(pooler)) {
-    features = linear(first_token(hidden), unit[pooler]);
-    features = activate(features, unit, base + "pooler.activation");
-  } else if (unit.has("pre_classifier")) {
-    features = activate(linear(first_token(hidden), unit["pre_classifier"]), unit, "pre_classifier.activation");
-  }
-  features = dropout(features, dropout_rate(context, "dropout"));
-  loss = token_loss(linear(features, unit["classifier"]));
-  tape.set_purpose(before);
-  return loss;
-}
-
 // ---- The model around the blocks ----
 
 Value encoder(ForwardContext& context, BlockForward block, const EncoderKind& kind) {
@@ -183,11 +154,11 @@ Value encoder(ForwardContext& context, BlockForward block, const EncoderKind& ki
 }
 
 Value bert(ForwardContext& context, BlockForward block) {
-  return loss_of(context, encoder(context, block, {}));
+  return encoder_loss(context, encoder(context, block, {}));
 }
 
 Value roberta(ForwardContext& context, BlockForward block) {
-  return loss_of(context, encoder(context, block, {.positions_of_tokens = true}));
+  return encoder_loss(context, encoder(context, block, {.positions_of_tokens = true}));
 }
 
 // ---- DistilBERT ----
@@ -258,6 +229,37 @@ Value albert_layers(ForwardContext& context, Value hidden) {
 
 }  // namespace
 
+Value encoder_loss(ForwardContext& context, const Value& hidden) {
+  Tape& tape = context.tape;
+  const Purpose before = tape.set_purpose(Purpose::loss);
+  Value loss;
+  for (const WordHead& head : kWordHeads) {
+    const auto unit = unit_with(context, head.decoder);
+    if (!unit) continue;
+    if (unit->has("cls.seq_relationship") || unit->has("sop_classifier.classifier")) {
+      throw NotModelled("two heads at once");
+    }
+    loss = token_loss(word_logits(*unit, head, hidden));
+    tape.set_purpose(before);
+    return loss;
+  }
+  const UnitView unit = required_unit(context, "classifier");
+  const std::string model = prefix_of(context, "embeddings.word_embeddings");
+  const std::string base = unit.has("pooler.dense") ? "" : model;
+  Value features = hidden;
+  const std::string pooler = base + (unit.has(base + "pooler") ? "pooler" : "pooler.dense");  // the first is ALBERT's
+  if (unit.has(pooler)) {
+    features = linear(dropout(first_token(hidden), unit, base + "pooler.dropout"), unit[pooler]);
+    features = activate(features, unit, base + "pooler.activation");
+  } else if (unit.has("pre_classifier")) {
+    features = activate(linear(first_token(hidden), unit["pre_classifier"]), unit, "pre_classifier.activation");
+  }
+  features = dropout(features, dropout_rate(context, "dropout"));
+  loss = token_loss(linear(features, unit["classifier"]));
+  tape.set_purpose(before);
+  return loss;
+}
+
 std::span<const HfFamily> hf_bert_families() {
   static constexpr HfFamily families[] = {
       {"bert", [](ForwardContext& context) { return bert(context, bert_block); }},
@@ -266,7 +268,7 @@ std::span<const HfFamily> hf_bert_families() {
       {"electra", [](ForwardContext& context) { return bert(context, bert_block); }},
       {"distilbert", [](ForwardContext& context) { return bert(context, distilbert_block); }},
       {"albert", [](ForwardContext& context) {
-         return loss_of(context, encoder(context, albert_block, {.blocks = albert_layers}));
+         return encoder_loss(context, encoder(context, albert_block, {.blocks = albert_layers}));
        }}};
   return families;
 }

@@ -29,7 +29,7 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
   const bool recomputed =
       client.recompute == RecomputeKind::full ||
       (client.recompute == RecomputeKind::every && (run.first_number + index) % client.recompute_every == 0);
-  if (!recomputed || context.never_recomputes) return forward(hidden);
+  if (!recomputed || context.never_recomputes || !context.tape.grad_enabled()) return forward(hidden);
   const bool two_streams = context.shared.encoded.defined() && context.carries_encoded;
   auto with_shared = [&context, forward, two_streams, shared = context.shared](std::span<const Value> inputs) {
     SharedByBlocks before = std::exchange(context.shared, shared);
@@ -101,9 +101,10 @@ UnitView required_unit(ForwardContext& context, std::string_view module) {
 
 const HfFamily* find_hf_family(std::string_view model_type) {
   static constexpr std::array kTables{
-      hf_bert_families,    hf_clip_families,     hf_deepseek_families,     hf_flow_families,  hf_flux2_families,
-      hf_gpt2_families,    hf_gpt_neox_families, hf_kimi_vl_families,      hf_llama_families, hf_mamba_families,
-      hf_mixtral_families, hf_sd3_families,      hf_sd3_pipeline_families, hf_t5_families,    hf_vision_families};
+      hf_bert_families,  hf_clip_families,  hf_cnf_families,     hf_deberta_families,  hf_deepseek_families,
+      hf_flow_families,  hf_flux2_families, hf_gpt2_families,    hf_gpt_neox_families, hf_kimi_vl_families,
+      hf_llama_families, hf_mamba_families, hf_mixtral_families, hf_sd3_families,      hf_sd3_pipeline_families,
+      hf_swin_families,  hf_t5_families,    hf_vision_families};
   for (const auto table : kTables) {
     for (const HfFamily& family : table()) {
       if (family.model_type == model_type) return &family;

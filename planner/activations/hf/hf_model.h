@@ -21,6 +21,12 @@ struct RotaryTables {
   Value sin{};
 };
 
+// Tokens of an image, in rows and columns.
+struct Grid {
+  std::uint64_t height = 0;
+  std::uint64_t width = 0;
+};
+
 // What the model makes once for all of its blocks. A block that is recomputed keeps it until its backward.
 struct SharedByBlocks {
   RotaryTables tables{};
@@ -33,6 +39,8 @@ struct SharedByBlocks {
   std::vector<Value> states{};       // what the blocks have read, where the model returns all of it
   Value condition{};                 // what adaptive norms are linear in
   std::vector<Value> modulations{};  // what those of all blocks have in common: scales, shifts and gates
+  Grid grid{};                       // of the images behind the first layer
+  Value distances{};                 // between tokens
   Value cross_mask{};
   Value cross_bias{};
 };
@@ -74,6 +82,8 @@ struct HfFamily {
 
 std::span<const HfFamily> hf_bert_families();
 std::span<const HfFamily> hf_clip_families();
+std::span<const HfFamily> hf_cnf_families();
+std::span<const HfFamily> hf_deberta_families();
 std::span<const HfFamily> hf_deepseek_families();
 std::span<const HfFamily> hf_flow_families();
 std::span<const HfFamily> hf_flux2_families();
@@ -85,6 +95,7 @@ std::span<const HfFamily> hf_mamba_families();
 std::span<const HfFamily> hf_mixtral_families();
 std::span<const HfFamily> hf_sd3_families();
 std::span<const HfFamily> hf_sd3_pipeline_families();
+std::span<const HfFamily> hf_swin_families();
 std::span<const HfFamily> hf_t5_families();
 std::span<const HfFamily> hf_vision_families();
 

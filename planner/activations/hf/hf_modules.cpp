@@ -42,6 +42,17 @@ Value dropout(const Value& x, const UnitView& unit, std::string_view module) {
   return dropout(x, dropout_rate(unit, module));
 }
 
+Value drop_path(const Value& x, double rate) {
+  if (rate == 0 || !x.tape().training()) return x;
+  Shape samples(x.shape().size(), 1);
+  samples[0] = x.size(0);
+  const Value kept = [&] {
+    const Value random = x.tape().allocate("rand", samples, x.dtype());
+    return x.tape().allocate("add", samples, x.dtype());
+  }();
+  return mul(scale(x), kept);
+}
+
 double dropout_rate(const ForwardContext& context, std::string_view module) {
   for (const ModuleRun& run : context.model.modules) {
     for (const Module& m : run.modules) {

@@ -18,6 +18,8 @@ struct NotModelled : std::runtime_error {
 // nn.Dropout; the rate is 0 where the unit has no such module.
 double dropout_rate(const UnitView& unit, std::string_view module);
 Value dropout(const Value& x, const UnitView& unit, std::string_view module);
+// The part of a sample that is left out as a whole, and what is left divided by the rate that is not (modeling_beit.py, drop_path).
+Value drop_path(const Value& x, double rate);
 // Of a module outside the blocks, whichever unit it is in.
 double dropout_rate(const ForwardContext& context, std::string_view module);
 

@@ -218,7 +218,7 @@ Sd3Latents sd3_latents(const ForwardContext& context) {
 }
 
 Value sd3_loss(ForwardContext& context, const std::string& base, const Sd3Batch& batch) {
-  if (context.client.recompute != RecomputeKind::none) throw NotModelled("recomputation");
+  context.carries_encoded = true;
   const auto whole = [&](std::string_view name) { return base + std::string(name); };
   const Parameters projection = required_unit(context, whole("pos_embed.proj"))[whole("pos_embed.proj")];
   Value hidden = embedded_latents(context, projection, batch.noisy);

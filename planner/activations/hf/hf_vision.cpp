@@ -47,15 +47,15 @@ Value dinov2_mlp(const UnitView& block, const Value& x) {
 }
 
 Value dinov2_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  if (block.has("drop_path")) throw NotModelled("drop_path_rate");
   const Value normed = layer_norm(block["norm1"], input);
   Value mixed = vit_attention(context, block, normed);
   mixed = mul(mixed, block.tensor("layer_scale1.lambda1"));
-  const Value hidden = add(mixed, input);
+  const double rate = dropout_rate(block, "drop_path");
+  const Value hidden = add(drop_path(mixed, rate), input);
   Value output = layer_norm(block["norm2"], hidden);
   output = dinov2_mlp(block, output);
   output = mul(output, block.tensor("layer_scale2.lambda1"));
-  return add(output, hidden);
+  return add(drop_path(output, rate), hidden);
 }
 
 // Features of all tokens, behind the last norm.

@@ -187,7 +187,7 @@ std::string litgpt_refuses(const Model& model, const Catalog&, const Setup& setu
                        setup.policy.name);
   }
   if (client.loss != LossKind::eager) return "profile litgpt has the losses of its recipes alone (--loss eager)";
-  if (client.recompute == RecomputeKind::selective || client.recompute == RecomputeKind::invert) {
+  if (client.recompute == RecomputeKind::selective || is_of_flows(client.recompute)) {
     return "profile litgpt recomputes whole blocks alone";
   }
   return {};

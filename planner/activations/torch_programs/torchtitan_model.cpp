@@ -66,7 +66,7 @@ Value torchtitan_block(ForwardContext& context, const UnitView& block, const Val
 }  // namespace autograd
 
 std::string torchtitan_refuses(const Model& model, const Setup& setup, const ClientSetup& client) {
-  if (client.recompute == RecomputeKind::invert) return "profile torchtitan does not recompute by inversion";
+  if (is_of_flows(client.recompute)) return "profile torchtitan has no flows, so neither recompute invert nor adjoint";
   if (client.loss != LossKind::eager) return "profile torchtitan has its eager loss alone (--loss eager)";
   return torch_decoder_refuses(model, setup, "torchtitan");
 }

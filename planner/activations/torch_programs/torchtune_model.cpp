@@ -115,7 +115,7 @@ Value loss_of(ForwardContext& context, const UnitView& unit, const Value& x, Val
 }  // namespace autograd
 
 std::string torchtune_refuses(const Model& model, const Setup& setup, const ClientSetup& client) {
-  if (client.recompute == RecomputeKind::selective || client.recompute == RecomputeKind::invert) {
+  if (client.recompute == RecomputeKind::selective || is_of_flows(client.recompute)) {
     return "profile torchtune recomputes whole blocks alone";
   }
   return torch_decoder_refuses(model, setup, "torchtune");

@@ -75,20 +75,37 @@ FLUX2 = {"_class_name": "Flux2Transformer2DModel", "in_channels": 8, "num_layers
          "guidance_embeds": False}
 FLUX2_LORA = {"r": 4, "target_modules": ["to_k", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "linear_out", "to_q",
                                          "to_qkv_mlp_proj", "to_add_out", "to_v", "linear_in"]}
+DEBERTA = {**ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16, "share_att_key": True,
+           "norm_rel_ebd": "layer_norm", "type_vocab_size": 0, "position_biased_input": False}
+SWIN = {"image_size": 52, "patch_size": 4, "embed_dim": 24, "depths": [2, 3, 2], "num_heads": [1, 2, 3], "window_size": 4}
+TOWER = {"vocab_size": 96, "hidden_size": 48, "intermediate_size": 120, "num_hidden_layers": 4, "num_attention_heads": 3,
+         "max_position_embeddings": 20}
+UNEVEN_TOWER = {**TOWER, "hidden_size": 60, "num_attention_heads": 5}
 SMALL_SD3 = {**SD3, "num_layers": 1}
 GLOW = {"model_type": "glow", "levels": 2, "steps_per_level": 5, "image_size": 8, "hidden_channels": 24}
+def towers():
+    return [run("sdpa", "bf16", 5, 17), run("sdpa", "fp32", 3, 20), run("eager", "bf16", 3, 11), run("eager", "fp32", 1, 17),
+            run("sdpa", "bf16", 3, 20, mask="ones"), run("eager", "fp32", 2, 11, mask="padded"),
+            run("sdpa", "bf16", 5, 17, checkpoint=True), run("eager", "fp32", 3, 20, mask="ones", checkpoint=True)]
+
+
+CNF = {"model_type": "cnf", "data_dims": 21, "hidden_dims": [96, 75], "time_steps": 3}
 
 
 def images(**options):
     return [run("sdpa", "bf16", 2, 40, **options), run("eager", "fp32", 3, 33, **options)]
 
 
-def pipelines():
-    return [run("sdpa", "bf16", 2, 100, image=[96, 64]), run("eager", "fp32", 3, 100, image=[128, 128])]
+def pipelines(**options):
+    return [run("sdpa", "bf16", 2, 100, image=[96, 64], **options), run("eager", "fp32", 3, 100, image=[128, 128], **options)]
 
 
 def flow(**options):
     return [run("eager", "fp32", 3, None, **options), run("eager", "fp32", 1, None, **options)]
+
+
+def points(**options):
+    return [run("eager", "fp32", 64, None, **options), run("eager", "bf16", 33, None, **options), run("eager", "fp32", 5, None, **options)]
 
 
 CHECKPOINTED = [run("sdpa", "bf16", 3, 40, mask="ones", checkpoint=True), run("sdpa", "bf16", 2, 17, checkpoint=True),
@@ -227,9 +244,47 @@ FILES = {
          model("albert", "AlbertForSequenceClassification", **ENCODER, embedding_size=48, inner_group_num=2,
                hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1), brief()),
     ],
+    "deberta": [
+        ("deberta-v2", model("deberta-v2", "DebertaV2ForMaskedLM", **DEBERTA),
+         [*brief(attentions=("eager",)), *brief(attentions=("eager",), mask="padded"), run("eager", "bf16", 1, 40),
+          run("eager", "fp32", 5, 40, checkpoint=True), run("eager", "bf16", 3, 40, mask="ones", checkpoint=True)]),
+        ("deberta-v2, projections of positions, no dropout, a narrow embedding",
+         model("deberta-v2", "DebertaV2ForMaskedLM", **{**DEBERTA, "share_att_key": False, "norm_rel_ebd": "none", "type_vocab_size": 2,
+                                                          "position_biased_input": True}, embedding_size=48, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+         brief(attentions=("eager",))),
+        ("deberta-v2, contents with positions alone, a classifier",
+         model("deberta-v2", "DebertaV2ForSequenceClassification", **{**DEBERTA, "share_att_key": False, "pos_att_type": ["c2p"]},
+               pooler_dropout=0.1, problem_type="single_label_classification"), brief(attentions=("eager",))),
+        ("deberta-v2, no head", model("deberta-v2", "DebertaV2Model", **DEBERTA), brief(attentions=("eager",), mask="ones")),
+        ("deberta-v2, no relative attention", model("deberta-v2", "DebertaV2ForMaskedLM", **ENCODER, relative_attention=False),
+         brief(attentions=("eager",))),
+    ],
+    "swin": [
+        ("swin", model("swin", "SwinForImageClassification", **SWIN),
+         [*(run("eager", dtype, batch, None, **options) for dtype, batch, options in (
+             ("bf16", 3, {}), ("fp32", 1, {}), ("fp32", 2, {"checkpoint": True}), ("bf16", 5, {"checkpoint": True})))]),
+        ("swin, sides that no patch divides, no dropped paths, dropout",
+         model("swin", "SwinForImageClassification", **{**SWIN, "image_size": 54}, drop_path_rate=0.0, hidden_dropout_prob=0.1,
+               attention_probs_dropout_prob=0.1), brief(attentions=("eager",), lengths=(None, None))),
+        ("swin, windows of 7", model("swin", "SwinModel", image_size=224, patch_size=4, embed_dim=32, depths=[2, 2, 4, 2], num_heads=[1, 2, 4, 8],
+                                     window_size=7, qkv_bias=False), brief(attentions=("eager",), lengths=(None, None))),
+    ],
+    "dinov2": [
+        ("dinov2, dropped paths", model("dinov2", "Dinov2ForImageClassification", **{**VISION, "intermediate_size": 512}, mlp_ratio=4,
+                                        drop_path_rate=0.2), brief(lengths=(None, None))),
+    ],
     "siglip": [
         ("siglip, a classifier", model("siglip", "SiglipForImageClassification",
                                        vision_config={"model_type": "siglip_vision_model", **VISION}),
+         [*brief(lengths=(None, None)), run("sdpa", "bf16", 2, None, checkpoint=True)]),
+    ],
+    "towers": [
+        (f"{name}, {kind}", model(name, architecture, text_config=text, vision_config=VISION, **options), towers())
+        for name, architecture, options in (("clip", "CLIPModel", {"projection_dim": 24}), ("siglip", "SiglipModel", {}))
+        for kind, text in (("equal towers", {**TOWER, "hidden_size": 128, "num_attention_heads": 4}),
+                           ("heads of 12", {**UNEVEN_TOWER, "projection_size": 128}))
+    ] + [
+        ("clip, a classifier", model("clip", "CLIPForImageClassification", vision_config=VISION),
          [*brief(lengths=(None, None)), run("sdpa", "bf16", 2, None, checkpoint=True)]),
     ],
     "mamba": [
@@ -251,6 +306,11 @@ FILES = {
         (name, {**SD3, **options}, [run("sdpa", "bf16", 2, 21, image=[96, 64]), run("sdpa", "fp32", 3, 21, image=[128, 128]),
                                     run("sdpa", "bf16", 1, 21, image=[96, 64])])
         for name, options in (("sd3", {}), ("sd3.5", {"qk_norm": "rms_norm", "dual_attention_layers": [0, 1, 2]}))
+    ] + [
+        (name, {**SD3, **options}, [run("sdpa", "bf16", 2, 21, image=[96, 64], checkpoint=True),
+                                    run("sdpa", "fp32", 3, 77, image=[128, 128], checkpoint=True)])
+        for name, options in (("sd3, recomputed", {}),
+                              ("sd3.5, recomputed", {"qk_norm": "rms_norm", "dual_attention_layers": [0, 1, 2]}))
     ],
     "sd3_pipeline": [
         ("sd3 and its encoders", SD3_PIPELINE, pipelines()),
@@ -258,6 +318,7 @@ FILES = {
         ("a small sd3, images encoded before: the peak is an encoder's",
          {key: value for key, value in {**SD3_PIPELINE, "transformer": SMALL_SD3}.items() if key != "vae"},
          [run("sdpa", "bf16", 8, 200, image=[32, 32]), run("eager", "bf16", 8, 500, image=[32, 32])]),
+        ("sd3 and its encoders, recomputed", SD3_PIPELINE, pipelines(checkpoint=True)),
         ("a small sd3, texts encoded before",
          {key: value for key, value in {**SD3_PIPELINE, "transformer": SMALL_SD3}.items() if not key.startswith("text")}, pipelines()),
     ],
@@ -279,6 +340,17 @@ FILES = {
         ("nice", {**GLOW, "levels": 1, "coupling": "additive", "permutation": "reverse", "actnorm": False},
          [*flow(), *flow(recompute="invert")]),
         ("glow, four times as deep", {**GLOW, "steps_per_level": 20}, [*flow(), *flow(recompute="invert")]),
+    ],
+    "cnf": [
+        (name, {**CNF, **options}, [*points(), *points(recompute="adjoint")]) for name, options in (
+            ("cnf", {}),
+            ("cnf, time ignored, midpoint, three blocks", {"conditioning": "ignore", "activation": "tanh", "solver": "midpoint", "blocks": 3}),
+            ("cnf, concatsquash, euler", {"conditioning": "concatsquash", "activation": "elu", "solver": "euler", "time_steps": 7}),
+            ("cnf, concatsquash, four steps, two blocks", {"conditioning": "concatsquash", "activation": "relu", "time_steps": 4, "blocks": 2}),
+            ("cnf, wide", {"data_dims": 63, "hidden_dims": [860, 860], "conditioning": "concatsquash"}))
+    ] + [
+        # Of few points its peak is gradients of one weight, as many as autograd makes before it adds them up.
+        ("cnf, a linear field", {**CNF, "hidden_dims": [], "time_steps": 2}, [*points()[:2], *points(recompute="adjoint")]),
     ],
     "checkpoint": [
         ("llama", model("llama", "LlamaForCausalLM", **GROUPED), CHECKPOINTED),

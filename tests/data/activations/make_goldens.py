@@ -83,6 +83,10 @@ def integers(*shape):
     return torch.zeros(shape, dtype=torch.long, device="cuda")
 
 
+def reads_both(config):
+    return config["architectures"][0] in ("CLIPModel", "SiglipModel")
+
+
 def batch_of(config, setup):
     count, length, dtype = setup["batch"], setup["sequence"], DTYPES[setup["dtype"]]
     if length is None:
@@ -93,11 +97,14 @@ def batch_of(config, setup):
         batch = {"input_features": torch.zeros(count, config["num_mel_bins"], frames, dtype=dtype, device="cuda")}
     else:
         batch = {"input_ids": integers(count, length)}
+    if reads_both(config):
+        size = config["vision_config"]["image_size"]
+        batch |= {"pixel_values": torch.zeros(count, 3, size, size, dtype=dtype, device="cuda"), "return_loss": True}
     if "mask" in setup:
         batch["attention_mask"] = integers(count, length)
     if "Classification" in config["architectures"][0]:
         batch["labels"] = integers(count)
-    elif length is not None:
+    elif length is not None and not config["architectures"][0].endswith("Model"):
         batch["labels"] = integers(count, setup.get("target", length))
     return batch
 
@@ -114,14 +121,15 @@ def step_of(model, batch, setup):
         with torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext():
             outputs = model(**batch)
             held[:] = [outputs] if setup.get("outputs") == "kept" else []
-            return outputs.loss if "labels" in batch else outputs[0].sum()
+            return outputs.loss if "labels" in batch or "return_loss" in batch else outputs[0].sum()
     return forward
 
 
 def mem_tracker_peaks(model, forward, inputs, ours):
     """MemTracker's peak without and with its following of modules; without is run only where with differs from ours."""
     followed = None
-    if all(parameter.requires_grad for parameter in model.parameters()):  # else it fails
+    differentiates = getattr(model, "differentiates", False)
+    if not differentiates and all(parameter.requires_grad for parameter in model.parameters()):  # else it fails
         followed = torch_step.peak_by_mem_tracker(model, forward, inputs)
         if followed == ours:
             return followed, followed
@@ -141,7 +149,8 @@ def built(config, setup):
             with_adapters(model, setup["lora"])
         return model.train(), list(batch.values()), forward
     model, batch = build(config, setup), batch_of(config, setup)
-    return model, list(batch.values()), step_of(model, batch, setup)
+    tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)]
+    return model, tensors, step_of(model, batch, setup)
 
 
 def measured(config, setup, shared_too):

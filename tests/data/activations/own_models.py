@@ -4,7 +4,7 @@
 
 Kimi-VL is put together from transformers' DeepSeek-V3 and from MoonViT and its projector, written here with the operations of
 the published class (moonshotai/Kimi-VL-A3B-Instruct, modeling_kimi_vl.py). The transformer of Stable Diffusion 3 is diffusers' own.
-Flows are what docs/flow-models.md describes.
+Flows are what docs/flow-models.md describes; torchdiffeq integrates the continuous ones.
 """
 import math
 
@@ -167,6 +167,8 @@ def sd3(config, setup, dtype):
     import diffusers
     values = {key: value for key, value in config.items() if not key.startswith("_")}
     model = diffusers.SD3Transformer2DModel(**values).to(dtype)
+    if setup.get("checkpoint"):
+        model.enable_gradient_checkpointing()
     count, channels = setup["batch"], config["in_channels"]
     height, width = (size // 8 for size in setup["image"])
     tokens = setup["sequence"] if setup["sequence"] is not None else 77 + 256
@@ -232,6 +234,8 @@ class Sd3Pipeline(nn.Module):
 
 def sd3_pipeline(config, setup, dtype):
     model = Sd3Pipeline(config, setup, dtype)
+    if setup.get("checkpoint"):
+        model.transformer.enable_gradient_checkpointing()
     own, count = config["transformer"], setup["batch"]
     tokens = setup["sequence"] - 77 if setup["sequence"] is not None else 256
     height, width = (size // 8 for size in setup["image"])
@@ -433,8 +437,81 @@ def glow(config, setup, dtype):
     return model, batch, lambda: model(batch["image"])
 
 
+class TimedLinear(nn.Module):
+    def __init__(self, conditioning, width, output):
+        super().__init__()
+        self.conditioning = conditioning
+        self.layer = nn.Linear(width + (conditioning == "concat"), output)
+        if conditioning == "concatsquash":
+            self.gate, self.shift = nn.Linear(1, output), nn.Linear(1, output, bias=False)
+
+    def forward(self, t, x):
+        if self.conditioning == "concat":
+            return self.layer(torch.cat([torch.ones_like(x[:, :1]) * t, x], 1))
+        y = self.layer(x)
+        if self.conditioning == "concatsquash":
+            t = t.view(1, 1)
+            y = y * torch.sigmoid(self.gate(t)) + self.shift(t)
+        return y
+
+
+class Field(nn.Module):
+    """The change of a point and of the logarithm of its density."""
+
+    def __init__(self, config):
+        super().__init__()
+        widths = [config["data_dims"], *config["hidden_dims"], config["data_dims"]]
+        conditioning = config.get("conditioning", "concat")
+        self.net = nn.ModuleList(TimedLinear(conditioning, *pair) for pair in zip(widths, widths[1:]))
+        self.activation = getattr(F, config.get("activation", "softplus"))
+        self.noise = None
+
+    def network(self, t, x):
+        for layer in self.net[:-1]:
+            x = self.activation(layer(t, x))
+        return self.net[-1](t, x)
+
+    def forward(self, t, state):
+        z = state[0]
+        with torch.enable_grad():
+            change = self.network(t, z.requires_grad_())
+            product = torch.autograd.grad(change, z, self.noise, create_graph=True)[0]
+            divergence = (product * self.noise).sum(1)
+        return change, -divergence
+
+
+class Cnf(nn.Module):
+    differentiates = True  # in its forward too
+
+    def __init__(self, config, adjoint):
+        super().__init__()
+        import torchdiffeq
+        self.flows = nn.ModuleList(Field(config) for _ in range(config.get("blocks", 1)))
+        self.odeint = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
+        self.solver, self.steps = config.get("solver", "rk4"), config.get("time_steps", 20)
+
+    def solve(self, flow, state):
+        times = torch.arange(2.0)
+        return [part[-1] for part in self.odeint(flow, state, times, method=self.solver,
+                                                 options={"step_size": 1 / self.steps})]
+
+    def forward(self, x):
+        z, change = x, x.new_zeros(x.shape[0])
+        noises = torch.randn(len(self.flows), *x.shape, dtype=x.dtype, device=x.device)
+        for flow, noise in zip(self.flows, noises):
+            flow.noise = noise
+            z, change = self.solve(flow, (z, change))
+        return ((z ** 2 * -0.5).sum(1) - change).sum()
+
+
+def cnf(config, setup, dtype):
+    model = Cnf(config, setup.get("recompute") == "adjoint").to(dtype)
+    batch = {"points": torch.zeros(setup["batch"], config["data_dims"], dtype=dtype)}
+    return model, batch, lambda: model(batch["points"])
+
+
 BUILDERS = {"kimi_vl": kimi_vl, "SD3Transformer2DModel": sd3, "Flux2Transformer2DModel": flux2,
-            "StableDiffusion3Pipeline": sd3_pipeline, "glow": glow}
+            "StableDiffusion3Pipeline": sd3_pipeline, "glow": glow, "cnf": cnf}
 
 
 def builder(config):

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 BLOCK = 512  # kMinBlockSize of c10/cuda/CUDACachingAllocator.cpp; MemTracker rounds to it as well
 
@@ -122,7 +123,9 @@ class Answers(TorchDispatchMode):
     """What the data would decide. A condition on a tensor holds or not (is no token padding?); a random number is never less
     than a probability of 0 (layer drop). Of N choices of an expert, expert i of E gets
     floor((i + 1) N / E) - floor(i N / E); all have some. A tensor of integers that follow from this has them as its
-    attribute `known`, as a list or a number, and so has what is made of it."""
+    attribute `known`, as a list or a number, and so has what is made of it. Times and rates, which torch.arange and
+    torch.linspace make of floats, have their values as the attribute `clock`, a tensor on the CPU, and so has what is made
+    of such tensors and numbers alone."""
 
     def __init__(self, condition, experts):
         super().__init__()
@@ -135,6 +138,9 @@ class Answers(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             if hasattr(args[0], "known"):
                 return args[0].known
+            if hasattr(args[0], "clock"):
+                with _disable_current_modes():
+                    return args[0].clock.item()
             if args[0].dtype == torch.bool:
                 return self.condition and not hasattr(args[0], "from_less_than")
         if func is torch.ops.aten.nonzero.default and self.experts:
@@ -145,7 +151,22 @@ class Answers(TorchDispatchMode):
         if func is torch.ops.aten.lt.Scalar:
             result.from_less_than = True
         self.carry(func, args, result)
+        self.carry_times(func, args, kwargs or {}, result)
         return result
+
+    def carry_times(self, func, args, kwargs, result):
+        tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+        if tensors and not all(hasattr(tensor, "clock") for tensor in tensors):
+            return
+        makers = (torch.ops.aten.arange, torch.ops.aten.linspace)
+        if not tensors and (func.overloadpacket not in makers or not any(isinstance(a, float) for a in args)):
+            return
+        with _disable_current_modes():
+            args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.clock, (args, kwargs))
+            real = func(*args, **{**kwargs, "device": "cpu"} if "device" in kwargs else kwargs)
+        for value, of_value in zip(pytree.tree_leaves(result), pytree.tree_leaves(real)):
+            if isinstance(value, torch.Tensor):
+                value.clock = of_value
 
     def nonzero(self, mask):
         if mask.dim() == 1:  # which experts have tokens
