@@ -112,6 +112,14 @@ Value divide_by_sum(const Value& x, bool shifted) {
   return record("div", inputs, x.detached(), std::move(saved));
 }
 
+Value norm_of_rows(const Value& x) {
+  Shape rows = x.shape();
+  rows.back() = 1;
+  Value norm = x.tape().allocate("norm", std::move(rows), x.dtype());
+  std::vector<Value> saved{x, norm};
+  return simple("norm", x, std::move(norm), std::move(saved));
+}
+
 Value mul_in_place(const Value& x, const Value& factors) {
   const std::array inputs{x, factors};
   std::vector<Value> saved;

@@ -39,6 +39,8 @@ Value largest(const Value& x);
 
 // x /= x.sum(dim=-1, keepdim=True): x itself, divided. `shifted`: by the sum plus a number.
 Value divide_by_sum(const Value& x, bool shifted = false);
+// torch.norm(x, dim=-1, keepdim=True): keeps x and the norm of each row.
+Value norm_of_rows(const Value& x);
 // x *= factors, broadcast: x itself; what it was is copied first where the factors need a gradient.
 Value mul_in_place(const Value& x, const Value& factors);
 // The sum over a dim: `shape` is what comes out. Its gradient is seen as often as there are summands.

@@ -59,6 +59,8 @@ struct Routing {
   bool fused = false;       // one module holds all experts, and its features are those of all of them
   bool grouped = false;     // a token's experts are of the best groups of experts alone
   bool normalized = false;  // the weights of a token's experts are divided by their sum
+  // What the routers of all layers say is kept to the loss, which has a term of it (output_router_logits).
+  bool balanced = false;
   bool operator==(const Routing&) const = default;
 };
 

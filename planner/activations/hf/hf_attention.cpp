@@ -55,8 +55,8 @@ Value visible(ForwardContext& context, const Value& padding, const Value& texts,
 
 Value eager(const Value& query, const Value& key, const Value& value, const AttentionCall& call) {
   const std::uint64_t times = query.size(1) / key.size(1);
-  const Value k = repeat_heads(key, times);
-  const Value v = repeat_heads(value, times);
+  const Value k = repeat_kv(key, times);
+  const Value v = repeat_kv(value, times);
   const Shape pairs{query.size(0), query.size(1), query.size(2), k.size(2)};
   Value weights = batched_matmul(query, k, pairs);
   weights = scale(weights);
@@ -106,6 +106,11 @@ void cache(const ForwardContext& context, Value& k, Value& v) {
   v.tape().keep(v);
 }
 
+Value repeat_kv(const Value& x, std::uint64_t times) {
+  if (times == 1 || x.size(1) > 1) return repeat_heads(x, times);
+  return expand(x, {x.size(0), times, x.size(2), x.size(3)}).laid_out(Layout::with_gaps);
+}
+
 bool in_window(const UnitView& block, const AttentionSizes& sizes) {
   if (sizes.window == 0 || block.number() < sizes.whole_first) return false;
   return sizes.whole_every == 0 || (block.number() + 1) % sizes.whole_every != 0;
@@ -120,8 +125,8 @@ Value attend(const ForwardContext& context, const Value& q, const Value& k, cons
   if (context.attention() == AttentionKind::eager) return view(eager(q, k, v, call), joined);
   // With a mask, heads are repeated before the kernel; without, the kernel does what it can.
   const std::uint64_t times = call.mask.defined() ? q.size(1) / k.size(1) : 1;
-  const Value keys = repeat_heads(k, times);
-  const Value values = repeat_heads(v, times);
+  const Value keys = repeat_kv(k, times);
+  const Value values = repeat_kv(v, times);
   const Value output =
       scaled_dot_product_attention(q, keys, values, {.mask = call.mask, .causal = call.causal && !call.mask.defined()});
   return view(transpose(output), joined);

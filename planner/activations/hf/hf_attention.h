@@ -24,6 +24,9 @@ struct AttentionCall {
 // DynamicCache.update: the first keys and values of a layer are appended to nothing, which copies them.
 void cache(const ForwardContext& context, Value& k, Value& v);
 
+// [b, g, s, d] to [b, g x times, s, d] (repeat_kv): copies, but of one head a view that shows it as often.
+Value repeat_kv(const Value& x, std::uint64_t times);
+
 // q [b, h, s, d], k [b, g, t, d], v [b, g, t, e] to [b, s, h x e], by the context's kind of attention: eager_attention_forward
 // of modeling_llama.py, or sdpa_attention_forward of integrations/sdpa_attention.py.
 Value attend(const ForwardContext& context, const Value& q, const Value& k, const Value& v, const AttentionCall& call);

@@ -7,6 +7,7 @@
 
 #include "planner/activations/adapters.h"
 #include "planner/activations/hf/hf_attention.h"
+#include "planner/activations/hf/hf_experts.h"
 #include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
 
@@ -246,6 +247,7 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
   } else if (const auto unit = unit_with(context, model.embedding)) {
     const Value tokens = tape.outside({context.batch(), context.tokens()}, DType::i64);
     embedded = embedding(tokens, (*unit)[model.embedding].weight);
+    embedded = dropout(embedded, dropout_rate(context, model.embedding_dropout));
   } else {
     embedded = tape.allocate("received", {context.batch(), context.tokens(), a.hidden}, context.setup.policy.parameter);
   }
@@ -256,7 +258,7 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
   const Value positions = tape.allocate("arange", {context.tokens()}, DType::i64);
   make_masks(context, model, sizes);
   const std::uint64_t features = sizes.rotary_size != 0 ? sizes.rotary_size : a.head_size;
-  context.shared.tables = make_rotary(context, features, model.rotation);
+  if (!model.own_tables) context.shared.tables = make_rotary(context, features, model.rotation);
   if (model.two_tables) context.shared.window_tables = make_rotary(context, features, model.rotation);
   Value hidden = model.embedding_scale == EmbeddingScale::after_masks ? scale(embedded) : embedded;
   hidden = run_blocks(context, model.block, std::move(hidden), model.stack);
@@ -291,6 +293,10 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
     logits = scale(logits);
   }
   Value loss = causal_loss(context, logits);
+  if (!context.routed.empty()) {
+    loss = add_in_place(loss, scale(balancing_loss(context, model.routers_say)));
+    context.routed.clear();
+  }
   if (context.client.keeps_outputs) {
     tape.keep(logits);
   } else {

@@ -55,12 +55,16 @@ void rotate_part(Value& q, Value& k, const RotaryTables& tables, std::uint64_t f
 // Where the embedding is multiplied by a number; `after_masks` keeps it beside the product until the blocks have run.
 enum class EmbeddingScale : std::uint8_t { none, at_once, after_masks };
 
+// What is kept of routers for the loss.
+enum class RouterSays : std::uint8_t { logits, probabilities };
+
 struct CausalLm {
   BlockForward block;
   std::string_view stack = {};                        // of its blocks; all if it is empty
   Value (*embed)(ForwardContext& context) = nullptr;  // where it is not words alone that the blocks read
   Norm norm = rms_norm;
   std::string_view embedding = "model.embed_tokens";
+  std::string_view embedding_dropout = {};
   std::string_view last_norm = "model.norm";
   std::string_view head = "lm_head";
   Rotation rotation = Rotation::plain;
@@ -70,6 +74,8 @@ struct CausalLm {
   bool two_masks = false;   // for blocks with a window and those without one
   bool two_tables = false;  // of cosines and sines, likewise
   bool never_caches = false;
+  bool own_tables = false;  // blocks make their own
+  RouterSays routers_say = RouterSays::logits;
   // Head and loss of the last features, where they are one; else logits and causal_loss.
   Value (*fused_loss)(ForwardContext& context, const Parameters& head, const Value& hidden) = nullptr;
 };

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <utility>
 
 #include "planner/activations/hf/hf_modules.h"
@@ -16,6 +17,13 @@ bool holds(const ModuleRun& run, std::string_view module) {
   return std::any_of(run.modules.begin(), run.modules.end(), [&](const Module& m) { return m.name == module; });
 }
 
+bool recomputed(const ForwardContext& context, std::uint64_t number) {
+  const ClientSetup& client = context.client;
+  if (context.never_recomputes) return false;
+  return client.recompute == RecomputeKind::full ||
+         (client.recompute == RecomputeKind::every && number % client.recompute_every == 0);
+}
+
 Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run, const ModuleRun& modules,
                 std::uint64_t index, std::uint64_t times, const Value& hidden) {
   context.tape.enter(unit_name(run, index), times);
@@ -25,22 +33,25 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
         UnitView(context.tape, modules.modules, run, index, context.parameter_dtype(), context.client.adapter_dropout),
         input);
   };
-  const ClientSetup& client = context.client;
-  const bool recomputed =
-      client.recompute == RecomputeKind::full ||
-      (client.recompute == RecomputeKind::every && (run.first_number + index) % client.recompute_every == 0);
-  if (!recomputed || context.never_recomputes) return forward(hidden);
+  if (!recomputed(context, run.first_number + index)) return forward(hidden);
   const bool two_streams = context.shared.encoded.defined() && context.carries_encoded;
   auto with_shared = [&context, forward, two_streams, shared = context.shared](std::span<const Value> inputs) {
     SharedByBlocks before = std::exchange(context.shared, shared);
+    std::vector<Value> routed = std::exchange(context.routed, {});
     std::vector<Value> outputs;
     outputs.push_back(forward(inputs[0]));
     if (two_streams && context.shared.encoded.defined()) outputs.push_back(std::move(context.shared.encoded));
+    std::move(context.routed.begin(), context.routed.end(), std::back_inserter(outputs));
     context.shared = std::move(before);
+    context.routed = std::move(routed);
     return outputs;
   };
   std::vector<Value> outputs = context.tape.checkpoint_all(with_shared, std::span(&hidden, 1));
-  if (two_streams) context.shared.encoded = outputs.size() > 1 ? std::move(outputs[1]) : Value();
+  if (two_streams) {
+    context.shared.encoded = outputs.size() > 1 ? std::move(outputs[1]) : Value();
+  } else {
+    std::move(outputs.begin() + 1, outputs.end(), std::back_inserter(context.routed));
+  }
   return std::move(outputs[0]);
 }
 
@@ -64,7 +75,9 @@ Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std:
                                      : 1;
     for (std::uint64_t i = 0; i < run.count;) {
       const std::uint64_t times = i == 1 ? middle : 1;
+      const std::size_t routed = context.routed.size();
       hidden = run_block(context, block, run, *modules, i, times, hidden);
+      for (std::size_t k = routed; k < context.routed.size(); ++k) context.tape.keep(context.routed[k]);
       i += times;
     }
   }
@@ -101,9 +114,10 @@ UnitView required_unit(ForwardContext& context, std::string_view module) {
 
 const HfFamily* find_hf_family(std::string_view model_type) {
   static constexpr std::array kTables{
-      hf_bert_families,    hf_clip_families,     hf_deepseek_families,     hf_flow_families,  hf_flux2_families,
-      hf_gpt2_families,    hf_gpt_neox_families, hf_kimi_vl_families,      hf_llama_families, hf_mamba_families,
-      hf_mixtral_families, hf_sd3_families,      hf_sd3_pipeline_families, hf_t5_families,    hf_vision_families};
+      hf_bert_families,        hf_clip_families,  hf_dbrx_families,  hf_deepseek_families, hf_flow_families,
+      hf_flux2_families,       hf_gpt2_families,  hf_gpt_neox_families, hf_kimi_vl_families, hf_llama_families,
+      hf_mamba_families,       hf_mixtral_families, hf_phimoe_families, hf_sd3_families,
+      hf_sd3_pipeline_families, hf_t5_families, hf_vision_families};
   for (const auto table : kTables) {
     for (const HfFamily& family : table()) {
       if (family.model_type == model_type) return &family;

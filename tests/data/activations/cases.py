@@ -37,6 +37,9 @@ GPT2 = {"vocab_size": 96, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions"
 ENCODER = {**TEXT, "max_position_embeddings": 130}
 EXPERTS = {**GROUPED, "num_local_experts": 5, "num_experts_per_tok": 2}
 QWEN_EXPERTS = {**GROUPED, "head_dim": 32, "moe_intermediate_size": 48, "num_experts": 6, "num_experts_per_tok": 3}
+DBRX = {"d_model": 128, "n_heads": 4, "n_layers": 3, "vocab_size": 96, "max_seq_len": 128,
+        "attn_config": {"clip_qkv": 8, "kv_n_heads": 2, "rope_theta": 500000},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 5, "moe_top_k": 2, "moe_jitter_eps": 0.01}}
 MLA = {"vocab_size": 96, "hidden_size": 128, "intermediate_size": 320, "moe_intermediate_size": 48, "num_hidden_layers": 3,
        "num_attention_heads": 4, "num_key_value_heads": 4, "n_shared_experts": 1, "n_routed_experts": 8, "kv_lora_rank": 32,
        "q_lora_rank": 48, "qk_rope_head_dim": 16, "v_head_dim": 32, "qk_nope_head_dim": 32, "n_group": 2, "topk_group": 1,
@@ -137,6 +140,8 @@ FILES = {
         ("mistral, a window shorter than the text", model("mistral", "MistralForCausalLM", **GROUPED, sliding_window=16),
          brief()),
         ("qwen2", model("qwen2", "Qwen2ForCausalLM", **GROUPED), brief()),
+        ("qwen2, one key head, with a mask of the batch",
+         model("qwen2", "Qwen2ForCausalLM", **{**TEXT, "num_key_value_heads": 1}), [*brief(), *brief(mask="padded")]),
         ("qwen3", model("qwen3", "Qwen3ForCausalLM", **HEADS_OF_40), brief()),
         ("gemma", model("gemma", "GemmaForCausalLM", **HEADS_OF_40), brief()),
         ("gemma2", model("gemma2", "Gemma2ForCausalLM", **HEADS_OF_40), brief()),
@@ -182,6 +187,43 @@ FILES = {
             **MLA_V2, "q_lora_rank": None, "topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}), brief()),
         ("deepseek_v3, no query rank", model("deepseek_v3", "DeepseekV3ForCausalLM", **{**MLA, "q_lora_rank": None}),
          brief()),
+    ],
+    "phimoe": [
+        ("phimoe", model("phimoe", "PhimoeForCausalLM", **EXPERTS),
+         [*brief(), *brief(mask="padded")[:2], *brief(mask="ones", checkpoint=True)]),
+        ("phimoe, biases, dropout, noise, a window longer than the text",
+         model("phimoe", "PhimoeForCausalLM", **EXPERTS, attention_bias=True, lm_head_bias=True, attention_dropout=0.1,
+               input_jitter_noise=0.01, sliding_window=64), brief()),
+        ("phimoe, five layers, the balance of experts is in the loss",
+         model("phimoe", "PhimoeForCausalLM", **{**EXPERTS, "num_hidden_layers": 5}, output_router_logits=True),
+         [*brief(), *brief(mask="ones", checkpoint=True)[:1]]),
+    ],
+    "dbrx": [
+        ("dbrx", model("dbrx", "DbrxForCausalLM", **DBRX),
+         [*brief(), *brief(mask="padded")[:1], *brief(mask="ones", checkpoint=True)]),
+        ("dbrx, dropout", model("dbrx", "DbrxForCausalLM", **{**DBRX, "attn_config": {"clip_qkv": 8, "kv_n_heads": 4, "attn_pdrop": 0.1}},
+                                emb_pdrop=0.1, resid_pdrop=0.1), brief()),
+        ("dbrx, no clipping, no noise, weights as they are",
+         model("dbrx", "DbrxForCausalLM", **{**DBRX, "attn_config": {"kv_n_heads": 1}, "ffn_config": {
+             "ffn_hidden_size": 80, "moe_num_experts": 3, "moe_top_k": 1, "moe_normalize_expert_weights": None}}),
+         brief(attentions=("sdpa",))),
+        ("dbrx, five layers, the balance of experts is in the loss",
+         model("dbrx", "DbrxForCausalLM", **{**DBRX, "n_layers": 5}, output_router_logits=True),
+         [*brief(), *brief(mask="ones", checkpoint=True)[:1]]),
+    ],
+    "balance": [
+        (f"{name}, the balance of experts is in the loss", {**config, "num_hidden_layers": 5, "output_router_logits": True},
+         [run(attention, "bf16", 2, 17), run(attention, "fp32", 3, 40, mask="padded"),
+          run(attention, "bf16", 3, 40, mask="ones", checkpoint=True)])
+        for name, attention, config in (
+            ("mixtral", "sdpa", model("mixtral", "MixtralForCausalLM", **EXPERTS)),
+            ("mixtral, noise", "eager", model("mixtral", "MixtralForCausalLM", **EXPERTS, router_jitter_noise=0.01)),
+            ("qwen2_moe", "sdpa", model("qwen2_moe", "Qwen2MoeForCausalLM", **QWEN_EXPERTS, shared_expert_intermediate_size=96)),
+            ("qwen3_moe, an MLP in every other layer", "sdpa",
+             model("qwen3_moe", "Qwen3MoeForCausalLM", **QWEN_EXPERTS, decoder_sparse_step=2)),
+            ("olmoe", "eager", model("olmoe", "OlmoeForCausalLM", **GROUPED, num_experts=6, num_experts_per_tok=3)),
+            ("gpt_oss", "eager", model("gpt_oss", "GptOssForCausalLM", **GROUPED, head_dim=32, num_local_experts=4,
+                                       num_experts_per_tok=2, sliding_window=16)))
     ],
     "encoders": [
         ("bert", model("bert", "BertForMaskedLM", **ENCODER), brief()),

@@ -75,8 +75,9 @@ def build(config, setup):
 
 
 def experts_of(config):
-    config = config.get("text_config", config)
-    return next((config[key] for key in ("num_local_experts", "num_experts", "n_routed_experts") if key in config), 0)
+    config = config.get("text_config", config.get("ffn_config", config))
+    return next((config[key] for key in ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+                 if key in config), 0)
 
 
 def integers(*shape):

@@ -158,12 +158,13 @@ class Answers(TorchDispatchMode):
 
     def carry(self, func, args, result):
         aten, source = torch.ops.aten, args[0] if args else None
-        if func is aten.sum.dim_IntList and self.experts and source.dtype == torch.int64 and args[1] == [0] \
-                and source.shape[-1] == self.experts:  # choices of each expert: one-hot rows of each token
+        if func is aten.sum.dim_IntList and hasattr(source, "chosen") and args[1] == [0]:  # choices of each expert: one-hot rows of each token
             choices = source.shape[0] * source.chosen
             result.known = [self.share(i, choices) for i in range(self.experts)]
         if func is aten.scatter_.value and source.dtype == torch.int64:
             result.chosen = source.chosen = args[2].shape[-1]
+        if func in (aten.arange.default, aten.arange.start) and result.dtype == torch.int64:
+            result.known = list(range(*(int(bound) for bound in args)))
         if not hasattr(source, "known"):
             return
         known = source.known
