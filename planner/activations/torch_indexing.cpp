@@ -49,6 +49,15 @@ Value overwritten(const Value& x, const Value& values, const Value& mask) {
       });
 }
 
+Value masked_scatter(const Value& x, const Value& mask, const Value& values) {
+  const std::array inputs{x, values};
+  return record("masked_scatter", inputs, like("masked_scatter", x), {mask});
+}
+
+Value average_pooled(const Value& x, Shape shape) {
+  return simple("avg_pool", x, x.tape().allocate("avg_pool", std::move(shape), x.dtype()), {x});
+}
+
 Value resampled(const Value& x, Shape shape) {
   return simple("upsample", x, x.tape().allocate("upsample", std::move(shape), x.dtype()));
 }

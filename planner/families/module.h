@@ -74,6 +74,7 @@ struct Module {
   std::optional<AttentionSizes> attention;  // of an attention
   std::string function;                     // of an activation: "silu", "gelu_new"; of a residual: "parallel"
   double rate = 0;                          // of a dropout
+  std::uint64_t chunk = 0;                  // of a scan: tokens that it computes at once; 0: one
   std::optional<Routing> routing;           // inside an expert
   bool operator==(const Module&) const = default;
 };

@@ -22,7 +22,7 @@ Value packed_texts(ForwardContext& context) {
 }
 
 // Whether a token sees another one, [b or 1, 1, s, s].
-Value visible(ForwardContext& context, const Value& padding, const Value& texts, bool windowed) {
+Value visible(ForwardContext& context, const Value& padding, const Value& texts, bool windowed, bool images) {
   Tape& tape = context.tape;
   const std::uint64_t s = context.tokens();
   const std::array ranges{tape.allocate("arange", {s}, DType::i64),
@@ -39,6 +39,13 @@ Value visible(ForwardContext& context, const Value& padding, const Value& texts,
     }
     const Value before = tape.allocate("le", {1, 1, s, s}, DType::boolean);
     mask = tape.allocate("bitwise_and", {1, 1, s, s}, DType::boolean);
+  }
+  if (images) {
+    const Shape pairs{context.batch(), 1, s, s};
+    const std::array same{tape.allocate("bitwise_and", pairs, DType::boolean),
+                          tape.allocate("eq", pairs, DType::boolean)};
+    const Value of_one = tape.allocate("bitwise_and", pairs, DType::boolean);
+    mask = tape.allocate("bitwise_or", pairs, DType::boolean);
   }
   if (!padding.defined() && !texts.defined()) return mask.viewed({context.batch(), 1, s, s});
   mask = tape.allocate("bitwise_and", {1, 1, s, s}, DType::boolean);
@@ -77,7 +84,7 @@ Value eager(const Value& query, const Value& key, const Value& value, const Atte
 
 }  // namespace
 
-Value make_causal_mask(ForwardContext& context, std::uint64_t window) {
+Value make_causal_mask(ForwardContext& context, std::uint64_t window, bool images) {
   Tape& tape = context.tape;
   const NoGrad no_grad(tape);
   const bool eager = context.attention() == AttentionKind::eager;
@@ -85,11 +92,11 @@ Value make_causal_mask(ForwardContext& context, std::uint64_t window) {
   Value padding;
   if (context.client.mask != MaskKind::none) padding = tape.allocate("to", tokens, DType::boolean);
   Value texts;
-  if (context.client.mask == MaskKind::none && !context.use_cache()) texts = packed_texts(context);
+  if (context.client.mask == MaskKind::none && !context.use_cache() && !images) texts = packed_texts(context);
   const bool windowed = window != 0 && window <= context.tokens();
   const bool whole = context.client.mask != MaskKind::padded && !texts.defined() && !windowed;
-  if (!eager && whole) return {};
-  Value mask = visible(context, padding, texts, window != 0);
+  if (!eager && whole && !images) return {};
+  Value mask = visible(context, padding, texts, window != 0, images);
   if (!eager) return mask;
   const DType dtype = context.setup.policy.parameter;
   const std::array numbers{tape.allocate("zero", {}, dtype), tape.allocate("least", {}, dtype)};

@@ -12,7 +12,8 @@ namespace shardplan::autograd {
 //   sdpa   a boolean one; none where no token is padding, since the kernel is causal itself. A batch without
 //          attention_mask and a model without a cache are taken for packed texts, which need one.
 // `window`: tokens that a token sees, itself included; 0: all. Shorter than the text it needs a mask.
-Value make_causal_mask(ForwardContext& context, std::uint64_t window = 0);
+// `images`: tokens of an image see all of it, which needs a mask too (or_mask_function).
+Value make_causal_mask(ForwardContext& context, std::uint64_t window = 0, bool images = false);
 
 struct AttentionCall {
   Value mask{};

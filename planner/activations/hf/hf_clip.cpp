@@ -55,7 +55,7 @@ Value clip_vision(ForwardContext& context) {
   Value pooled;
   {
     const auto embedded = [&] {
-      Value x = patches(context, unit[base + "embeddings.patch_embedding"], tokens - 1);
+      Value x = patches(context, unit[base + "embeddings.patch_embedding"], tokens - 1, context.batch());
       x = behind_token(unit.tensor(base + "embeddings.class_embedding"), x);
       return add(x, positions(context, unit, base, tokens));
     };
@@ -72,17 +72,20 @@ Value clip_vision(ForwardContext& context) {
 
 // ---- SigLIP (modeling_siglip.py) ----
 
-// Features of all patches, behind the last norm.
-Value siglip_features(ForwardContext& context, const std::string& base) {
+}  // namespace
+
+Value siglip_features(ForwardContext& context, const std::string& base, std::uint64_t images) {
   const UnitView unit = required_unit(context, base + "embeddings.patch_embedding");
-  const std::uint64_t tokens = context.model.architecture.max_positions;
+  const std::uint64_t tokens = unit.module(base + "embeddings.position_embedding").input;
   Value hidden = [&] {
-    const Value x = patches(context, unit[base + "embeddings.patch_embedding"], tokens);
+    const Value x = patches(context, unit[base + "embeddings.patch_embedding"], tokens, images);
     return add(x, positions(context, unit, base, tokens));
   }();
-  hidden = run_blocks(context, clip_block, std::move(hidden));
+  hidden = run_blocks(context, clip_block, std::move(hidden), base + "encoder.layers");
   return layer_norm(required_unit(context, base + "post_layernorm")[base + "post_layernorm"], hidden);
 }
+
+namespace {
 
 // What the pooling head makes of them no loss here reads, but it lives until the model has returned: torch.nn.MultiheadAttention
 // copies the features, and keys and values once more (torch/nn/functional.py, _in_projection_packed). Scores of the one query of
@@ -109,7 +112,7 @@ std::string siglip_base(const ForwardContext& context) {
 
 // Without labels: what is trained is the sum of the features.
 Value siglip_vision(ForwardContext& context) {
-  const Value hidden = siglip_features(context, siglip_base(context));
+  const Value hidden = siglip_features(context, siglip_base(context), context.batch());
   const std::vector<Value> head = pooling_head(context, siglip_base(context), hidden);
   return total(hidden);
 }
@@ -117,7 +120,7 @@ Value siglip_vision(ForwardContext& context) {
 // The classifier reads the mean of all patches.
 Value siglip(ForwardContext& context) {
   if (!has_module(context, "classifier")) throw NotModelled("two towers that are trained together");
-  const Value hidden = siglip_features(context, siglip_base(context));
+  const Value hidden = siglip_features(context, siglip_base(context), context.batch());
   const std::vector<Value> pooled = pooling_head(context, siglip_base(context), hidden);
   const UnitView head = required_unit(context, "classifier");
   const Value features = mean(hidden, {hidden.size(0), hidden.size(2)});

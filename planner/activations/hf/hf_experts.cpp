@@ -62,7 +62,7 @@ Value mixture(ForwardContext& context, const UnitView& block, const ExpertNames&
   Tape& tape = hidden.tape();
   const std::uint64_t tokens = hidden.size(0) * hidden.size(1);
   const Value x = view(jittered(block, names.part, hidden), {tokens, hidden.size(2)});
-  const Value logits = linear(x, block[fmt::format("{}.gate", names.part)]);
+  const Value logits = linear(x, block[fmt::format("{}.{}", names.part, names.router)]);
   const Routing& routing = routing_of(block, names);
   keep_for_balance(context, routing, logits);
   const Choice choice = options.choose(routing, logits);

@@ -14,6 +14,7 @@ struct ExpertNames {
   std::string_view gate;
   std::string_view up;
   std::string_view down;
+  std::string_view router = "gate";
 };
 inline constexpr ExpertNames kMixtralNames{"block_sparse_moe", "w1", "w3", "w2"};
 inline constexpr ExpertNames kQwenNames{"mlp", "gate_proj", "up_proj", "down_proj"};

@@ -92,6 +92,10 @@ Value gemma_norm(const Parameters& layer, const Value& x) {
   return to(output, x.dtype());
 }
 
+Value l2_norm(const Value& x) {
+  return to(divided_by_rms(to(x, DType::f32)), x.dtype());
+}
+
 Value layer_norm(const Parameters& layer, const Value& x) {
   return layer_norm(x, layer.weight, layer.bias);
 }
@@ -227,13 +231,14 @@ bool has_adapters(const Catalog& held) {
 }
 
 void make_masks(ForwardContext& context, const CausalLm& model, const AttentionSizes& sizes) {
-  if (model.older_mask) {
-    context.shared.mask = make_older_mask(context, false);
+  if (model.mask != nullptr || model.older_mask) {
+    context.shared.mask = model.mask != nullptr ? model.mask(context) : make_older_mask(context, false);
     return;
   }
   const bool windowed = sizes.window != 0;
-  if (model.two_masks || !windowed) context.shared.mask = make_causal_mask(context);
-  if (model.two_masks || windowed) context.shared.window_mask = make_causal_mask(context, sizes.window);
+  const bool images = model.masks_of_images;
+  if (model.two_masks || !windowed) context.shared.mask = make_causal_mask(context, 0, images);
+  if (model.two_masks || windowed) context.shared.window_mask = make_causal_mask(context, sizes.window, images);
 }
 
 // What the base model returns: its locals, the first hidden features among them, are gone by then.
@@ -275,6 +280,7 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
   context.shared = {};
   const auto head = unit_with(context, model.head);
   if (!head) {
+    if (!context.routed.empty()) throw NotModelled("output_router_logits of layers on other ranks");
     tape.release_kept();
     return hidden;
   }
@@ -292,13 +298,13 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
     logits = unary_of_output("tanh", logits);
     logits = scale(logits);
   }
-  Value loss = causal_loss(context, logits);
+  Value loss = model.loss != nullptr ? model.loss(context, std::move(logits)) : causal_loss(context, logits);
   if (!context.routed.empty()) {
     loss = add_in_place(loss, scale(balancing_loss(context, model.routers_say)));
     context.routed.clear();
   }
   if (context.client.keeps_outputs) {
-    tape.keep(logits);
+    if (logits.defined()) tape.keep(logits);
   } else {
     tape.release_kept();
   }

@@ -22,6 +22,7 @@ using Norm = Value (*)(const Parameters& layer, const Value& x);
 Value rms_norm(const Parameters& layer, const Value& x);          // fp32, weighted in the input's dtype (LlamaRMSNorm)
 Value rms_norm_in_fp32(const Parameters& layer, const Value& x);  // weighted in fp32 (Olmo2RMSNorm)
 Value gemma_norm(const Parameters& layer, const Value& x);        // by 1 + weight, in fp32 (GemmaRMSNorm)
+Value l2_norm(const Value& x);                                    // in fp32, without weights (Llama4TextL2Norm)
 Value layer_norm(const Parameters& layer, const Value& x);        // nn.LayerNorm
 Value olmo_norm(const Parameters& layer, const Value& x);         // without weights, in fp32 (OlmoLayerNorm)
 Value cohere_norm(const Parameters& layer, const Value& x);       // operation by operation in fp32 (CohereLayerNorm)
@@ -70,8 +71,12 @@ struct CausalLm {
   Rotation rotation = Rotation::plain;
   EmbeddingScale embedding_scale = EmbeddingScale::none;
   bool scaled_logits = false;
-  bool older_mask = false;  // the model makes it itself (make_older_mask)
+  // Takes the logits, which live until it returns; causal_loss if it is null.
+  Value (*loss)(ForwardContext& context, Value logits) = nullptr;
+  Value (*mask)(ForwardContext& context) = nullptr;  // where the model makes one of its own
+  bool older_mask = false;                           // as older models make it (make_older_mask)
   bool two_masks = false;   // for blocks with a window and those without one
+  bool masks_of_images = false;
   bool two_tables = false;  // of cosines and sines, likewise
   bool never_caches = false;
   bool own_tables = false;  // blocks make their own

@@ -63,22 +63,37 @@ bool alternates(const ForwardContext& context, const ModuleRun& modules) {
   });
 }
 
+// Blocks of one run have the same tensors, but may differ in modules that have none: those from block `index` of the run on that
+// do not.
+struct EqualBlocks {
+  const ModuleRun* modules = nullptr;
+  std::uint64_t count = 0;
+};
+
+EqualBlocks equal_blocks(const Model& model, const UnitRun& run, std::uint64_t index) {
+  UnitRun rest = run;
+  rest.first_number += index;
+  const ModuleRun* modules = modules_of(model, rest);
+  return {modules, std::min(run.count - index, modules->first_number + modules->count - rest.first_number)};
+}
+
 }  // namespace
 
 Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std::string_view stack) {
   for (const UnitRun& run : context.held.runs) {
     if (!run.numbered || (!stack.empty() && run.name != stack)) continue;
-    const ModuleRun* modules = modules_of(context.model, run);
-    const std::uint64_t middle = run.count > 3 && !context.unfolded && !alternates(context, *modules) &&
-                                         context.client.recompute != RecomputeKind::every
-                                     ? run.count - 2
-                                     : 1;
     for (std::uint64_t i = 0; i < run.count;) {
-      const std::uint64_t times = i == 1 ? middle : 1;
-      const std::size_t routed = context.routed.size();
-      hidden = run_block(context, block, run, *modules, i, times, hidden);
-      for (std::size_t k = routed; k < context.routed.size(); ++k) context.tape.keep(context.routed[k]);
-      i += times;
+      const auto [modules, count] = equal_blocks(context.model, run, i);
+      const bool folds = count > 3 && !context.unfolded && !alternates(context, *modules) &&
+                         context.client.recompute != RecomputeKind::every;
+      const std::uint64_t first = i;
+      while (i < first + count) {
+        const std::uint64_t times = folds && i == first + 1 ? count - 2 : 1;
+        const std::size_t routed = context.routed.size();
+        hidden = run_block(context, block, run, *modules, i, times, hidden);
+        for (std::size_t k = routed; k < context.routed.size(); ++k) context.tape.keep(context.routed[k]);
+        i += times;
+      }
     }
   }
   return hidden;
@@ -114,10 +129,10 @@ UnitView required_unit(ForwardContext& context, std::string_view module) {
 
 const HfFamily* find_hf_family(std::string_view model_type) {
   static constexpr std::array kTables{
-      hf_bert_families,        hf_clip_families,  hf_dbrx_families,  hf_deepseek_families, hf_flow_families,
-      hf_flux2_families,       hf_gpt2_families,  hf_gpt_neox_families, hf_kimi_vl_families, hf_llama_families,
-      hf_mamba_families,       hf_mixtral_families, hf_phimoe_families, hf_sd3_families,
-      hf_sd3_pipeline_families, hf_t5_families, hf_vision_families};
+      hf_bert_families,    hf_clip_families,    hf_dbrx_families,     hf_deepseek_families, hf_flow_families,
+      hf_flux2_families,   hf_gemma3_families,  hf_gpt2_families,     hf_gpt_neox_families, hf_kimi_vl_families,
+      hf_llama4_families,  hf_llama_families,   hf_mamba2_families,   hf_mamba_families,    hf_mixtral_families,
+      hf_phimoe_families,  hf_sd3_families,     hf_sd3_pipeline_families, hf_t5_families,   hf_vision_families};
   for (const auto table : kTables) {
     for (const HfFamily& family : table()) {
       if (family.model_type == model_type) return &family;

@@ -94,6 +94,11 @@ def batch_of(config, setup):
         batch = {"input_features": torch.zeros(count, config["num_mel_bins"], frames, dtype=dtype, device="cuda")}
     else:
         batch = {"input_ids": integers(count, length)}
+    if config["model_type"] == "gemma3":
+        size, images = config["vision_config"]["image_size"], count * setup.get("images", 1)
+        batch["pixel_values"] = torch.zeros(images, 3, size, size, dtype=dtype, device="cuda")
+        batch["token_type_ids"] = integers(count, length)
+        batch["input_ids"].of_images = images * config["mm_tokens_per_image"]
     if "mask" in setup:
         batch["attention_mask"] = integers(count, length)
     if "Classification" in config["architectures"][0]:

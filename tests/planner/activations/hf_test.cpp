@@ -123,8 +123,8 @@ std::string listed(const Activity& activity) {
 // that differs: its gradients are added up in another order.
 double tolerance(std::string_view file, const Policy& policy) {
   if (policy.compute != policy.parameter) return 0.04;  // autocast: casts of gradients at the peak
-  static const std::set<std::string_view> within_a_percent{"t5",    "balance", "dbrx",  "experts", "flow", "flux2",
-                                                           "mamba", "kimi_vl", "phimoe", "sd3",     "sd3_pipeline"};
+  static const std::set<std::string_view> within_a_percent{
+      "t5", "balance", "dbrx", "experts", "flow", "flux2", "gemma3", "jamba", "kimi_vl", "llama4", "mamba", "mamba2", "phimoe", "sd3", "sd3_pipeline"};
   return within_a_percent.contains(file) ? 0.01 : 0.001;
 }
 
@@ -172,8 +172,9 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       const double measured = static_cast<double>(number(step.at("peak")));
       const double planned =
           static_cast<double>(resident(step)) + static_cast<double>(sum(peak_of(*rounded.activity).held));
+      // A recomputed block runs to its end here; torch.utils.checkpoint stops where it has what was asked for.
       const double most =
-          run->client.recompute == RecomputeKind::none ? tolerance(GetParam(), run->setup.policy) : 0.01;
+          run->client.recompute == RecomputeKind::none ? tolerance(GetParam(), run->setup.policy) : 0.015;
       EXPECT_NEAR(planned / measured, 1.0, most) << planned << " against " << measured;
       ++compared;
     }
@@ -235,8 +236,8 @@ TEST(HfFlow, InvertedStepsAreConstantInDepth) {
 
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
                          testing::Values("albert", "amp", "balance", "dbrx", "decoders", "encoders", "experts", "flow",
-                                         "flux2", "gpt2", "gpt_neox", "kimi_vl", "llama", "mamba", "partly", "phimoe",
-                                         "sd3", "sd3_pipeline", "siglip", "t5", "vision"));
+                                         "flux2", "gemma3", "gpt2", "gpt_neox", "jamba", "kimi_vl", "llama", "llama4",
+                                         "mamba", "mamba2", "partly", "phimoe", "sd3", "sd3_pipeline", "siglip", "t5", "vision"));
 
 }  // namespace
 }  // namespace shardplan
