@@ -367,7 +367,7 @@ void Tape::accumulate(Value& sum, Value gradient) {
 void Tape::accumulate_parameter(Gradient& sum, Value gradient) {
   if (sum.value.defined()) {
     // Contributions of one graph are added up before AccumulateGrad runs; what is there already is added to in place.
-    if (nested_ == 0 && !adds_in_place(sum.value)) {
+    if (!adds_in_place(sum.value)) {
       const std::uint32_t added = add_storage(sum.name, gradient.shape(), gradient.dtype(), Purpose::gradient);
       sum.value = Value(*this, added, gradient.shape(), gradient.dtype());
     }

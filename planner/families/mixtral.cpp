@@ -42,9 +42,8 @@ Modules block_sparse_moe(ModelConfig& config, const Architecture& a, std::uint64
       join({linear("w1", a.hidden, a.intermediate, false), linear("w2", a.intermediate, a.hidden, false),
             linear("w3", a.hidden, a.intermediate, false), activation("act_fn", function_of(config), a.intermediate),
             multiply("gate", a.intermediate)});
-  return below("block_sparse_moe",
-               join({input_jitter(config, jitter), router("gate", a.hidden, experts, false),
-                     routed(repeated("experts", experts, expert), routing)}));
+  return below("block_sparse_moe", join({input_jitter(config, jitter), router("gate", a.hidden, experts, false),
+                                         routed(repeated("experts", experts, expert), routing)}));
 }
 
 // modeling_mixtral.py
@@ -58,7 +57,8 @@ void mixtral(ModelConfig& config, ModelBuilder& model) {
                                                        .max_positions = 131072});
   describe_and_embed(model, a);
   model.blocks("layers", a.layers,
-               join({split_attention("self_attn", a, {}), block_sparse_moe(config, a, 8, "router_jitter_noise"), norms_before(a)}));
+               join({split_attention("self_attn", a, {}), block_sparse_moe(config, a, 8, "router_jitter_noise"),
+                     norms_before(a)}));
   norm_and_head(model, a);
 }
 
@@ -243,11 +243,11 @@ Modules dbrx_experts(const Routing& routing, const Architecture& a, const std::s
 Modules dbrx_attention(const ModelConfig& config, const Architecture& a) {
   const std::uint64_t keys_and_values = 2 * a.kv_heads * a.head_size;
   const std::uint64_t projected = a.hidden + keys_and_values;
-  const Modules attn = join({linear("Wqkv", a.hidden, projected, false),
-                             config.has("clip_qkv") ? activation("clip_qkv", "clamp", projected) : Modules{},
-                             attention("attention", attention_sizes(a, true)),
-                             dropout("dropout", config.number("attn_pdrop", 0)),
-                             linear("out_proj", a.hidden, a.hidden, false)});
+  const Modules attn =
+      join({linear("Wqkv", a.hidden, projected, false),
+            config.has("clip_qkv") ? activation("clip_qkv", "clamp", projected) : Modules{},
+            attention("attention", attention_sizes(a, true)), dropout("dropout", config.number("attn_pdrop", 0)),
+            linear("out_proj", a.hidden, a.hidden, false)});
   return below("norm_attn_norm", join({layer_norm("norm_1", a.hidden, false), below("attn", attn),
                                        layer_norm("norm_2", a.hidden, false)}));
 }

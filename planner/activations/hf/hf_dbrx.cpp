@@ -24,8 +24,7 @@ Value attention(ForwardContext& context, const UnitView& block, const Value& hid
   Heads heads{parts[0], parts[1], parts[2]};
   split(heads, sizes);
   rotate(heads.q, heads.k, make_rotary(context, sizes.head_size));
-  const AttentionCall call{.mask = context.shared.mask,
-                           .dropout = dropout_rate(block, "norm_attn_norm.attn.dropout")};
+  const AttentionCall call{.mask = context.shared.mask, .dropout = dropout_rate(block, "norm_attn_norm.attn.dropout")};
   return linear(attend_repeated(context, sizes, heads, call), block["norm_attn_norm.attn.out_proj"]);
 }
 

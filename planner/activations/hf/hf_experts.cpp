@@ -46,10 +46,10 @@ Value chosen_by(Tape& tape, std::uint64_t count) {
   return tape.allocate("nonzero", {count, 2}, DType::i64);
 }
 
-Choice most_probable(const Routing& routing, const Value& logits) {
+Choice most_probable(const Routing& routing, const Value& logits, DType dtype) {
   auto [weights, experts] = topk(softmax_in(logits, DType::f32), routing.chosen);
   if (routing.normalized) weights = divide_by_sum(weights);
-  return {to(weights, logits.dtype()), experts};
+  return {to(weights, dtype), experts};
 }
 
 Value jittered(const UnitView& block, std::string_view name, const Value& x) {
@@ -65,7 +65,7 @@ Value mixture(ForwardContext& context, const UnitView& block, const ExpertNames&
   const Value logits = linear(x, block[fmt::format("{}.{}", names.part, names.router)]);
   const Routing& routing = routing_of(block, names);
   keep_for_balance(context, routing, logits);
-  const Choice choice = options.choose(routing, logits);
+  const Choice choice = options.choose(routing, logits, x.dtype());
   Value sum = tape.allocate("zeros", x.shape(), x.dtype());
   const Value mask = tape.allocate("one_hot", {tokens, routing.chosen, routing.experts}, DType::i64);
   for (std::uint64_t i = 0; i < routing.experts; ++i) {
@@ -96,7 +96,8 @@ std::uint64_t routers(const Runs& runs, ModulesOf modules_of_run) {
   std::uint64_t layers = 0;
   for (const auto& run : runs) {
     const ModuleRun* modules = modules_of_run(run);
-    if (modules != nullptr && std::any_of(modules->modules.begin(), modules->modules.end(), routes)) layers += run.count;
+    if (modules != nullptr && std::any_of(modules->modules.begin(), modules->modules.end(), routes))
+      layers += run.count;
   }
   return layers;
 }

@@ -33,14 +33,14 @@ Value chosen_by(Tape& tape, std::uint64_t count);
 
 // A token's experts and their weights, [tokens, chosen].
 struct Choice {
-  Value weights;  // in the model's dtype
+  Value weights;
   Value experts;
 };
-// The most probable ones (softmax in fp32).
-Choice most_probable(const Routing& routing, const Value& logits);
+// The most probable ones (softmax in fp32), with weights of this dtype.
+Choice most_probable(const Routing& routing, const Value& logits, DType dtype);
 
 struct MixtureOptions {
-  Choice (*choose)(const Routing& routing, const Value& logits) = most_probable;
+  Choice (*choose)(const Routing& routing, const Value& logits, DType dtype) = most_probable;
   bool all_run = false;  // experts that nobody chose run too, on no tokens
 };
 

@@ -41,7 +41,8 @@ void require_image_size(ForwardContext& context, const std::string& tower) {
       context.client.image_height / patch * (context.client.image_width / patch) == patches) {
     return;
   }
-  throw NotModelled(fmt::format("images (--image-size) of anything but {} square patches of {} pixels", patches, patch));
+  throw NotModelled(
+      fmt::format("images (--image-size) of anything but {} square patches of {} pixels", patches, patch));
 }
 
 // get_image_features: what the images' tokens are replaced by, [images, tokens, hidden].
@@ -58,8 +59,8 @@ Value embedded(ForwardContext& context) {
   const Value words = scale(embedding(ids, unit[name].weight));
   const Value features = image_features(context);
   if (features.size(0) * features.size(1) > context.batch() * context.tokens()) {
-    throw NotModelled(fmt::format("{} tokens of images in a sequence of {}",
-                                  context.client.images * features.size(1), context.tokens()));
+    throw NotModelled(fmt::format("{} tokens of images in a sequence of {}", context.client.images * features.size(1),
+                                  context.tokens()));
   }
   required_unit(context, name);  // again
   context.tape.keep(features);   // the model returns them
@@ -75,10 +76,10 @@ Value shifted_loss(ForwardContext& context, Value logits) {
   const std::uint64_t tokens = context.batch() * (context.tokens() - 1);
   const Shape rows{tokens, logits.size(-1)};
   const Value most = slice(logits, {context.batch(), context.tokens() - 1, logits.size(-1)});
-  const Value shifted = context.client.mask == MaskKind::none
-                            ? copied(most, rows)
-                            : index_at(most, tape.allocate("ne", {context.batch(), context.tokens() - 1}, DType::boolean),
-                                       rows);
+  const Value shifted =
+      context.client.mask == MaskKind::none
+          ? copied(most, rows)
+          : index_at(most, tape.allocate("ne", {context.batch(), context.tokens() - 1}, DType::boolean), rows);
   return cross_entropy(shifted, tape.allocate("labels", {tokens}, DType::i64));
 }
 

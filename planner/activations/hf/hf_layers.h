@@ -75,7 +75,7 @@ struct CausalLm {
   Value (*loss)(ForwardContext& context, Value logits) = nullptr;
   Value (*mask)(ForwardContext& context) = nullptr;  // where the model makes one of its own
   bool older_mask = false;                           // as older models make it (make_older_mask)
-  bool two_masks = false;   // for blocks with a window and those without one
+  bool two_masks = false;                            // for blocks with a window and those without one
   bool masks_of_images = false;
   bool two_tables = false;  // of cosines and sines, likewise
   bool never_caches = false;

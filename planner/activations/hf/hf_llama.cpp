@@ -78,13 +78,12 @@ Value gemma3_block(ForwardContext& context, const UnitView& block, const Value& 
 namespace {
 
 Value gemma3(ForwardContext& context) {
-  return causal_lm(context,
-                   {.block = gemma3_block,
-                    .norm = gemma_norm,
-                    .embedding_scale = EmbeddingScale::at_once,
-                    .two_masks = true,
-                    .two_tables = true,
-                    .never_caches = true});
+  return causal_lm(context, {.block = gemma3_block,
+                             .norm = gemma_norm,
+                             .embedding_scale = EmbeddingScale::at_once,
+                             .two_masks = true,
+                             .two_tables = true,
+                             .never_caches = true});
 }
 
 // One projection for queries, keys and values, and one for gate and up; a rotated part of each head that may be all of it.

@@ -98,15 +98,16 @@ Value feed_forward(const UnitView& block, const Value& x) {
 }
 
 Value llama4_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  const Value attended = attention(context, block, llama4_norm(block["input_layernorm"], input));  // until the block ends
+  const Value attended =
+      attention(context, block, llama4_norm(block["input_layernorm"], input));  // until the block ends
   const Value residual = add(input, attended);
   const Value hidden = feed_forward(block, llama4_norm(block["post_attention_layernorm"], residual));
   return add(residual, hidden);
 }
 
 Value llama4_text(ForwardContext& context) {
-  return causal_lm(
-      context, {.block = llama4_block, .norm = llama4_norm, .rotation = Rotation::complex, .two_masks = true});
+  return causal_lm(context,
+                   {.block = llama4_block, .norm = llama4_norm, .rotation = Rotation::complex, .two_masks = true});
 }
 
 }  // namespace

@@ -146,30 +146,30 @@ Scanned scan(const UnitView& block, Inputs inputs, const Sizes& z) {
   const Value from_each = exponential(segment_sum(chunk.decay));
   const Value pairs = mul(unsqueezed(chunk.out, {b, c, k, 1, h, n}), unsqueezed(chunk.in, {b, c, 1, k, h, n}));
   const Value scores = sum_over(pairs, {b, c, k, k, h});
-  const Value masked_scores =
-      mul(unsqueezed(scores, {b, c, k, k, h, 1}), unsqueezed(from_each, {b, c, k, k, h, 1}));
+  const Value masked_scores = mul(unsqueezed(scores, {b, c, k, k, h, 1}), unsqueezed(from_each, {b, c, k, k, h, 1}));
   const Value weights = sum_over(masked_scores, {b, c, k, k, h});
-  const Value inside = sum_over(
-      mul(unsqueezed(weights, {b, c, k, k, h, 1}), unsqueezed(chunk.x, {b, c, 1, k, h, p})), {b, c, k, h, p});
+  const Value inside =
+      sum_over(mul(unsqueezed(weights, {b, c, k, k, h, 1}), unsqueezed(chunk.x, {b, c, 1, k, h, p})), {b, c, k, h, p});
   const Value to_end = exponential(sub(slice(sums, {b, h, c, 1}), sums));
   const Value kept = mul(chunk.in, unsqueezed(to_end, {b, c, k, h, 1}));
-  const Value states = sum_over(mul(unsqueezed(kept, {b, c, k, h, 1, n}), unsqueezed(chunk.x, {b, c, k, h, p, 1})),
-                                {b, c, h, p, n});
+  const Value states =
+      sum_over(mul(unsqueezed(kept, {b, c, k, h, 1, n}), unsqueezed(chunk.x, {b, c, k, h, p, 1})), {b, c, h, p, n});
   const Value before = tape.allocate("zeros", {b, 1, h, p, n}, DType::f32);
   const Value all_states = cat(std::array{before, states}, {b, c + 1, h, p, n});
   const Value between = exponential(segment_sum(padded(slice(sums, {b, h, c}), {b, h, c + 1})));
-  const Value passed = sum_over(
-      mul(unsqueezed(between, {b, c + 1, c + 1, h, 1, 1}), unsqueezed(all_states, {b, c + 1, 1, h, p, n})),
-      {b, c + 1, h, p, n});
+  const Value passed =
+      sum_over(mul(unsqueezed(between, {b, c + 1, c + 1, h, 1, 1}), unsqueezed(all_states, {b, c + 1, 1, h, p, n})),
+               {b, c + 1, h, p, n});
   const Value carried = slice(passed, {b, c, h, p, n});
   const Value from_start = exponential(sums);
   const Value read = mul(unsqueezed(chunk.out, {b, c, k, h, 1, n}), unsqueezed(carried, {b, c, 1, h, p, n}));
   const Value outside = mul(sum_over(read, {b, c, k, h, p}), unsqueezed(from_start, {b, c, k, h, 1}));
   Value y = add(inside, outside);
   y = add(unsqueezed(y, {b, z.padded(), h, p}), skipped);
-  return {unsqueezed(slice(y, {b, s, h, p}), {b, s, h * p}),
-          {convolved, skipped, chunk.x, chunk.decay, chunk.in, chunk.out, sums, from_each, pairs, scores, masked_scores, weights, inside,
-           to_end, kept, before, between, passed, from_start, read, outside}};
+  return {
+      unsqueezed(slice(y, {b, s, h, p}), {b, s, h * p}),
+      {convolved, skipped, chunk.x, chunk.decay, chunk.in, chunk.out, sums,   from_each,  pairs, scores, masked_scores,
+       weights,   inside,  to_end,  kept,        before,   between,   passed, from_start, read,  outside}};
 }
 
 Value mixer(ForwardContext& context, const UnitView& block, const Value& x) {

@@ -63,7 +63,7 @@ Choice drawn(const Value& scores, const Value& candidates) {
 }
 
 // sparsemixer: the second expert is drawn from all but the first.
-Choice sparse_mixer(const Routing& routing, const Value& scores) {
+Choice sparse_mixer(const Routing& routing, const Value& scores, DType) {
   const Choice first = drawn(scores, scores);
   const Value others = simple("scatter", scores, like("scatter", scores), {first.experts});
   const Choice second = drawn(scores, others);

@@ -160,7 +160,8 @@ class Answers(TorchDispatchMode):
 
     def carry(self, func, args, result):
         aten, source = torch.ops.aten, args[0] if args else None
-        if func is aten.sum.dim_IntList and hasattr(source, "chosen") and args[1] == [0]:  # choices of each expert: one-hot rows of each token
+        # Choices of each expert: one-hot rows of each token.
+        if func is aten.sum.dim_IntList and hasattr(source, "chosen") and args[1] == [0]:
             choices = source.shape[0] * source.chosen
             result.known = [self.share(i, choices) for i in range(self.experts)]
         if func is aten.scatter_.value and source.dtype == torch.int64:

@@ -123,8 +123,9 @@ std::string listed(const Activity& activity) {
 // that differs: its gradients are added up in another order.
 double tolerance(std::string_view file, const Policy& policy) {
   if (policy.compute != policy.parameter) return 0.04;  // autocast: casts of gradients at the peak
-  static const std::set<std::string_view> within_a_percent{
-      "t5", "balance", "dbrx", "experts", "flow", "flux2", "gemma3", "jamba", "kimi_vl", "llama4", "mamba", "mamba2", "phimoe", "sd3", "sd3_pipeline"};
+  static const std::set<std::string_view> within_a_percent{"t5",    "balance", "dbrx",   "experts", "flow",
+                                                           "flux2", "gemma3",  "jamba",  "kimi_vl", "llama4",
+                                                           "mamba", "mamba2",  "phimoe", "sd3",     "sd3_pipeline"};
   return within_a_percent.contains(file) ? 0.01 : 0.001;
 }
 
@@ -209,6 +210,28 @@ TEST(HfLlama, ABlockKeepsWhatTheClosedFormSays) {
   }
 }
 
+// What a class cannot compute, or is not written here, is refused by its name.
+TEST(HfRefusals, SayWhatIsNotKnown) {
+  const auto refusal = [](std::string_view config, const ClientSetup& client) {
+    const Model model = model_from_hf_config(JsonDocument(std::string(config), "config.json").root());
+    shardplan::Setup setup;
+    setup.policy = policy_named("bf16");
+    return activity_of(model, model.catalog, setup, client).unknown_because;
+  };
+  const auto says = [](const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; };
+  ClientSetup client{.profile = Profile::hf_eager, .sequence = 32};
+  EXPECT_TRUE(says(refusal(R"({"model_type": "dbrx"})", client), "without attn_config.clip_qkv"));
+  client.profile = Profile::hf_sdpa;
+  EXPECT_EQ(refusal(R"({"model_type": "dbrx"})", client), "");
+  EXPECT_TRUE(says(refusal(R"({"model_type": "phimoe", "sliding_window": 32})", client),
+                   "sliding_window 32 in a text of 32 tokens"));
+  EXPECT_EQ(refusal(R"({"model_type": "phimoe", "sliding_window": 33})", client), "");
+  EXPECT_TRUE(says(refusal(R"({"model_type": "gemma3"})", client), "256 tokens of images in a sequence of 32"));
+  client.sequence = 300;
+  client.image_height = client.image_width = 448;
+  EXPECT_TRUE(says(refusal(R"({"model_type": "gemma3"})", client), "of anything but"));
+}
+
 // A flow of 32 steps in each level and one of 320: recomputed by inversion, the deeper needs no more than the other.
 TEST(HfFlow, InvertedStepsAreConstantInDepth) {
   const auto peak = [](int steps, RecomputeKind recompute) {
@@ -237,7 +260,8 @@ TEST(HfFlow, InvertedStepsAreConstantInDepth) {
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
                          testing::Values("albert", "amp", "balance", "dbrx", "decoders", "encoders", "experts", "flow",
                                          "flux2", "gemma3", "gpt2", "gpt_neox", "jamba", "kimi_vl", "llama", "llama4",
-                                         "mamba", "mamba2", "partly", "phimoe", "sd3", "sd3_pipeline", "siglip", "t5", "vision"));
+                                         "mamba", "mamba2", "partly", "phimoe", "sd3", "sd3_pipeline", "siglip", "t5",
+                                         "vision"));
 
 }  // namespace
 }  // namespace shardplan
