@@ -57,7 +57,8 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
 
 // Blocks that attend within a window and others that do not differ, where the window decides anything.
 bool alternates(const ForwardContext& context, const ModuleRun& modules) {
-  if (context.shared.window_mask.defined() == context.shared.mask.defined()) return false;
+  const SharedByBlocks& shared = context.shared;
+  if (shared.window_mask.defined() == shared.mask.defined() && !shared.window_tables.cos.defined()) return false;
   return std::any_of(modules.modules.begin(), modules.modules.end(), [](const Module& m) {
     return m.attention && (m.attention->whole_every != 0 || m.attention->whole_first != 0);
   });

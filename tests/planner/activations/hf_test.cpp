@@ -219,7 +219,9 @@ TEST(HfRefusals, SayWhatIsNotKnown) {
     return activity_of(model, model.catalog, setup, client).unknown_because;
   };
   const auto says = [](const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; };
-  ClientSetup client{.profile = Profile::hf_eager, .sequence = 32};
+  ClientSetup client;
+  client.profile = Profile::hf_eager;
+  client.sequence = 32;
   EXPECT_TRUE(says(refusal(R"({"model_type": "dbrx"})", client), "without attn_config.clip_qkv"));
   client.profile = Profile::hf_sdpa;
   EXPECT_EQ(refusal(R"({"model_type": "dbrx"})", client), "");
