@@ -388,8 +388,8 @@ void Tape::accumulate(Value& sum, Value gradient) {
 
 void Tape::accumulate_parameter(Gradient& sum, Value gradient) {
   if (sum.value.defined()) {
-    // Contributions of one graph are added up before AccumulateGrad runs; what is there already is added to in place.
-    if (nested_ == 0 && !adds_in_place(sum.value)) {
+    // Contributions of one graph, of checkpoints in it too, are added up before AccumulateGrad runs.
+    if (!adds_in_place(sum.value)) {
       const std::uint32_t added = add_storage(sum.name, gradient.shape(), gradient.dtype(), Purpose::gradient);
       sum.value = Value(*this, added, gradient.shape(), gradient.dtype());
     }
@@ -468,7 +468,6 @@ std::vector<Value> Tape::recompute(const Functions& function, std::span<const Va
                                    const std::vector<bool>& trained, std::optional<DType> autocast,
                                    std::vector<Value>& incoming) {
   const bool enabled = set_grad_enabled(true);
-  ++nested_;
   autocast_ = autocast;
   const std::size_t first = nodes_.size();
   std::vector<Value> starts;
@@ -489,7 +488,6 @@ std::vector<Value> Tape::recompute(const Functions& function, std::span<const Va
     if (!node.gradients.empty()) gradients[i] = std::move(node.gradients[0]);
   }
   nodes_.resize(first);
-  --nested_;
   set_grad_enabled(enabled);
   return gradients;
 }

@@ -365,8 +365,7 @@ class Tape {
   Purpose purpose_ = Purpose::activation;
   bool grad_enabled_ = true;
   bool training_ = true;
-  std::uint32_t nested_ = 0;  // backwards of checkpoints that are running
-  bool keeps_saved_ = true;   // false in the forward of a checkpoint
+  bool keeps_saved_ = true;  // false in the forward of a checkpoint
   Selection* selection_ = nullptr;
   std::vector<Value>* asked_for_ = nullptr;  // gradients of parameters that are returned instead of kept, by parameter
   std::vector<Value> chosen_;                // of the node that runs

@@ -49,6 +49,15 @@ Value overwritten(const Value& x, const Value& values, const Value& mask) {
       });
 }
 
+Value masked_scatter(const Value& x, const Value& mask, const Value& values) {
+  const std::array inputs{x, values};
+  return record("masked_scatter", inputs, like("masked_scatter", x), {mask});
+}
+
+Value average_pooled(const Value& x, Shape shape) {
+  return simple("avg_pool", x, x.tape().allocate("avg_pool", std::move(shape), x.dtype()), {x});
+}
+
 Value resampled(const Value& x, Shape shape) {
   return simple("upsample", x, x.tape().allocate("upsample", std::move(shape), x.dtype()));
 }
@@ -114,6 +123,14 @@ Value divide_by_sum(const Value& x, bool shifted) {
   // The dividend is copied before it is overwritten.
   std::vector<Value> saved{x.tape().allocate("clone", x.shape(), x.dtype()), sum};
   return record("div", inputs, x.detached(), std::move(saved));
+}
+
+Value norm_of_rows(const Value& x) {
+  Shape rows = x.shape();
+  rows.back() = 1;
+  Value norm = x.tape().allocate("norm", std::move(rows), x.dtype());
+  std::vector<Value> saved{x, norm};
+  return simple("norm", x, std::move(norm), std::move(saved));
 }
 
 Value mul_in_place(const Value& x, const Value& factors) {

@@ -21,6 +21,10 @@ std::vector<Value> parts_of(const Value& x, std::span<const Shape> shapes);
 Value unsqueezed(const Value& x, Shape shape);
 // x[mask] = values: x itself, which is a view of a tensor of its size (torch/csrc/autograd/functions/tensor.cpp, CopySlices).
 Value overwritten(const Value& x, const Value& values, const Value& mask);
+// x.masked_scatter(mask, values): x with values where the mask, which is kept, has them.
+Value masked_scatter(const Value& x, const Value& mask, const Value& values);
+// torch.nn.AvgPool2d: keeps x.
+Value average_pooled(const Value& x, Shape shape);
 // An image or a table brought to another size (F.interpolate).
 Value resampled(const Value& x, Shape shape);
 // x.gather(-1, index): keeps x too
@@ -41,6 +45,8 @@ Value largest(const Value& x);
 
 // x /= x.sum(dim=-1, keepdim=True): x itself, divided. `shifted`: by the sum plus a number.
 Value divide_by_sum(const Value& x, bool shifted = false);
+// torch.norm(x, dim=-1, keepdim=True): keeps x and the norm of each row.
+Value norm_of_rows(const Value& x);
 // x *= factors, broadcast: x itself; what it was is copied first where the factors need a gradient.
 Value mul_in_place(const Value& x, const Value& factors);
 // The sum over a dim: `shape` is what comes out. Its gradient is seen as often as there are summands.

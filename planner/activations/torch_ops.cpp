@@ -254,7 +254,10 @@ Value rsqrt(const Value& operand) {
 }
 
 Value divided(const Value& x, const Value& divisor) {
-  return simple("div", x, like("div", x), {divisor});
+  const std::array inputs{x, divisor};
+  std::vector<Value> saved{divisor};
+  if (divisor.requires_grad()) saved.push_back(x);
+  return record("div", inputs, like("div", x), std::move(saved));
 }
 
 Value div(const Value& a, const Value& b) {

@@ -125,11 +125,13 @@ void mamba2(ModelConfig& config, ModelBuilder& model) {
   const std::uint64_t kernel = config.size("conv_kernel", 4);
   const bool bias = config.flag("use_bias", false);
   const std::string function = config.text("hidden_act", "silu");
+  Modules chunked = scan("scan", inner, state);
+  chunked[0].chunk = config.size("chunk_size", 256);
   const Modules mixer =
       join({parameter("dt_bias", {heads}), parameter("A_log", {heads}), parameter("D", {heads}),
             convolution("conv1d", convolved, convolved, {kernel}, config.flag("use_conv_bias", true), convolved),
             activation("act", function, convolved), linear("in_proj", a.hidden, inner + convolved + heads, bias),
-            scan("scan", inner, state), activation("gate_act", function, inner), multiply("gate", inner),
+            std::move(chunked), activation("gate_act", function, inner), multiply("gate", inner),
             rms_norm("norm", inner), linear("out_proj", inner, a.hidden, bias)});
   mamba_decoder(model, a, below("mixer", mixer), false, config.flag("residual_in_fp32", true));
 }
@@ -176,7 +178,8 @@ Modules jamba_mixer(ModelConfig& config, const Architecture& a, const std::strin
 }
 
 Modules jamba_experts(ModelConfig& config, const Architecture& a, std::uint64_t experts, const std::string& function) {
-  const Routing routing = read_routing(config, "num_experts_per_tok", 2, experts);
+  Routing routing = read_routing(config, "num_experts_per_tok", 2, experts);
+  routing.balanced = config.flag("output_router_logits", false);
   return below("feed_forward", join({router("router", a.hidden, experts, false),
                                      gated_experts("experts", routing, a.hidden, a.intermediate, function)}));
 }

@@ -20,17 +20,30 @@ std::string function_of(const ModelConfig& config) {
   return config.text("hidden_act", "silu");
 }
 
+// How many of `experts` a token passes, and whether what all routers say is a term of the loss.
+Routing read_balanced(ModelConfig& config, std::uint64_t chosen_by_default, std::uint64_t experts) {
+  Routing routing = read_routing(config, "num_experts_per_tok", chosen_by_default, experts);
+  routing.balanced = config.flag("output_router_logits", false);
+  return routing;
+}
+
+// Noise that what the router and the experts read is multiplied by in training.
+Modules input_jitter(const ModelConfig& config, std::string_view attribute) {
+  return dropout("input_jitter", config.has(attribute) ? config.number(attribute, 0) : 0);
+}
+
 // w2(act(w1(x)) * w3(x)) for each expert.
-Modules block_sparse_moe(ModelConfig& config, const Architecture& a, std::uint64_t experts_by_default) {
+Modules block_sparse_moe(ModelConfig& config, const Architecture& a, std::uint64_t experts_by_default,
+                         std::string_view jitter) {
   const std::uint64_t experts = config.listed("num_local_experts", experts_by_default);
-  Routing routing = read_routing(config, "num_experts_per_tok", 2, experts);
+  Routing routing = read_balanced(config, 2, experts);
   routing.normalized = true;
   const Modules expert =
       join({linear("w1", a.hidden, a.intermediate, false), linear("w2", a.intermediate, a.hidden, false),
             linear("w3", a.hidden, a.intermediate, false), activation("act_fn", function_of(config), a.intermediate),
             multiply("gate", a.intermediate)});
-  return below("block_sparse_moe",
-               join({router("gate", a.hidden, experts, false), routed(repeated("experts", experts, expert), routing)}));
+  return below("block_sparse_moe", join({input_jitter(config, jitter), router("gate", a.hidden, experts, false),
+                                         routed(repeated("experts", experts, expert), routing)}));
 }
 
 // modeling_mixtral.py
@@ -44,7 +57,8 @@ void mixtral(ModelConfig& config, ModelBuilder& model) {
                                                        .max_positions = 131072});
   describe_and_embed(model, a);
   model.blocks("layers", a.layers,
-               join({split_attention("self_attn", a, {}), block_sparse_moe(config, a, 8), norms_before(a)}));
+               join({split_attention("self_attn", a, {}), block_sparse_moe(config, a, 8, "router_jitter_noise"),
+                     norms_before(a)}));
   norm_and_head(model, a);
 }
 
@@ -59,10 +73,12 @@ void phimoe(ModelConfig& config, ModelBuilder& model) {
                                                      .max_positions = 131072});
   const bool bias = config.flag("attention_bias", false);
   describe_and_embed(model, a);
-  model.blocks(
-      "layers", a.layers,
-      join({split_attention("self_attn", a, {.bias = bias, .output_bias = bias}), block_sparse_moe(config, a, 16),
-            layer_norm("input_layernorm", a.hidden), layer_norm("post_attention_layernorm", a.hidden)}));
+  const Modules attention = windowed(split_attention("self_attn", a, {.bias = bias, .output_bias = bias}),
+                                     read_window(config, AttentionWindow{}));
+  model.blocks("layers", a.layers,
+               join({attention, dropout("self_attn.dropout", config.number("attention_dropout", 0)),
+                     block_sparse_moe(config, a, 16, "input_jitter_noise"), layer_norm("input_layernorm", a.hidden),
+                     layer_norm("post_attention_layernorm", a.hidden)}));
   model.add(layer_norm("norm", a.hidden));
   model.head("embed_tokens", false);
   if (config.head().output != HeadOutput::custom) return;
@@ -117,7 +133,7 @@ void qwen2_moe(ModelConfig& config, ModelBuilder& model) {
                                                        .max_positions = 32768});
   Modules experts;
   if (const std::uint64_t count = read_qwen_experts(config, 60); count > 0) {
-    Routing routing = read_routing(config, "num_experts_per_tok", 4, count);
+    Routing routing = read_balanced(config, 4, count);
     routing.normalized = config.flag("norm_topk_prob", false);
     const std::uint64_t intermediate = config.size("moe_intermediate_size", 1408);
     experts =
@@ -139,7 +155,7 @@ void qwen3_moe(ModelConfig& config, ModelBuilder& model) {
                                                        .max_positions = 32768});
   Modules experts;
   if (const std::uint64_t count = read_qwen_experts(config, 128); count > 0) {
-    Routing routing = read_routing(config, "num_experts_per_tok", 8, count);
+    Routing routing = read_balanced(config, 8, count);
     routing.normalized = config.flag("norm_topk_prob", false);
     const std::uint64_t intermediate = config.size("moe_intermediate_size", 768);
     experts = below("mlp", router_and_experts(config, routing, a.hidden, intermediate));
@@ -161,7 +177,7 @@ void olmoe(ModelConfig& config, ModelBuilder& model) {
       config,
       {.vocabulary = 50304, .hidden = 2048, .intermediate = 2048, .layers = 16, .heads = 16, .max_positions = 4096});
   const std::uint64_t experts = config.listed("num_experts", 64);
-  Routing routing = read_routing(config, "num_experts_per_tok", 8, experts);
+  Routing routing = read_balanced(config, 8, experts);
   routing.normalized = config.flag("norm_topk_prob", false);
   const bool bias = config.flag("attention_bias", false);
   const Modules norms = join({rms_norm("q_norm", a.hidden), rms_norm("k_norm", a.kv_heads * a.head_size)});
@@ -170,6 +186,11 @@ void olmoe(ModelConfig& config, ModelBuilder& model) {
                join({split_attention("self_attn", a, {.bias = bias, .output_bias = bias, .norms = norms}),
                      below("mlp", router_and_experts(config, routing, a.hidden, a.intermediate)), norms_before(a)}));
   norm_and_head(model, a);
+}
+
+Routing fused(Routing routing) {
+  routing.fused = true;
+  return routing;
 }
 
 // Gate and up in one tensor, features last. The activation is x sigmoid(1.702 x), whatever hidden_act says.
@@ -183,7 +204,7 @@ Modules gpt_oss_experts(const Routing& routing, const Architecture& a) {
                 activation("act_fn", "quick_gelu", n * a.intermediate), multiply("gate", n * a.intermediate),
                 fused_experts("down_proj", routing, a.intermediate, a.hidden, {n, a.intermediate, a.hidden}),
                 parameter("down_proj_bias", {n, a.hidden})})),
-      {.experts = n, .chosen = routing.chosen, .fused = true});
+      fused(routing));
 }
 
 // Biases everywhere, and a learned sink of attention for each head (modeling_gpt_oss.py).
@@ -197,7 +218,7 @@ void gpt_oss(ModelConfig& config, ModelBuilder& model) {
                                                        .head_size = 64,
                                                        .max_positions = 131072});
   const std::uint64_t experts = config.size("num_local_experts", 128);
-  const Routing routing = read_routing(config, "num_experts_per_tok", 4, experts);
+  const Routing routing = read_balanced(config, 4, experts);
   const bool bias = config.flag("attention_bias", true);
   describe_and_embed(model, a);
   const AttentionWindow window = read_window(config, {.tokens = 128, .whole_every = 2});
@@ -216,15 +237,18 @@ Modules dbrx_experts(const Routing& routing, const Architecture& a, const std::s
                                            fused_experts("v1", routing, a.hidden, a.intermediate, {rows, a.hidden}),
                                            activation("activation_fn", function, rows), multiply("gate", rows),
                                            fused_experts("w2", routing, a.intermediate, a.hidden, {rows, a.hidden})})),
-                {.experts = routing.experts, .chosen = routing.chosen, .fused = true});
+                fused(routing));
 }
 
-Modules dbrx_attention(const Architecture& a) {
+Modules dbrx_attention(const ModelConfig& config, const Architecture& a) {
   const std::uint64_t keys_and_values = 2 * a.kv_heads * a.head_size;
-  return below("norm_attn_norm", join({layer_norm("norm_1", a.hidden, false),
-                                       below("attn", join({linear("Wqkv", a.hidden, a.hidden + keys_and_values, false),
-                                                           attention("attention", attention_sizes(a, true)),
-                                                           linear("out_proj", a.hidden, a.hidden, false)})),
+  const std::uint64_t projected = a.hidden + keys_and_values;
+  const Modules attn =
+      join({linear("Wqkv", a.hidden, projected, false),
+            config.has("clip_qkv") ? activation("clip_qkv", "clamp", projected) : Modules{},
+            attention("attention", attention_sizes(a, true)), dropout("dropout", config.number("attn_pdrop", 0)),
+            linear("out_proj", a.hidden, a.hidden, false)});
+  return below("norm_attn_norm", join({layer_norm("norm_1", a.hidden, false), below("attn", attn),
                                        layer_norm("norm_2", a.hidden, false)}));
 }
 
@@ -239,17 +263,21 @@ void dbrx(ModelConfig& config, ModelBuilder& model) {
   attn.require_divisor("kv_n_heads", a.kv_heads, "n_heads", a.heads);
   a.intermediate = ffn.size("ffn_hidden_size", 3584);
   const std::uint64_t experts = ffn.size("moe_num_experts", 4);
-  const Routing routing = read_routing(ffn, "moe_top_k", 1, experts);
+  Routing routing = read_routing(ffn, "moe_top_k", 1, experts);
+  routing.normalized = !ffn.present("moe_normalize_expert_weights") || ffn.has("moe_normalize_expert_weights");
+  routing.balanced = config.flag("output_router_logits", false);
   const std::string function =
       ffn.has("ffn_act_fn") ? ffn.nested("ffn_act_fn", ffn.family(), "Model").text("name", "silu") : "silu";
   if (config.ties_embeddings(false)) {
     config.fail("tie_word_embeddings", "expected false, found true: DBRX's class has no tied embeddings");
   }
   model.describe(a);
-  model.add(embedding("wte", a.vocabulary, a.hidden));
+  model.add(join({embedding("wte", a.vocabulary, a.hidden), dropout("emb_dropout", config.number("emb_pdrop", 0))}));
   model.blocks("blocks", a.layers,
-               join({dbrx_attention(a), below("ffn", join({router("router.layer", a.hidden, experts, false),
-                                                           dbrx_experts(routing, a, function)}))}));
+               join({dbrx_attention(attn, a), dropout("resid_dropout", config.number("resid_pdrop", 0)),
+                     below("ffn", join({below("router", input_jitter(ffn, "moe_jitter_eps")),
+                                        router("router.layer", a.hidden, experts, false),
+                                        dbrx_experts(routing, a, function)}))}));
   model.add(layer_norm("norm_f", a.hidden, false));
   model.head("wte", false);
 }

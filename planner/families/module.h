@@ -59,6 +59,8 @@ struct Routing {
   bool fused = false;       // one module holds all experts, and its features are those of all of them
   bool grouped = false;     // a token's experts are of the best groups of experts alone
   bool normalized = false;  // the weights of a token's experts are divided by their sum
+  // What the routers of all layers say is kept to the loss, which has a term of it (output_router_logits).
+  bool balanced = false;
   bool operator==(const Routing&) const = default;
 };
 
@@ -72,6 +74,7 @@ struct Module {
   std::optional<AttentionSizes> attention;  // of an attention
   std::string function;                     // of an activation: "silu", "gelu_new"; of a residual: "parallel"
   double rate = 0;                          // of a dropout
+  std::uint64_t chunk = 0;                  // of a scan: tokens that it computes at once; 0: one
   std::optional<Routing> routing;           // inside an expert
   bool operator==(const Module&) const = default;
 };

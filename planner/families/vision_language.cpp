@@ -30,7 +30,8 @@ void gemma3(ModelConfig& config, ModelBuilder& model) {
   model.nested("vision_tower", vision, Part::tower);
   Modules projection = linear("multi_modal_projector", seen, width, false);
   projection[0].tensors[0] = {.name = "mm_input_projection_weight", .shape = {seen, width}};
-  model.add(join({projection, rms_norm("multi_modal_projector.mm_soft_emb_norm", seen)}));
+  model.add(join({projection, rms_norm("multi_modal_projector.mm_soft_emb_norm", seen),
+                  activation("multi_modal_projector.avg_pool", "mean", config.size("mm_tokens_per_image", 256))}));
   model.nested(generates ? "language_model" : "language_model.model", text, Part::main);
   if (config.head().suffix == "ForSequenceClassification")
     model.add_outside(linear("score", width, config.labels(), false));
@@ -106,6 +107,8 @@ void llama4_text(ModelConfig& config, ModelBuilder& model) {
   const Routing routing = read_routing(config, "num_experts_per_tok", 1, config.size("num_local_experts", 16));
   const std::string function = config.text("hidden_act", "silu");
   const bool normed = config.flag("use_qk_norm", true);
+  const bool tempered = config.flag("attn_temperature_tuning", true);
+  const AttentionWindow chunks{.tokens = config.count("attention_chunk_size", 8192)};
 
   model.describe(a);
   model.add(embedding("embed_tokens", a.vocabulary, a.hidden));
@@ -116,7 +119,9 @@ void llama4_text(ModelConfig& config, ModelBuilder& model) {
         const Modules norms = rotary && normed ? join({plain_rms_norm("qk_norm.q", a.heads * a.head_size),
                                                        plain_rms_norm("qk_norm.k", a.kv_heads * a.head_size)})
                                                : Modules{};
-        return join({split_attention("self_attn", a, {.rotary = rotary, .norms = norms}),
+        return join({windowed(split_attention("self_attn", a, {.rotary = rotary, .norms = norms}),
+                              rotary ? chunks : AttentionWindow{}),
+                     rotary || !tempered ? Modules{} : multiply("self_attn.attn_scale", a.heads * a.head_size),
                      sparse ? below("feed_forward", llama4_experts(a, routing, function))
                             : gated_mlp("feed_forward", a.hidden, dense, function, false),
                      rms_norm("input_layernorm", a.hidden), rms_norm("post_attention_layernorm", a.hidden)});

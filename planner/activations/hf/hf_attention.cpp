@@ -22,7 +22,7 @@ Value packed_texts(ForwardContext& context) {
 }
 
 // Whether a token sees another one, [b or 1, 1, s, s].
-Value visible(ForwardContext& context, const Value& padding, const Value& texts, bool windowed) {
+Value visible(ForwardContext& context, const Value& padding, const Value& texts, bool windowed, bool images) {
   Tape& tape = context.tape;
   const std::uint64_t s = context.tokens();
   const std::array ranges{tape.allocate("arange", {s}, DType::i64),
@@ -40,6 +40,13 @@ Value visible(ForwardContext& context, const Value& padding, const Value& texts,
     const Value before = tape.allocate("le", {1, 1, s, s}, DType::boolean);
     mask = tape.allocate("bitwise_and", {1, 1, s, s}, DType::boolean);
   }
+  if (images) {
+    const Shape pairs{context.batch(), 1, s, s};
+    const std::array same{tape.allocate("bitwise_and", pairs, DType::boolean),
+                          tape.allocate("eq", pairs, DType::boolean)};
+    const Value of_one = tape.allocate("bitwise_and", pairs, DType::boolean);
+    mask = tape.allocate("bitwise_or", pairs, DType::boolean);
+  }
   if (!padding.defined() && !texts.defined()) return mask.viewed({context.batch(), 1, s, s});
   mask = tape.allocate("bitwise_and", {1, 1, s, s}, DType::boolean);
   Value more;
@@ -55,8 +62,8 @@ Value visible(ForwardContext& context, const Value& padding, const Value& texts,
 
 Value eager(const Value& query, const Value& key, const Value& value, const AttentionCall& call) {
   const std::uint64_t times = query.size(1) / key.size(1);
-  const Value k = repeat_heads(key, times);
-  const Value v = repeat_heads(value, times);
+  const Value k = repeat_kv(key, times);
+  const Value v = repeat_kv(value, times);
   const Shape pairs{query.size(0), query.size(1), query.size(2), k.size(2)};
   Value weights = batched_matmul(query, k, pairs);
   weights = scale(weights);
@@ -77,7 +84,7 @@ Value eager(const Value& query, const Value& key, const Value& value, const Atte
 
 }  // namespace
 
-Value make_causal_mask(ForwardContext& context, std::uint64_t window) {
+Value make_causal_mask(ForwardContext& context, std::uint64_t window, bool images) {
   Tape& tape = context.tape;
   const NoGrad no_grad(tape);
   const bool eager = context.attention() == AttentionKind::eager;
@@ -85,11 +92,11 @@ Value make_causal_mask(ForwardContext& context, std::uint64_t window) {
   Value padding;
   if (context.client.mask != MaskKind::none) padding = tape.allocate("to", tokens, DType::boolean);
   Value texts;
-  if (context.client.mask == MaskKind::none && !context.use_cache()) texts = packed_texts(context);
+  if (context.client.mask == MaskKind::none && !context.use_cache() && !images) texts = packed_texts(context);
   const bool windowed = window != 0 && window <= context.tokens();
   const bool whole = context.client.mask != MaskKind::padded && !texts.defined() && !windowed;
-  if (!eager && whole) return {};
-  Value mask = visible(context, padding, texts, window != 0);
+  if (!eager && whole && !images) return {};
+  Value mask = visible(context, padding, texts, window != 0, images);
   if (!eager) return mask;
   const DType dtype = context.setup.policy.parameter;
   const std::array numbers{tape.allocate("zero", {}, dtype), tape.allocate("least", {}, dtype)};
@@ -106,6 +113,11 @@ void cache(const ForwardContext& context, Value& k, Value& v) {
   v.tape().keep(v);
 }
 
+Value repeat_kv(const Value& x, std::uint64_t times) {
+  if (times == 1 || x.size(1) > 1) return repeat_heads(x, times);
+  return expand(x, {x.size(0), times, x.size(2), x.size(3)}).laid_out(Layout::with_gaps);
+}
+
 bool in_window(const UnitView& block, const AttentionSizes& sizes) {
   if (sizes.window == 0 || block.number() < sizes.whole_first) return false;
   return sizes.whole_every == 0 || (block.number() + 1) % sizes.whole_every != 0;
@@ -120,8 +132,8 @@ Value attend(const ForwardContext& context, const Value& q, const Value& k, cons
   if (context.attention() == AttentionKind::eager) return view(eager(q, k, v, call), joined);
   // With a mask, heads are repeated before the kernel; without, the kernel does what it can.
   const std::uint64_t times = call.mask.defined() ? q.size(1) / k.size(1) : 1;
-  const Value keys = repeat_heads(k, times);
-  const Value values = repeat_heads(v, times);
+  const Value keys = repeat_kv(k, times);
+  const Value values = repeat_kv(v, times);
   const Value output =
       scaled_dot_product_attention(q, keys, values, {.mask = call.mask, .causal = call.causal && !call.mask.defined()});
   return view(transpose(output), joined);

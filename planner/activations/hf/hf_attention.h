@@ -12,7 +12,8 @@ namespace shardplan::autograd {
 //   sdpa   a boolean one; none where no token is padding, since the kernel is causal itself. A batch without
 //          attention_mask and a model without a cache are taken for packed texts, which need one.
 // `window`: tokens that a token sees, itself included; 0: all. Shorter than the text it needs a mask.
-Value make_causal_mask(ForwardContext& context, std::uint64_t window = 0);
+// `images`: tokens of an image see all of it, which needs a mask too (or_mask_function).
+Value make_causal_mask(ForwardContext& context, std::uint64_t window = 0, bool images = false);
 
 struct AttentionCall {
   Value mask{};
@@ -23,6 +24,9 @@ struct AttentionCall {
 
 // DynamicCache.update: the first keys and values of a layer are appended to nothing, which copies them.
 void cache(const ForwardContext& context, Value& k, Value& v);
+
+// [b, g, s, d] to [b, g x times, s, d] (repeat_kv): copies, but of one head a view that shows it as often.
+Value repeat_kv(const Value& x, std::uint64_t times);
 
 // q [b, h, s, d], k [b, g, t, d], v [b, g, t, e] to [b, s, h x e], by the context's kind of attention: eager_attention_forward
 // of modeling_llama.py, or sdpa_attention_forward of integrations/sdpa_attention.py.

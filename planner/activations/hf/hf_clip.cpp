@@ -65,7 +65,7 @@ Value clip_images(ForwardContext& context, const std::string& base) {
   const UnitView unit = required_unit(context, base + std::string(kPatches));
   const std::uint64_t tokens = tokens_of_image(unit, base);
   const auto embedded = [&] {
-    Value x = patches(context, unit[base + std::string(kPatches)], tokens - 1);
+    Value x = patches(context, unit[base + std::string(kPatches)], tokens - 1, context.batch());
     x = behind_token(unit.tensor(base + "embeddings.class_embedding"), x);
     return add(x, positions(context, unit, base, tokens));
   };
@@ -102,17 +102,20 @@ Value class_loss(ForwardContext& context, const Value& tokens) {
 
 // ---- SigLIP (modeling_siglip.py) ----
 
-// Features of all patches, behind the last norm.
-Value siglip_features(ForwardContext& context, const std::string& base) {
+}  // namespace
+
+Value siglip_features(ForwardContext& context, const std::string& base, std::uint64_t images) {
   const UnitView unit = required_unit(context, base + std::string(kPatches));
   const std::uint64_t tokens = tokens_of_image(unit, base);
   Value hidden = [&] {
-    const Value x = patches(context, unit[base + std::string(kPatches)], tokens);
+    const Value x = patches(context, unit[base + std::string(kPatches)], tokens, images);
     return add(x, positions(context, unit, base, tokens));
   }();
   hidden = run_blocks(context, clip_block, std::move(hidden), base + "encoder.layers");
   return layer_norm(required_unit(context, base + "post_layernorm")[base + "post_layernorm"], hidden);
 }
+
+namespace {
 
 // What the pooling head makes of them no loss here reads, but it lives until the model has returned: torch.nn.MultiheadAttention
 // copies the features, and keys and values once more (torch/nn/functional.py, _in_projection_packed). Scores of the one query of
@@ -176,13 +179,13 @@ std::string siglip_base(const ForwardContext& context) {
 
 // Without labels: what is trained is the sum of the features.
 Value siglip_vision(ForwardContext& context) {
-  const Value hidden = siglip_features(context, siglip_base(context));
+  const Value hidden = siglip_features(context, siglip_base(context), context.batch());
   const std::vector<Value> head = pooling_head(context, siglip_base(context), hidden);
   return total(hidden);
 }
 
 Value siglip_classes(ForwardContext& context) {
-  const Value hidden = siglip_features(context, siglip_base(context));
+  const Value hidden = siglip_features(context, siglip_base(context), context.batch());
   const std::vector<Value> pooled = pooling_head(context, siglip_base(context), hidden);
   return class_loss(context, hidden);
 }
@@ -302,7 +305,7 @@ Value siglip(ForwardContext& context) {
   if (has_module(context, "classifier")) return siglip_classes(context);
   if (!has_module(context, std::string(kImages) + "head.attention")) throw NotModelled("images without a pooling head");
   Tape& tape = context.tape;
-  const Value hidden = siglip_features(context, kImages);
+  const Value hidden = siglip_features(context, kImages, context.batch());
   Value image = pooled_by_attention(context, kImages, hidden);
   const Value states = text_states(context, false);
   Value text = slice(states, {states.size(0), states.size(2)});

@@ -16,4 +16,7 @@ struct TextFeatures {
 // CLIPTextModelWithProjection, called with output_hidden_states, of the modules below `base`.
 TextFeatures clip_text(ForwardContext& context, const std::string& base, std::uint64_t tokens);
 
+// SiglipVisionTransformer of the modules below `base`: features of all patches of this many images, behind the last norm.
+Value siglip_features(ForwardContext& context, const std::string& base, std::uint64_t images);
+
 }  // namespace shardplan::autograd

@@ -39,7 +39,8 @@ Field field_of(const UnitView& block) {
   Field field;
   const auto named = [](std::size_t i, const char* part) { return fmt::format("net.{}.{}", i, part); };
   for (std::size_t i = 0; block.has(named(i, "layer")); ++i) {
-    Layer layer{.linear = block[named(i, "layer")]};
+    Layer layer;
+    layer.linear = block[named(i, "layer")];
     if (layer.linear.adapter.a.defined()) throw NotModelled("adapters in a field");
     if (!is_trainable_dtype(layer.linear.weight.dtype())) throw NotModelled("quantised weights in a field");
     if (block.has(named(i, "gate"))) {
@@ -128,7 +129,8 @@ struct LayerRun {
 };
 
 LayerRun begun(const Layer& layer, const Value& time) {
-  LayerRun run{.weight = transposed(layer.linear.weight)};
+  LayerRun run;
+  run.weight = transposed(layer.linear.weight);
   if (layer.gate.weight.defined()) run.gate = unary_of_output("sigmoid", linear(time.viewed({1, 1}), layer.gate));
   return run;
 }

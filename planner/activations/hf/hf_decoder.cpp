@@ -47,18 +47,21 @@ Value attended(ForwardContext& context, const UnitView& block, Heads& heads) {
   return linear(mixed, block["self_attn.o_proj"]);
 }
 
-Value attended_repeated(ForwardContext& context, const UnitView& block, Heads& heads) {
-  const AttentionSizes& sizes = sizes_of(block);
-  const Value& mask = mask_of(context, block, sizes);
+Value attend_repeated(ForwardContext& context, const AttentionSizes& sizes, Heads& heads, const AttentionCall& call) {
   cache(context, heads.k, heads.v);
-  heads.k = repeat_heads(heads.k, sizes.heads / sizes.kv_heads);
-  heads.v = repeat_heads(heads.v, sizes.heads / sizes.kv_heads);
-  if (mask.defined() && context.attention() != AttentionKind::eager) {
+  heads.k = repeat_kv(heads.k, sizes.heads / sizes.kv_heads);
+  heads.v = repeat_kv(heads.v, sizes.heads / sizes.kv_heads);
+  if (call.mask.defined() && context.attention() != AttentionKind::eager) {
     for (Value* x : {&heads.q, &heads.k, &heads.v}) {
       if (x->layout() != Layout::in_order) *x = contiguous(*x);
     }
   }
-  const Value mixed = attend(context, heads.q, heads.k, heads.v, {.mask = mask});
+  return attend(context, heads.q, heads.k, heads.v, call);
+}
+
+Value attended_repeated(ForwardContext& context, const UnitView& block, Heads& heads) {
+  const AttentionSizes& sizes = sizes_of(block);
+  const Value mixed = attend_repeated(context, sizes, heads, {.mask = mask_of(context, block, sizes)});
   return linear(mixed, block["self_attn.o_proj"]);
 }
 

@@ -28,7 +28,8 @@ void norm_heads(Heads& heads, const UnitView& block, Norm norm);
 
 // The cache, attention, and the projection from the heads.
 Value attended(ForwardContext& context, const UnitView& block, Heads& heads);
-// The same with keys and values repeated before any kernel is asked for.
+// The same with keys and values repeated before any kernel is asked for; attention by itself, [b, s, h x d].
+Value attend_repeated(ForwardContext& context, const AttentionSizes& sizes, Heads& heads, const AttentionCall& call);
 Value attended_repeated(ForwardContext& context, const UnitView& block, Heads& heads);
 // Those of the layers that see a window, where they differ.
 const RotaryTables& tables_of(const ForwardContext& context, const UnitView& block);

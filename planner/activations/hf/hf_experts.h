@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-#include "planner/activations/hf/hf_model.h"
+#include "planner/activations/hf/hf_layers.h"
 
 namespace shardplan::autograd {
 
@@ -14,6 +14,7 @@ struct ExpertNames {
   std::string_view gate;
   std::string_view up;
   std::string_view down;
+  std::string_view router = "gate";
 };
 inline constexpr ExpertNames kMixtralNames{"block_sparse_moe", "w1", "w3", "w2"};
 inline constexpr ExpertNames kQwenNames{"mlp", "gate_proj", "up_proj", "down_proj"};
@@ -30,7 +31,30 @@ std::uint64_t choices_of(std::uint64_t i, const Routing& routing, std::uint64_t 
 // Which tokens chose an expert, and as which of their choices: where() of a column of the mask.
 Value chosen_by(Tape& tape, std::uint64_t count);
 
-// The blocks of Mixtral and its kin: hidden [b, s, h] to the same. `all_run`: experts that nobody chose run too, on no tokens.
-Value mixture(const UnitView& block, const ExpertNames& names, const Value& hidden, bool all_run = false);
+// A token's experts and their weights, [tokens, chosen].
+struct Choice {
+  Value weights;
+  Value experts;
+};
+// The most probable ones (softmax in fp32), with weights of this dtype.
+Choice most_probable(const Routing& routing, const Value& logits, DType dtype);
+
+struct MixtureOptions {
+  Choice (*choose)(const Routing& routing, const Value& logits, DType dtype) = most_probable;
+  bool all_run = false;  // experts that nobody chose run too, on no tokens
+};
+
+// The blocks of Mixtral and its kin: hidden [b, s, h] to the same.
+Value mixture(ForwardContext& context, const UnitView& block, const ExpertNames& names, const Value& hidden,
+              const MixtureOptions& options = {});
+
+// x *= noise, where the block has such a module: "input_jitter" below `name`.
+Value jittered(const UnitView& block, std::string_view name, const Value& x);
+
+// What a router said is kept for balancing_loss, where the model has that.
+void keep_for_balance(ForwardContext& context, const Routing& routing, const Value& said);
+
+// load_balancing_loss_func: how evenly the routers of all layers share tokens out; a scalar.
+Value balancing_loss(ForwardContext& context, RouterSays said);
 
 }  // namespace shardplan::autograd

@@ -7,6 +7,7 @@
 
 #include "planner/activations/adapters.h"
 #include "planner/activations/hf/hf_attention.h"
+#include "planner/activations/hf/hf_experts.h"
 #include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
 
@@ -89,6 +90,10 @@ Value gemma_norm(const Parameters& layer, const Value& x) {
     return shift(weight);
   }());
   return to(output, x.dtype());
+}
+
+Value l2_norm(const Value& x) {
+  return to(divided_by_rms(to(x, DType::f32)), x.dtype());
 }
 
 Value layer_norm(const Parameters& layer, const Value& x) {
@@ -227,13 +232,14 @@ bool has_adapters(const Catalog& held) {
 }
 
 void make_masks(ForwardContext& context, const CausalLm& model, const AttentionSizes& sizes) {
-  if (model.older_mask) {
-    context.shared.mask = make_older_mask(context, false);
+  if (model.mask != nullptr || model.older_mask) {
+    context.shared.mask = model.mask != nullptr ? model.mask(context) : make_older_mask(context, false);
     return;
   }
   const bool windowed = sizes.window != 0;
-  if (model.two_masks || !windowed) context.shared.mask = make_causal_mask(context);
-  if (model.two_masks || windowed) context.shared.window_mask = make_causal_mask(context, sizes.window);
+  const bool images = model.masks_of_images;
+  if (model.two_masks || !windowed) context.shared.mask = make_causal_mask(context, 0, images);
+  if (model.two_masks || windowed) context.shared.window_mask = make_causal_mask(context, sizes.window, images);
 }
 
 // What the base model returns: its locals, the first hidden features among them, are gone by then.
@@ -247,6 +253,7 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
   } else if (const auto unit = unit_with(context, model.embedding)) {
     const Value tokens = tape.outside({context.batch(), context.tokens()}, DType::i64);
     embedded = embedding(tokens, (*unit)[model.embedding].weight);
+    embedded = dropout(embedded, dropout_rate(context, model.embedding_dropout));
   } else {
     embedded = tape.allocate("received", {context.batch(), context.tokens(), a.hidden}, context.setup.policy.parameter);
   }
@@ -257,7 +264,7 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
   const Value positions = tape.allocate("arange", {context.tokens()}, DType::i64);
   make_masks(context, model, sizes);
   const std::uint64_t features = sizes.rotary_size != 0 ? sizes.rotary_size : a.head_size;
-  context.shared.tables = make_rotary(context, features, model.rotation);
+  if (!model.own_tables) context.shared.tables = make_rotary(context, features, model.rotation);
   if (model.two_tables) context.shared.window_tables = make_rotary(context, features, model.rotation);
   Value hidden = model.embedding_scale == EmbeddingScale::after_masks ? scale(embedded) : embedded;
   hidden = run_blocks(context, model.block, std::move(hidden), model.stack);
@@ -274,6 +281,7 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
   context.shared = {};
   const auto head = unit_with(context, model.head);
   if (!head) {
+    if (!context.routed.empty()) throw NotModelled("output_router_logits of layers on other ranks");
     tape.release_kept();
     return hidden;
   }
@@ -291,9 +299,13 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
     logits = unary_of_output("tanh", logits);
     logits = scale(logits);
   }
-  Value loss = causal_loss(context, logits);
+  Value loss = model.loss != nullptr ? model.loss(context, std::move(logits)) : causal_loss(context, logits);
+  if (!context.routed.empty()) {
+    loss = add_in_place(loss, scale(balancing_loss(context, model.routers_say)));
+    context.routed.clear();
+  }
   if (context.client.keeps_outputs) {
-    tape.keep(logits);
+    if (logits.defined()) tape.keep(logits);
   } else {
     tape.release_kept();
   }

@@ -22,6 +22,7 @@ using Norm = Value (*)(const Parameters& layer, const Value& x);
 Value rms_norm(const Parameters& layer, const Value& x);          // fp32, weighted in the input's dtype (LlamaRMSNorm)
 Value rms_norm_in_fp32(const Parameters& layer, const Value& x);  // weighted in fp32 (Olmo2RMSNorm)
 Value gemma_norm(const Parameters& layer, const Value& x);        // by 1 + weight, in fp32 (GemmaRMSNorm)
+Value l2_norm(const Value& x);                                    // in fp32, without weights (Llama4TextL2Norm)
 Value layer_norm(const Parameters& layer, const Value& x);        // nn.LayerNorm
 Value olmo_norm(const Parameters& layer, const Value& x);         // without weights, in fp32 (OlmoLayerNorm)
 Value cohere_norm(const Parameters& layer, const Value& x);       // operation by operation in fp32 (CohereLayerNorm)
@@ -55,21 +56,31 @@ void rotate_part(Value& q, Value& k, const RotaryTables& tables, std::uint64_t f
 // Where the embedding is multiplied by a number; `after_masks` keeps it beside the product until the blocks have run.
 enum class EmbeddingScale : std::uint8_t { none, at_once, after_masks };
 
+// What is kept of routers for the loss.
+enum class RouterSays : std::uint8_t { logits, probabilities };
+
 struct CausalLm {
   BlockForward block;
   std::string_view stack = {};                        // of its blocks; all if it is empty
   Value (*embed)(ForwardContext& context) = nullptr;  // where it is not words alone that the blocks read
   Norm norm = rms_norm;
   std::string_view embedding = "model.embed_tokens";
+  std::string_view embedding_dropout = {};
   std::string_view last_norm = "model.norm";
   std::string_view head = "lm_head";
   Rotation rotation = Rotation::plain;
   EmbeddingScale embedding_scale = EmbeddingScale::none;
   bool scaled_logits = false;
-  bool older_mask = false;  // the model makes it itself (make_older_mask)
-  bool two_masks = false;   // for blocks with a window and those without one
+  // Takes the logits, which live until it returns; causal_loss if it is null.
+  Value (*loss)(ForwardContext& context, Value logits) = nullptr;
+  Value (*mask)(ForwardContext& context) = nullptr;  // where the model makes one of its own
+  bool older_mask = false;                           // as older models make it (make_older_mask)
+  bool two_masks = false;                            // for blocks with a window and those without one
+  bool masks_of_images = false;
   bool two_tables = false;  // of cosines and sines, likewise
   bool never_caches = false;
+  bool own_tables = false;  // blocks make their own
+  RouterSays routers_say = RouterSays::logits;
   // Head and loss of the last features, where they are one; else logits and causal_loss.
   Value (*fused_loss)(ForwardContext& context, const Parameters& head, const Value& hidden) = nullptr;
 };

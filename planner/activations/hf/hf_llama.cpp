@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "planner/activations/hf/hf_decoder.h"
+#include "planner/activations/hf/hf_gemma3.h"
 #include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
 
@@ -68,15 +69,21 @@ Value gemma3_attention(ForwardContext& context, const UnitView& block, const Val
   return attended(context, block, heads);
 }
 
+}  // namespace
+
+Value gemma3_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  return gemma2_block_of(context, block, input, gemma3_attention);
+}
+
+namespace {
+
 Value gemma3(ForwardContext& context) {
-  return causal_lm(context,
-                   {.block = [](ForwardContext& c, const UnitView& block,
-                                const Value& input) { return gemma2_block_of(c, block, input, gemma3_attention); },
-                    .norm = gemma_norm,
-                    .embedding_scale = EmbeddingScale::at_once,
-                    .two_masks = true,
-                    .two_tables = true,
-                    .never_caches = true});
+  return causal_lm(context, {.block = gemma3_block,
+                             .norm = gemma_norm,
+                             .embedding_scale = EmbeddingScale::at_once,
+                             .two_masks = true,
+                             .two_tables = true,
+                             .never_caches = true});
 }
 
 // One projection for queries, keys and values, and one for gate and up; a rotated part of each head that may be all of it.

@@ -13,13 +13,13 @@ namespace {
 // ---- Mixtral, Qwen, OLMoE: a module for each expert ----
 
 // Experts, or the MLP that some of Qwen's layers have.
-Value experts_or_mlp(const UnitView& block, const Value& x) {
+Value experts_or_mlp(ForwardContext& context, const UnitView& block, const Value& x) {
   if (block.has("mlp.up_proj")) return gated_mlp(block, "mlp", x);
-  return mixture(block, block.has("mlp.gate") ? kQwenNames : kMixtralNames, x);
+  return mixture(context, block, block.has("mlp.gate") ? kQwenNames : kMixtralNames, x);
 }
 
-Value all_experts(const UnitView& block, const Value& x) {
-  return mixture(block, kQwenNames, x, true);
+Value all_experts(ForwardContext& context, const UnitView& block, const Value& x) {
+  return mixture(context, block, kQwenNames, x, {.all_run = true});
 }
 
 Value qwen2_moe_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
@@ -40,9 +40,10 @@ Value olmoe_attention(ForwardContext& context, const UnitView& block, const Valu
   return attended_repeated(context, block, heads);
 }
 
-template <auto Attention, auto Mlp>
+template <auto Attention, auto Mlp, Norm norm = rms_norm>
 Value experts_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  return block_of(context, block, input, rms_norm, Attention, Mlp);
+  return block_of(context, block, input, norm, Attention,
+                  [&](const UnitView& unit, const Value& x) { return Mlp(context, unit, x); });
 }
 
 Value mixtral(ForwardContext& context) {
@@ -76,8 +77,8 @@ Value rotate_halves(const Value& x, const RotaryTables& tables) {
 Value attention_with_sinks(const Heads& heads, const Value& sinks, const Value& mask) {
   const auto& [q, key, value] = heads;
   const std::uint64_t times = q.size(1) / key.size(1);
-  const Value k = repeat_heads(key, times);
-  const Value v = repeat_heads(value, times);
+  const Value k = repeat_kv(key, times);
+  const Value v = repeat_kv(value, times);
   const Shape pairs{q.size(0), q.size(1), q.size(2), k.size(2)};
   Value weights = scale(batched_matmul(q, k, pairs));
   if (mask.defined()) weights = add(weights, mask);
@@ -129,12 +130,13 @@ Value gpt_oss_expert(const UnitView& block, const Value& x, Value& up) {
   return layer_of_expert(product, block.tensor("mlp.experts.down_proj"), block.tensor("mlp.experts.down_proj_bias"));
 }
 
-Value gpt_oss_mlp(const UnitView& block, const Value& hidden) {
+Value gpt_oss_mlp(ForwardContext& context, const UnitView& block, const Value& hidden) {
   Tape& tape = hidden.tape();
   const Routing& routing = *block.module("mlp.experts.gate_up_proj").routing;
   const std::uint64_t tokens = hidden.size(0) * hidden.size(1);
   const Value x = view(hidden, {tokens, hidden.size(2)});
   const Value scores = router_scores(block, x, routing.chosen);
+  keep_for_balance(context, routing, scores);
   Value sum = tape.allocate("zeros", x.shape(), x.dtype());
   const Value mask = tape.allocate("one_hot", {tokens, routing.chosen, routing.experts + 1}, DType::i64);
   Value up;  // a name of the loop: the last expert's lives until the next has one
@@ -151,10 +153,7 @@ Value gpt_oss_mlp(const UnitView& block, const Value& hidden) {
 
 Value gpt_oss(ForwardContext& context) {
   context.always_eager = true;
-  return causal_lm(context, {.block =
-                                 [](ForwardContext& c, const UnitView& block, const Value& input) {
-                                   return block_of(c, block, input, rms_norm_in_fp32, gpt_oss_attention, gpt_oss_mlp);
-                                 },
+  return causal_lm(context, {.block = experts_block<gpt_oss_attention, gpt_oss_mlp, rms_norm_in_fp32>,
                              .norm = rms_norm_in_fp32,
                              .rotation = Rotation::halves,
                              .two_masks = true});

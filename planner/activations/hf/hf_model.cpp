@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <utility>
 
 #include "planner/activations/hf/hf_modules.h"
@@ -16,6 +17,13 @@ bool holds(const ModuleRun& run, std::string_view module) {
   return std::any_of(run.modules.begin(), run.modules.end(), [&](const Module& m) { return m.name == module; });
 }
 
+bool recomputed(const ForwardContext& context, std::uint64_t number) {
+  const ClientSetup& client = context.client;
+  if (context.never_recomputes || !context.tape.grad_enabled()) return false;
+  return client.recompute == RecomputeKind::full ||
+         (client.recompute == RecomputeKind::every && number % client.recompute_every == 0);
+}
+
 Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run, const ModuleRun& modules,
                 std::uint64_t index, std::uint64_t times, const Value& hidden) {
   context.tape.enter(unit_name(run, index), times);
@@ -25,31 +33,49 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
         UnitView(context.tape, modules.modules, run, index, context.parameter_dtype(), context.client.adapter_dropout),
         input);
   };
-  const ClientSetup& client = context.client;
-  const bool recomputed =
-      client.recompute == RecomputeKind::full ||
-      (client.recompute == RecomputeKind::every && (run.first_number + index) % client.recompute_every == 0);
-  if (!recomputed || context.never_recomputes || !context.tape.grad_enabled()) return forward(hidden);
+  if (!recomputed(context, run.first_number + index)) return forward(hidden);
   const bool two_streams = context.shared.encoded.defined() && context.carries_encoded;
   auto with_shared = [&context, forward, two_streams, shared = context.shared](std::span<const Value> inputs) {
     SharedByBlocks before = std::exchange(context.shared, shared);
+    std::vector<Value> routed = std::exchange(context.routed, {});
     std::vector<Value> outputs;
     outputs.push_back(forward(inputs[0]));
     if (two_streams && context.shared.encoded.defined()) outputs.push_back(std::move(context.shared.encoded));
+    std::move(context.routed.begin(), context.routed.end(), std::back_inserter(outputs));
     context.shared = std::move(before);
+    context.routed = std::move(routed);
     return outputs;
   };
   std::vector<Value> outputs = context.tape.checkpoint_all(with_shared, std::span(&hidden, 1));
-  if (two_streams) context.shared.encoded = outputs.size() > 1 ? std::move(outputs[1]) : Value();
+  if (two_streams) {
+    context.shared.encoded = outputs.size() > 1 ? std::move(outputs[1]) : Value();
+  } else {
+    std::move(outputs.begin() + 1, outputs.end(), std::back_inserter(context.routed));
+  }
   return std::move(outputs[0]);
 }
 
 // Blocks that attend within a window and others that do not differ, where the window decides anything.
 bool alternates(const ForwardContext& context, const ModuleRun& modules) {
-  if (context.shared.window_mask.defined() == context.shared.mask.defined()) return false;
+  const SharedByBlocks& shared = context.shared;
+  if (shared.window_mask.defined() == shared.mask.defined() && !shared.window_tables.cos.defined()) return false;
   return std::any_of(modules.modules.begin(), modules.modules.end(), [](const Module& m) {
     return m.attention && (m.attention->whole_every != 0 || m.attention->whole_first != 0);
   });
+}
+
+// Blocks of one run have the same tensors, but may differ in modules that have none: those from block `index` of the run on that
+// do not.
+struct EqualBlocks {
+  const ModuleRun* modules = nullptr;
+  std::uint64_t count = 0;
+};
+
+EqualBlocks equal_blocks(const Model& model, const UnitRun& run, std::uint64_t index) {
+  UnitRun rest = run;
+  rest.first_number += index;
+  const ModuleRun* modules = modules_of(model, rest);
+  return {modules, std::min(run.count - index, modules->first_number + modules->count - rest.first_number)};
 }
 
 }  // namespace
@@ -57,15 +83,18 @@ bool alternates(const ForwardContext& context, const ModuleRun& modules) {
 Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std::string_view stack) {
   for (const UnitRun& run : context.held.runs) {
     if (!run.numbered || (!stack.empty() && run.name != stack)) continue;
-    const ModuleRun* modules = modules_of(context.model, run);
-    const std::uint64_t middle = run.count > 3 && !context.unfolded && !alternates(context, *modules) &&
-                                         context.client.recompute != RecomputeKind::every
-                                     ? run.count - 2
-                                     : 1;
     for (std::uint64_t i = 0; i < run.count;) {
-      const std::uint64_t times = i == 1 ? middle : 1;
-      hidden = run_block(context, block, run, *modules, i, times, hidden);
-      i += times;
+      const auto [modules, count] = equal_blocks(context.model, run, i);
+      const bool folds = count > 3 && !context.unfolded && !alternates(context, *modules) &&
+                         context.client.recompute != RecomputeKind::every;
+      const std::uint64_t first = i;
+      while (i < first + count) {
+        const std::uint64_t times = folds && i == first + 1 ? count - 2 : 1;
+        const std::size_t routed = context.routed.size();
+        hidden = run_block(context, block, run, *modules, i, times, hidden);
+        for (std::size_t k = routed; k < context.routed.size(); ++k) context.tape.keep(context.routed[k]);
+        i += times;
+      }
     }
   }
   return hidden;
@@ -101,10 +130,11 @@ UnitView required_unit(ForwardContext& context, std::string_view module) {
 
 const HfFamily* find_hf_family(std::string_view model_type) {
   static constexpr std::array kTables{
-      hf_bert_families,  hf_clip_families,  hf_cnf_families,     hf_deberta_families,  hf_deepseek_families,
-      hf_flow_families,  hf_flux2_families, hf_gpt2_families,    hf_gpt_neox_families, hf_kimi_vl_families,
-      hf_llama_families, hf_mamba_families, hf_mixtral_families, hf_sd3_families,      hf_sd3_pipeline_families,
-      hf_swin_families,  hf_t5_families,    hf_vision_families};
+      hf_bert_families,     hf_clip_families,    hf_cnf_families,    hf_dbrx_families,   hf_deberta_families,
+      hf_deepseek_families, hf_flow_families,    hf_flux2_families,  hf_gemma3_families, hf_gpt2_families,
+      hf_gpt_neox_families, hf_kimi_vl_families, hf_llama4_families, hf_llama_families,  hf_mamba2_families,
+      hf_mamba_families,    hf_mixtral_families, hf_phimoe_families, hf_sd3_families,    hf_sd3_pipeline_families,
+      hf_swin_families,     hf_t5_families,      hf_vision_families};
   for (const auto table : kTables) {
     for (const HfFamily& family : table()) {
       if (family.model_type == model_type) return &family;

@@ -60,6 +60,9 @@ struct ForwardContext {
   bool always_eager = false;      // models whose classes know no other attention
   bool carries_encoded = false;   // blocks put out what they share as `encoded` too, beside the hidden features
 
+  // What the routers of the blocks have said so far, where the loss has a term of it: for each block that was run.
+  std::vector<Value> routed{};
+
   // The output of the last of the steps in a row that are recomputed by inversion.
   std::shared_ptr<Value> inverted{};
 
@@ -83,16 +86,21 @@ struct HfFamily {
 std::span<const HfFamily> hf_bert_families();
 std::span<const HfFamily> hf_clip_families();
 std::span<const HfFamily> hf_cnf_families();
+std::span<const HfFamily> hf_dbrx_families();
 std::span<const HfFamily> hf_deberta_families();
 std::span<const HfFamily> hf_deepseek_families();
 std::span<const HfFamily> hf_flow_families();
 std::span<const HfFamily> hf_flux2_families();
+std::span<const HfFamily> hf_gemma3_families();
 std::span<const HfFamily> hf_gpt2_families();
 std::span<const HfFamily> hf_gpt_neox_families();
 std::span<const HfFamily> hf_kimi_vl_families();
+std::span<const HfFamily> hf_llama4_families();
 std::span<const HfFamily> hf_llama_families();
+std::span<const HfFamily> hf_mamba2_families();
 std::span<const HfFamily> hf_mamba_families();
 std::span<const HfFamily> hf_mixtral_families();
+std::span<const HfFamily> hf_phimoe_families();
 std::span<const HfFamily> hf_sd3_families();
 std::span<const HfFamily> hf_sd3_pipeline_families();
 std::span<const HfFamily> hf_swin_families();

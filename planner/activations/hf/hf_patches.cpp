@@ -6,9 +6,9 @@
 
 namespace shardplan::autograd {
 
-Value patches(ForwardContext& context, const Parameters& projection, std::uint64_t count) {
-  const Value image = context.tape.outside({context.batch(), projection.module->input}, context.setup.policy.parameter);
-  const Shape shape{context.batch(), projection.module->output, count};
+Value patches(ForwardContext& context, const Parameters& projection, std::uint64_t count, std::uint64_t images) {
+  const Value image = context.tape.outside({images, projection.module->input}, context.setup.policy.parameter);
+  const Shape shape{images, projection.module->output, count};
   const Value channels = convolution(image, projection.weight, projection.bias, shape);
   return view(channels, {shape[0], shape[2], shape[1]});
 }

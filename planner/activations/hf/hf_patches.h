@@ -7,8 +7,8 @@
 
 namespace shardplan::autograd {
 
-// A convolution that cuts the image into patches, [b, patches, width]. The image is the batch's.
-Value patches(ForwardContext& context, const Parameters& projection, std::uint64_t count);
+// A convolution that cuts each image into `count` patches, [images, patches, width]. Images are the batch's.
+Value patches(ForwardContext& context, const Parameters& projection, std::uint64_t count, std::uint64_t images);
 
 // `token`, which the model owns, before the patches of each image.
 Value behind_token(const Value& token, const Value& patches);

@@ -64,7 +64,7 @@ Value vit_encoder(ForwardContext& context, BlockForward block) {
   const UnitView unit = required_unit(context, base + "embeddings.patch_embeddings.projection");
   const auto embedded = [&] {
     Value tokens = patches(context, unit[base + "embeddings.patch_embeddings.projection"],
-                           context.model.architecture.max_positions - 1);
+                           context.model.architecture.max_positions - 1, context.batch());
     tokens = behind_token(unit.tensor(base + "embeddings.cls_token"), tokens);
     tokens = add(tokens, unit.tensor(base + "embeddings.position_embeddings"));
     return dropout(tokens, dropout_rate(context, base + "embeddings.dropout"));

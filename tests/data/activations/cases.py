@@ -37,6 +37,21 @@ GPT2 = {"vocab_size": 96, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions"
 ENCODER = {**TEXT, "max_position_embeddings": 130}
 EXPERTS = {**GROUPED, "num_local_experts": 5, "num_experts_per_tok": 2}
 QWEN_EXPERTS = {**GROUPED, "head_dim": 32, "moe_intermediate_size": 48, "num_experts": 6, "num_experts_per_tok": 3}
+DBRX = {"d_model": 128, "n_heads": 4, "n_layers": 3, "vocab_size": 96, "max_seq_len": 128,
+        "attn_config": {"clip_qkv": 8, "kv_n_heads": 2, "rope_theta": 500000},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 5, "moe_top_k": 2, "moe_jitter_eps": 0.01}}
+MAMBA2 = {"vocab_size": 96, "hidden_size": 64, "state_size": 16, "num_hidden_layers": 3, "num_heads": 8, "head_dim": 16, "expand": 2,
+          "n_groups": 2, "chunk_size": 16}
+JAMBA = {**GROUPED, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "attn_layer_period": 3, "attn_layer_offset": 1,
+         "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 3, "num_experts_per_tok": 2, "mamba_d_state": 8,
+         "mamba_dt_rank": 4, "use_mamba_kernels": False}
+LLAMA4 = {**GROUPED, "head_dim": 32, "intermediate_size": 48, "intermediate_size_mlp": 96, "num_hidden_layers": 4,
+          "num_local_experts": 3, "num_experts_per_tok": 1, "pad_token_id": 0}
+GEMMA3 = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "mm_tokens_per_image": 4, "image_token_index": 7,
+          "text_config": {"model_type": "gemma3_text", **HEADS_OF_40, "sliding_window": 16,
+                          "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+          "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+                            "num_attention_heads": 4, "image_size": 32, "patch_size": 4, "vision_use_head": False}}
 MLA = {"vocab_size": 96, "hidden_size": 128, "intermediate_size": 320, "moe_intermediate_size": 48, "num_hidden_layers": 3,
        "num_attention_heads": 4, "num_key_value_heads": 4, "n_shared_experts": 1, "n_routed_experts": 8, "kv_lora_rank": 32,
        "q_lora_rank": 48, "qk_rope_head_dim": 16, "v_head_dim": 32, "qk_nope_head_dim": 32, "n_group": 2, "topk_group": 1,
@@ -154,6 +169,8 @@ FILES = {
         ("mistral, a window shorter than the text", model("mistral", "MistralForCausalLM", **GROUPED, sliding_window=16),
          brief()),
         ("qwen2", model("qwen2", "Qwen2ForCausalLM", **GROUPED), brief()),
+        ("qwen2, one key head, with a mask of the batch",
+         model("qwen2", "Qwen2ForCausalLM", **{**TEXT, "num_key_value_heads": 1}), [*brief(), *brief(mask="padded")]),
         ("qwen3", model("qwen3", "Qwen3ForCausalLM", **HEADS_OF_40), brief()),
         ("gemma", model("gemma", "GemmaForCausalLM", **HEADS_OF_40), brief()),
         ("gemma2", model("gemma2", "Gemma2ForCausalLM", **HEADS_OF_40), brief()),
@@ -199,6 +216,43 @@ FILES = {
             **MLA_V2, "q_lora_rank": None, "topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}), brief()),
         ("deepseek_v3, no query rank", model("deepseek_v3", "DeepseekV3ForCausalLM", **{**MLA, "q_lora_rank": None}),
          brief()),
+    ],
+    "phimoe": [
+        ("phimoe", model("phimoe", "PhimoeForCausalLM", **EXPERTS),
+         [*brief(), *brief(mask="padded")[:2], *brief(mask="ones", checkpoint=True)]),
+        ("phimoe, biases, dropout, noise, a window longer than the text",
+         model("phimoe", "PhimoeForCausalLM", **EXPERTS, attention_bias=True, lm_head_bias=True, attention_dropout=0.1,
+               input_jitter_noise=0.01, sliding_window=64), brief()),
+        ("phimoe, five layers, the balance of experts is in the loss",
+         model("phimoe", "PhimoeForCausalLM", **{**EXPERTS, "num_hidden_layers": 5}, output_router_logits=True),
+         [*brief(), *brief(mask="ones", checkpoint=True)[:1]]),
+    ],
+    "dbrx": [
+        ("dbrx", model("dbrx", "DbrxForCausalLM", **DBRX),
+         [*brief(), *brief(mask="padded")[:1], *brief(mask="ones", checkpoint=True)]),
+        ("dbrx, dropout", model("dbrx", "DbrxForCausalLM", **{**DBRX, "attn_config": {"clip_qkv": 8, "kv_n_heads": 4, "attn_pdrop": 0.1}},
+                                emb_pdrop=0.1, resid_pdrop=0.1), brief()),
+        ("dbrx, no clipping, no noise, weights as they are",
+         model("dbrx", "DbrxForCausalLM", **{**DBRX, "attn_config": {"kv_n_heads": 1}, "ffn_config": {
+             "ffn_hidden_size": 80, "moe_num_experts": 3, "moe_top_k": 1, "moe_normalize_expert_weights": None}}),
+         brief(attentions=("sdpa",))),
+        ("dbrx, five layers, the balance of experts is in the loss",
+         model("dbrx", "DbrxForCausalLM", **{**DBRX, "n_layers": 5}, output_router_logits=True),
+         [*brief(), *brief(mask="ones", checkpoint=True)[:1]]),
+    ],
+    "balance": [
+        (f"{name}, the balance of experts is in the loss", {**config, "num_hidden_layers": 5, "output_router_logits": True},
+         [run(attention, "bf16", 2, 17), run(attention, "fp32", 3, 40, mask="padded"),
+          run(attention, "bf16", 3, 40, mask="ones", checkpoint=True)])
+        for name, attention, config in (
+            ("mixtral", "sdpa", model("mixtral", "MixtralForCausalLM", **EXPERTS)),
+            ("mixtral, noise", "eager", model("mixtral", "MixtralForCausalLM", **EXPERTS, router_jitter_noise=0.01)),
+            ("qwen2_moe", "sdpa", model("qwen2_moe", "Qwen2MoeForCausalLM", **QWEN_EXPERTS, shared_expert_intermediate_size=96)),
+            ("qwen3_moe, an MLP in every other layer", "sdpa",
+             model("qwen3_moe", "Qwen3MoeForCausalLM", **QWEN_EXPERTS, decoder_sparse_step=2)),
+            ("olmoe", "eager", model("olmoe", "OlmoeForCausalLM", **GROUPED, num_experts=6, num_experts_per_tok=3)),
+            ("gpt_oss", "eager", model("gpt_oss", "GptOssForCausalLM", **GROUPED, head_dim=32, num_local_experts=4,
+                                       num_experts_per_tok=2, sliding_window=16)))
     ],
     "encoders": [
         ("bert", model("bert", "BertForMaskedLM", **ENCODER), brief()),
@@ -294,8 +348,35 @@ FILES = {
                                               num_hidden_layers=2, residual_in_fp32=False), brief(attentions=("eager",))),
         ("falcon_mamba", model("falcon_mamba", "FalconMambaForCausalLM", vocab_size=96, hidden_size=64, state_size=8,
                                num_hidden_layers=2), brief(attentions=("eager",))),
-        ("mamba2", model("mamba2", "Mamba2ForCausalLM", vocab_size=96, hidden_size=64, state_size=16, num_hidden_layers=3,
-                         num_heads=8, head_dim=16, expand=2, n_groups=2, chunk_size=16), brief(attentions=("eager",))),
+    ],
+    "mamba2": [
+        ("mamba2", model("mamba2", "Mamba2ForCausalLM", **MAMBA2),
+         [*brief(attentions=("eager",)), run("eager", "bf16", 2, 32), run("eager", "bf16", 2, 17, mask="padded"),
+          run("eager", "bf16", 3, 40, checkpoint=True), run("eager", "bf16", 1, 17)]),
+        ("mamba2, biases, residual not in fp32, a head tied to the embedding",
+         model("mamba2", "Mamba2ForCausalLM", **MAMBA2, use_bias=True, residual_in_fp32=False, tie_word_embeddings=True),
+         brief(attentions=("eager",))),
+    ],
+    "jamba": [
+        ("jamba", model("jamba", "JambaForCausalLM", **JAMBA),
+         [*brief(lengths=(11, 16)), run("sdpa", "bf16", 2, 11, mask="padded"), run("eager", "bf16", 2, 11, mask="ones"),
+          run("sdpa", "bf16", 2, 11, checkpoint=True)]),
+        ("jamba, the balance of experts is in the loss", model("jamba", "JambaForCausalLM", **JAMBA, output_router_logits=True),
+         [run("sdpa", "bf16", 2, 11), run("eager", "fp32", 3, 16, mask="ones")]),
+    ],
+    "llama4": [
+        ("llama4_text", model("llama4_text", "Llama4ForCausalLM", **LLAMA4),
+         [*brief(), run("sdpa", "bf16", 2, 17, mask="padded"), *brief(mask="ones", checkpoint=True)[:2]]),
+        ("llama4_text, chunks shorter than the text, no norms of heads, an MLP in every other layer",
+         model("llama4_text", "Llama4ForCausalLM", **LLAMA4, attention_chunk_size=16, use_qk_norm=False, interleave_moe_layer_step=2,
+               attn_temperature_tuning=False), brief()),
+    ],
+    "gemma3": [
+        ("gemma3, images", GEMMA3, [*brief(), run("eager", "fp32", 2, 17, mask="ones", images=2), run("sdpa", "bf16", 2, 17, mask="ones", checkpoint=True)]),
+        ("gemma3, its tower frozen", GEMMA3, brief(freeze=["*vision_tower.*"])[:2]),
+        ("gemma3, adapters of the language model", GEMMA3,
+         [run("sdpa", "bf16", 3, 40, lora={"r": 4, "target_modules": ["o_proj", "gate_proj", "down_proj"]}),
+          run("sdpa", "fp32", 3, 40, mask="ones", checkpoint=True, lora={"r": 4, "target_modules": ["o_proj", "down_proj"]})]),
     ],
     "kimi_vl": [
         ("kimi_vl", KIMI_VL, [*images(), *images(image=[32, 24]), *images(images=2)]),

@@ -75,8 +75,9 @@ def build(config, setup):
 
 
 def experts_of(config):
-    config = config.get("text_config", config)
-    return next((config[key] for key in ("num_local_experts", "num_experts", "n_routed_experts") if key in config), 0)
+    config = config.get("text_config", config.get("ffn_config", config))
+    return next((config[key] for key in ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+                 if key in config), 0)
 
 
 def integers(*shape):
@@ -100,6 +101,11 @@ def batch_of(config, setup):
     if reads_both(config):
         size = config["vision_config"]["image_size"]
         batch |= {"pixel_values": torch.zeros(count, 3, size, size, dtype=dtype, device="cuda"), "return_loss": True}
+    if config["model_type"] == "gemma3":
+        size, images = config["vision_config"]["image_size"], count * setup.get("images", 1)
+        batch["pixel_values"] = torch.zeros(images, 3, size, size, dtype=dtype, device="cuda")
+        batch["token_type_ids"] = integers(count, length)
+        batch["input_ids"].of_images = images * config["mm_tokens_per_image"]
     if "mask" in setup:
         batch["attention_mask"] = integers(count, length)
     if "Classification" in config["architectures"][0]:

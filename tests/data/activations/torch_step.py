@@ -147,6 +147,8 @@ class Answers(TorchDispatchMode):
             return self.nonzero(args[0])
         if func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
             return args[0].new_empty(args[1][0].selected, *args[0].shape[args[1][0].dim():])
+        if func is torch.ops.aten.masked_select.default:
+            return args[0].new_empty(args[1].selected)
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.lt.Scalar:
             result.from_less_than = True
@@ -179,12 +181,20 @@ class Answers(TorchDispatchMode):
 
     def carry(self, func, args, result):
         aten, source = torch.ops.aten, args[0] if args else None
-        if func is aten.sum.dim_IntList and self.experts and source.dtype == torch.int64 and args[1] == [0] \
-                and source.shape[-1] == self.experts:  # choices of each expert: one-hot rows of each token
+        # Choices of each expert: one-hot rows of each token.
+        if func is aten.sum.dim_IntList and hasattr(source, "chosen") and args[1] == [0]:
             choices = source.shape[0] * source.chosen
             result.known = [self.share(i, choices) for i in range(self.experts)]
         if func is aten.scatter_.value and source.dtype == torch.int64:
             result.chosen = source.chosen = args[2].shape[-1]
+        if func is aten.eq.Scalar and hasattr(source, "of_images"):  # which tokens stand for images
+            result.selected = source.of_images
+        if func is aten.ne.Scalar and source.dtype == torch.int64:  # which tokens are none of padding: all
+            result.selected = source.numel()
+        if func in (aten.unsqueeze.default, aten.expand.default) and hasattr(source, "selected"):
+            result.selected = source.selected * (result.numel() // source.numel())
+        if func in (aten.arange.default, aten.arange.start) and result.dtype == torch.int64:
+            result.known = list(range(*(int(bound) for bound in args)))
         if not hasattr(source, "known"):
             return
         known = source.known

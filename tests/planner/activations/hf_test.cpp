@@ -126,8 +126,9 @@ std::string listed(const Activity& activity) {
 double tolerance(std::string_view file, const Policy& policy) {
   if (policy.compute != policy.parameter) return 0.04;  // autocast: casts of gradients at the peak
   if (file == "cnf") return 0.035;
-  static const std::set<std::string_view> within_a_percent{"deberta", "t5",    "experts", "flow",        "flux2",
-                                                           "kimi_vl", "mamba", "sd3",     "sd3_pipeline"};
+  static const std::set<std::string_view> within_a_percent{
+      "t5",    "balance", "dbrx",   "deberta", "experts", "flow",   "flux2", "gemma3",
+      "jamba", "kimi_vl", "llama4", "mamba",   "mamba2",  "phimoe", "sd3",   "sd3_pipeline"};
   return within_a_percent.contains(file) ? 0.01 : 0.001;
 }
 
@@ -175,9 +176,10 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       const double measured = static_cast<double>(number(step.at("peak")));
       const double planned =
           static_cast<double>(resident(step)) + static_cast<double>(sum(peak_of(*rounded.activity).held));
+      // A recomputed block runs to its end here; torch.utils.checkpoint stops where it has what was asked for.
       const double most = run->client.recompute == RecomputeKind::none || GetParam() == "cnf"
                               ? tolerance(GetParam(), run->setup.policy)
-                              : 0.01;
+                              : 0.015;
       EXPECT_NEAR(planned / measured, 1.0, most) << planned << " against " << measured;
       ++compared;
     }
@@ -210,6 +212,30 @@ TEST(HfLlama, ABlockKeepsWhatTheClosedFormSays) {
         tokens * (20 * heads * size + 4 * groups * size + 8 * f + 8) + 4 * b * heads * client.sequence + 24;
     EXPECT_EQ(result.activity->saved.at(1).bytes.count(), expected) << config << listed(*result.activity);
   }
+}
+
+// What a class cannot compute, or is not written here, is refused by its name.
+TEST(HfRefusals, SayWhatIsNotKnown) {
+  const auto refusal = [](std::string_view config, const ClientSetup& client) {
+    const Model model = model_from_hf_config(JsonDocument(std::string(config), "config.json").root());
+    shardplan::Setup setup;
+    setup.policy = policy_named("bf16");
+    return activity_of(model, model.catalog, setup, client).unknown_because;
+  };
+  const auto says = [](const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; };
+  ClientSetup client;
+  client.profile = Profile::hf_eager;
+  client.sequence = 32;
+  EXPECT_TRUE(says(refusal(R"({"model_type": "dbrx"})", client), "without attn_config.clip_qkv"));
+  client.profile = Profile::hf_sdpa;
+  EXPECT_EQ(refusal(R"({"model_type": "dbrx"})", client), "");
+  EXPECT_TRUE(says(refusal(R"({"model_type": "phimoe", "sliding_window": 32})", client),
+                   "sliding_window 32 in a text of 32 tokens"));
+  EXPECT_EQ(refusal(R"({"model_type": "phimoe", "sliding_window": 33})", client), "");
+  EXPECT_TRUE(says(refusal(R"({"model_type": "gemma3"})", client), "256 tokens of images in a sequence of 32"));
+  client.sequence = 300;
+  client.image_height = client.image_width = 448;
+  EXPECT_TRUE(says(refusal(R"({"model_type": "gemma3"})", client), "of anything but"));
 }
 
 // A flow of 32 steps in each level and one of 320: recomputed by inversion, the deeper needs no more than the other.
@@ -281,9 +307,10 @@ TEST(HfCnf, OtherRecomputationIsRefused) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
-                         testing::Values("albert", "amp", "cnf", "deberta", "decoders", "dinov2", "encoders", "experts",
-                                         "flow", "flux2", "gpt2", "gpt_neox", "kimi_vl", "llama", "mamba", "partly",
-                                         "sd3", "sd3_pipeline", "siglip", "swin", "t5", "towers", "vision"));
+                         testing::Values("albert", "amp", "balance", "cnf", "dbrx", "deberta", "decoders", "dinov2",
+                                         "encoders", "experts", "flow", "flux2", "gemma3", "gpt2", "gpt_neox", "jamba",
+                                         "kimi_vl", "llama", "llama4", "mamba", "mamba2", "partly", "phimoe", "sd3",
+                                         "sd3_pipeline", "siglip", "swin", "t5", "towers", "vision"));
 
 }  // namespace
 }  // namespace shardplan
