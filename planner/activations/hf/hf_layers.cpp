@@ -299,16 +299,13 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
     logits = unary_of_output("tanh", logits);
     logits = scale(logits);
   }
+  if (context.client.keeps_outputs && model.loss == nullptr) tape.keep(logits);
   Value loss = model.loss != nullptr ? model.loss(context, std::move(logits)) : causal_loss(context, logits);
   if (!context.routed.empty()) {
     loss = add_in_place(loss, scale(balancing_loss(context, model.routers_say)));
     context.routed.clear();
   }
-  if (context.client.keeps_outputs) {
-    if (logits.defined()) tape.keep(logits);
-  } else {
-    tape.release_kept();
-  }
+  if (!context.client.keeps_outputs) tape.release_kept();
   tape.set_purpose(before);
   return loss;
 }
