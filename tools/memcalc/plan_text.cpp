@@ -169,7 +169,7 @@ std::string error_bar_line(const PlanOptions& options, const DeviceMemory& devic
 }
 
 // What the client holds beside the engine, at the worst moment of the two together.
-std::string client_lines(const PlanOptions& options, const RankReport& rank, const Style& style) {
+std::string client_lines(const PlanOptions& options, const Catalog& model, const RankReport& rank, const Style& style) {
   const DeviceMemory& device = rank.device;
   if (!device.peak_allocated) {
     const char* why = options.sequence ? "not counted (see the note)" : "not counted: say --seq";
@@ -182,9 +182,7 @@ std::string client_lines(const PlanOptions& options, const RankReport& rank, con
     text += fmt::format("  {:<22}{:>24}   {}{}{}\n", what, in_gb(bytes.value_or(Bytes{})), style.dim, words, style.off);
   };
   add("activations", peak.activations,
-      fmt::format("{}, {}, recompute {}", name(client.profile),
-                  client.sequence > 0 ? fmt::format("{} x {} tokens", client.micro_batch, with_commas(client.sequence))
-                                      : plural(client.micro_batch, "image"),
+      fmt::format("{}, {}, recompute {}", name(client.profile), samples_text(model, client),
                   recompute_words(client.recompute, client.recompute_every)));
   add("loss", peak.loss,
       fmt::format("logits and what is made of them, {}", loss_words(client.loss, client.loss_chunks)));
@@ -231,7 +229,7 @@ std::string table(const PlanOptions& options, const Planned& planned, const Styl
     }
   }
   if (planned.terms) text += host_lines(rank, style);
-  return text + client_lines(options, rank, style);
+  return text + client_lines(options, planned.catalog, rank, style);
 }
 
 std::string bar(const Planned& planned, const Style& style) {

@@ -13,6 +13,7 @@
 #include "planner/formats/cluster_table.h"
 #include "planner/formats/gpu_table.h"
 #include "planner/formats/read_model.h"
+#include "tools/memcalc/text_parts.h"
 #include "tools/report/stage_chart.h"
 #include "tools/simulate/fault_spec.h"
 #include "tools/simulate/observers.h"
@@ -23,11 +24,9 @@ namespace {
 // Each has a stack of its own, which takes two of the 65,530 mappings that Linux lets a process have (vm.max_map_count).
 constexpr std::uint64_t kMostRanks = 32'000;
 constexpr std::uint64_t kDefaultSequence = 2048;
-constexpr std::uint64_t kDefaultImageText = 512;  // as planner/activations has it
 
-std::uint64_t sequence_of(const PlanOptions& options, const Model& model, std::vector<std::string>& notes) {
-  if (options.sequence) return *options.sequence;
-  std::uint64_t sequence = model.catalog.family == "Flux2Transformer2DModel" ? kDefaultImageText : kDefaultSequence;
+std::uint64_t sequence_of(const Model& model, std::vector<std::string>& notes) {
+  std::uint64_t sequence = kDefaultSequence;
   const std::uint64_t positions = model.architecture.max_positions;
   if (positions > 0) sequence = std::min(sequence, positions);
   notes.push_back(fmt::format("no --seq: taken as {}", sequence));
@@ -77,9 +76,9 @@ report::MemoryByClass memory_at_peak(const RankReport& rank) {
 
 std::string subtitle(const Simulated& simulated) {
   const Setup& setup = simulated.options.setup;
-  return fmt::format("{} GPUs of {}, {}, {}, {} tokens per GPU and micro-batch", with_commas(setup.world_size),
+  return fmt::format("{} GPUs of {}, {}, {}, {} per GPU and micro-batch", with_commas(setup.world_size),
                      simulated.cluster.name, setup.policy.name, states_of(setup.optimizer).name,
-                     with_commas(simulated.work.tokens));
+                     samples_text(simulated.stages[0].planned.catalog, simulated.options.whole_client()));
 }
 
 std::string stages_svg(const Simulated& simulated) {
@@ -168,14 +167,14 @@ Simulated understood(const PlanOptions& options, const SimulateOptions& simulate
   simulated.options = options;
   simulated.notes = options.notes;
   simulated.cluster = choose_cluster(options, simulate.cluster, simulated.notes);
-  const std::uint64_t sequence = sequence_of(options, model, simulated.notes);
-  // What sees no tokens has as many as its images say.
-  if (model.architecture.vocabulary > 0) simulated.options.sequence = sequence;
   if (!options.gpu) simulated.options.gpu = simulated.cluster.gpu.name;
-  simulated.work = work_of(options, sequence);
-  ClientSetup client = options.whole_client();
-  client.sequence = sequence;
-  simulated.rows = rows_of_modules(model, options.setup, client);
+  // What reads no text of its own has as many tokens as its images say, where its forward is known.
+  if (!options.sequence && model.architecture.vocabulary > 0)
+    simulated.options.sequence = sequence_of(model, simulated.notes);
+  simulated.rows = rows_of_modules(model, options.setup, simulated.options.whole_client());
+  if (!simulated.options.sequence && simulated.rows.empty())
+    simulated.options.sequence = sequence_of(model, simulated.notes);
+  simulated.work = work_of(options, simulated.options.sequence.value_or(0));
   simulated.gpus_per_node = options.gpus_per_node.value_or(simulated.cluster.gpus_per_node);
   if (options.setup.offload.any()) add_links(options.setup.offload, simulated);
   return simulated;

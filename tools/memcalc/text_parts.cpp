@@ -33,6 +33,11 @@ std::string axes_words(const Setup& setup) {
 
 }  // namespace
 
+std::string samples_text(const Catalog& model, const ClientSetup& client) {
+  if (client.sequence > 0) return fmt::format("{} x {} tokens", client.micro_batch, with_commas(client.sequence));
+  return plural(client.micro_batch, model.family == "cnf" ? "point" : "image");
+}
+
 std::string heading(const PlanOptions& options, const Planned& planned, const Style& style) {
   const Catalog& catalog = planned.catalog;
   const Setup& setup = options.setup;

@@ -176,10 +176,12 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       const double measured = static_cast<double>(number(step.at("peak")));
       const double planned =
           static_cast<double>(resident(step)) + static_cast<double>(sum(peak_of(*rounded.activity).held));
-      // A recomputed block runs to its end here; torch.utils.checkpoint stops where it has what was asked for.
-      const double most = run->client.recompute == RecomputeKind::none || GetParam() == "cnf"
-                              ? tolerance(GetParam(), run->setup.policy)
-                              : 0.015;
+      // A recomputed block runs to its end here; torch.utils.checkpoint stops where it has what was asked for, which of a mixture's
+      // block with the balance of its experts in the loss is 1.25 % less at most.
+      const bool recomputed = run->client.recompute != RecomputeKind::none && GetParam() != "cnf";
+      const double most = !recomputed               ? tolerance(GetParam(), run->setup.policy)
+                          : GetParam() == "balance" ? 0.015
+                                                    : 0.01;
       EXPECT_NEAR(planned / measured, 1.0, most) << planned << " against " << measured;
       ++compared;
     }
