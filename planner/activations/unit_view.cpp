@@ -72,7 +72,7 @@ Parameters UnitView::joined(std::string_view name, std::span<const Parameters> p
   Parameters whole;
   whole.module = parts[0].module;
   for (const Parameters& part : parts) whole.output += part.output;
-  const auto tensor = [&](const char* kind, Shape shape, const Value& first) {
+  const auto tensor = [&](const char* kind, const Shape& shape, const Value& first) {
     return tape_.parameter(fmt::format("{}.{}.{}", unit_name(run_, index_), name, kind), shape, first.dtype(),
                            first.requires_grad());
   };

@@ -200,7 +200,8 @@ struct Change {
   std::function<void(PlanOptions&)> apply;
 };
 
-std::vector<Change> changes_of(const PlanOptions& base) {
+// `known`: whether the model's profile knows a set-up's recomputation.
+std::vector<Change> changes_of(const PlanOptions& base, const std::function<bool(const PlanOptions&)>& known) {
   std::vector<Change> changes;
   const auto add = [&](const char* kind, std::string words, std::function<void(PlanOptions&)> apply) {
     changes.push_back({kind, std::move(words), std::move(apply)});
@@ -208,11 +209,17 @@ std::vector<Change> changes_of(const PlanOptions& base) {
   for (int stage = base.setup.stage + 1; stage <= 3; ++stage) {
     add("stage", fmt::format("--zero {}", stage), [stage](PlanOptions& o) { o.setup.stage = stage; });
   }
-  if (base.client.recompute != RecomputeKind::full) {
-    add("recompute", "--recompute full", [](PlanOptions& o) {
-      o.client.recompute = RecomputeKind::full;
-      o.setup.recompute = Recompute::full;
-    });
+  for (const auto& [kind, of_units] : {std::pair{RecomputeKind::full, Recompute::full},
+                                       {RecomputeKind::invert, Recompute::none},
+                                       {RecomputeKind::adjoint, Recompute::none}}) {
+    PlanOptions changed = base;
+    changed.client.recompute = kind;
+    if (base.client.recompute == kind || (kind != RecomputeKind::full && !known(changed))) continue;
+    add("recompute", fmt::format("--recompute {}", recompute_words(kind, 1)),
+        [kind = kind, units = of_units](PlanOptions& o) {
+          o.client.recompute = kind;
+          o.setup.recompute = units;
+        });
   }
   for (std::uint64_t size = base.micro_batch / 2; size > 0; size /= 2) {
     if (base.micro_batch % size != 0) continue;
@@ -263,7 +270,8 @@ void Search::cheapest() {
     fit_.answer = fit_.plans.front().change;
     return;
   }
-  const std::vector<Change> changes = changes_of(base_);
+  const std::vector<Change> changes =
+      changes_of(base_, [&](const PlanOptions& options) { return evaluator_->refused(options).empty(); });
   for (const Change& change : changes) {
     PlanOptions options = base_;
     change.apply(options);

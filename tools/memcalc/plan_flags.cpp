@@ -401,6 +401,7 @@ void finish(PlanOptions& options, PlanFlags& flags, const std::set<std::string>&
   if (options.node_gpus() == 0 || options.node_gpus() > most_in_a_node) {
     throw ConfigError("--gpus-per-node", "", fmt::format("expected 1 to {}", most_in_a_node));
   }
+  if (options.client.images == 0) throw ConfigError("--images", "", "expected 1 or more");
   if (options.micro_batch == 0) throw ConfigError("--micro-batch", "", "expected 1 or more");
   if (options.sequence && *options.sequence == 0) throw ConfigError("--seq", "", "expected 1 or more");
   choose_engine_of_export(given, options);

@@ -35,8 +35,10 @@ void SearchSpace::add_recomputations() {
   }
   PlanOptions plain = base_;
   plain.setup.parallel = {};
-  for (const Recomputation choice : {Recomputation{RecomputeKind::none, 1}, Recomputation{RecomputeKind::selective, 1},
-                                     Recomputation{RecomputeKind::every, 2}, Recomputation{RecomputeKind::full, 1}}) {
+  for (const Recomputation choice :
+       {Recomputation{RecomputeKind::none, 1}, Recomputation{RecomputeKind::selective, 1},
+        Recomputation{RecomputeKind::every, 2}, Recomputation{RecomputeKind::full, 1},
+        Recomputation{RecomputeKind::invert, 1}, Recomputation{RecomputeKind::adjoint, 1}}) {
     plain.client.recompute = choice.kind;
     plain.client.recompute_every = choice.every;
     const bool known = profile_refuses(model_, model_.catalog, plain.setup, plain.whole_client()).empty();

@@ -10,7 +10,7 @@
 //                     parameters besides
 //   --replicate       engines shardplan and fsdp2, from stage 1 on: 1 or powers of two that leave shard groups of whole nodes
 //   --micro-batch     powers of two that divide the sequences of a data rank, which then decide the accumulation
-//   --recompute       none, selective, every=2 and full, where the profile knows them
+//   --recompute       none, selective, every=2, full, invert and adjoint, where the profile knows them
 //
 // Where nothing is trained there are no gradients, no optimizer states and nothing to recompute: only stages 0 and 3 differ then.
 //

@@ -115,7 +115,9 @@ void cache(const ForwardContext& context, Value& k, Value& v) {
 
 Value repeat_kv(const Value& x, std::uint64_t times) {
   if (times == 1 || x.size(1) > 1) return repeat_heads(x, times);
-  return expand(x, {x.size(0), times, x.size(2), x.size(3)}).laid_out(Layout::with_gaps);
+  const Value expanded = expand(x, {x.size(0), times, x.size(2), x.size(3)});
+  // Batch and heads fold into one dim without a copy where the batch is one text.
+  return x.size(0) > 1 ? expanded.laid_out(Layout::with_gaps) : expanded;
 }
 
 bool in_window(const UnitView& block, const AttentionSizes& sizes) {

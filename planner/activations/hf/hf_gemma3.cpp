@@ -75,11 +75,10 @@ Value shifted_loss(ForwardContext& context, Value logits) {
   if (context.client.keeps_outputs) tape.keep(logits);
   const std::uint64_t tokens = context.batch() * (context.tokens() - 1);
   const Shape rows{tokens, logits.size(-1)};
+  if (context.client.mask == MaskKind::none) return shifted_loss_of_all(context, logits);
   const Value most = slice(logits, {context.batch(), context.tokens() - 1, logits.size(-1)});
   const Value shifted =
-      context.client.mask == MaskKind::none
-          ? copied(most, rows)
-          : index_at(most, tape.allocate("ne", {context.batch(), context.tokens() - 1}, DType::boolean), rows);
+      index_at(most, tape.allocate("ne", {context.batch(), context.tokens() - 1}, DType::boolean), rows);
   return cross_entropy(shifted, tape.allocate("labels", {tokens}, DType::i64));
 }
 

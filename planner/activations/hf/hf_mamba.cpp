@@ -163,17 +163,9 @@ Value mamba_block(ForwardContext& context, const UnitView& block, const Value& i
 }
 
 // Logits of all tokens but the last are copied, and so are the labels.
-Value shifted_loss(ForwardContext& context, const Value& logits) {
-  const std::uint64_t batch = context.batch();
-  const std::uint64_t tokens = context.tokens() - 1;
-  const std::uint64_t words = logits.size(-1);
-  const Value shifted = contiguous(slice(logits, {batch, tokens, words}));
-  const Value labels = context.tape.allocate("labels", {batch * tokens}, DType::i64);
-  return cross_entropy(view(shifted, {batch * tokens, words}), labels);
-}
 
 Value mamba(ForwardContext& context) {
-  return state_space_lm(context, mamba_block, shifted_loss);
+  return state_space_lm(context, mamba_block, shifted_loss_of_all);
 }
 
 // ---- Jamba: attention without positions in place of some mixers, experts in place of some MLPs ----

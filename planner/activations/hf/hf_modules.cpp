@@ -134,6 +134,17 @@ Value token_loss(const Value& logits) {
   return cross_entropy(view(logits, {logits.elements() / logits.size(-1), logits.size(-1)}));
 }
 
+Value shifted_loss_of_all(ForwardContext& context, const Value& logits) {
+  const std::uint64_t batch = context.batch();
+  const std::uint64_t tokens = context.tokens() - 1;
+  const Shape labels{batch * tokens};
+  Value most = slice(logits, {batch, tokens, logits.size(-1)});
+  if (batch > 1) most = contiguous(most);
+  return cross_entropy(
+      view(most, {labels[0], logits.size(-1)}),
+      batch > 1 ? context.tape.allocate("labels", labels, DType::i64) : context.tape.outside(labels, DType::i64));
+}
+
 Value language_loss(ForwardContext& context, std::string_view head, const Value& hidden, bool wide) {
   Tape& tape = context.tape;
   const auto unit = unit_with(context, head);

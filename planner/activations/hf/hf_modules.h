@@ -49,6 +49,10 @@ Value first_token(const Value& x);
 // Mean cross entropy of every token in the logits' dtype, with labels of the batch.
 Value token_loss(const Value& logits);
 
+// Mean cross entropy of all tokens but the last of each text, as models compute it that shift logits and labels themselves: copies of
+// both, or of one text views.
+Value shifted_loss_of_all(ForwardContext& context, const Value& logits);
+
 // A head's logits of all tokens and their causal loss; `wide`: logits are cast to fp32 as they are made.
 Value language_loss(ForwardContext& context, std::string_view head, const Value& hidden, bool wide = false);
 

@@ -1,12 +1,21 @@
 #include "planner/activations/hf/hf_patches.h"
 
+#include <fmt/format.h>
+
 #include <array>
 
+#include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
 
 Value patches(ForwardContext& context, const Parameters& projection, std::uint64_t count, std::uint64_t images) {
+  const ClientSetup& client = context.client;
+  const std::uint64_t side = projection.weight.size(-1);
+  if (client.image_height != 0 && (client.image_height / side) * (client.image_width / side) != count) {
+    throw NotModelled(fmt::format("images of {} x {} pixels: its table of positions has {} patches",
+                                  client.image_height, client.image_width, count));
+  }
   const Value image = context.tape.outside({images, projection.module->input}, context.setup.policy.parameter);
   const Shape shape{images, projection.module->output, count};
   const Value channels = convolution(image, projection.weight, projection.bias, shape);

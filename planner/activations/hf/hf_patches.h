@@ -7,6 +7,7 @@
 
 namespace shardplan::autograd {
 
+// Throws NotModelled for images of another size than `count` patches of this projection (--image-size).
 // A convolution that cuts each image into `count` patches, [images, patches, width]. Images are the batch's.
 Value patches(ForwardContext& context, const Parameters& projection, std::uint64_t count, std::uint64_t images);
 

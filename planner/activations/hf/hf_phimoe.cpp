@@ -64,6 +64,7 @@ Choice drawn(const Value& scores, const Value& candidates) {
 
 // sparsemixer: the second expert is drawn from all but the first.
 Choice sparse_mixer(const Routing& routing, const Value& scores, DType) {
+  if (routing.chosen != 2) throw NotModelled("num_experts_per_tok other than 2, which its class ignores,");
   const Choice first = drawn(scores, scores);
   const Value others = simple("scatter", scores, like("scatter", scores), {first.experts});
   const Choice second = drawn(scores, others);

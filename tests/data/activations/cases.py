@@ -372,7 +372,7 @@ FILES = {
                attn_temperature_tuning=False), brief()),
     ],
     "gemma3": [
-        ("gemma3, images", GEMMA3, [*brief(), run("eager", "fp32", 2, 17, mask="ones", images=2), run("sdpa", "bf16", 2, 17, mask="ones", checkpoint=True)]),
+        ("gemma3, images", GEMMA3, [*brief(), run("eager", "fp32", 2, 17, mask="ones", images=2), run("sdpa", "bf16", 2, 17, mask="ones", checkpoint=True), run("sdpa", "bf16", 1, 33)]),
         ("gemma3, its tower frozen", GEMMA3, brief(freeze=["*vision_tower.*"])[:2]),
         ("gemma3, adapters of the language model", GEMMA3,
          [run("sdpa", "bf16", 3, 40, lora={"r": 4, "target_modules": ["o_proj", "gate_proj", "down_proj"]}),

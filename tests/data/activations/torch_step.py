@@ -119,6 +119,15 @@ def _sdpa_on_gpu(math):
     return attention
 
 
+def added(a, b):
+    """The sum of two numbers, or of lists of as many or a list and a number, element by element. None where it is neither."""
+    if isinstance(a, list) and isinstance(b, list):
+        return [x + y for x, y in zip(a, b)] if len(a) == len(b) else None
+    if isinstance(a, list) or isinstance(b, list):
+        return [x + y for x in (a if isinstance(a, list) else [a]) for y in (b if isinstance(b, list) else [b])]
+    return a + b
+
+
 class Answers(TorchDispatchMode):
     """What the data would decide. A condition on a tensor holds or not (is no token padding?); a random number is never less
     than a probability of 0 (layer drop). Of N choices of an expert, expert i of E gets
@@ -208,7 +217,9 @@ class Answers(TorchDispatchMode):
         elif func is aten.eq.Scalar:
             result.known = known == args[1]
         elif func is aten.add.Tensor:
-            result.known = known + (args[1].known if isinstance(args[1], torch.Tensor) else args[1])
+            more = args[1].known if hasattr(args[1], "known") else args[1]
+            if not isinstance(more, torch.Tensor):
+                result.known = added(known, more)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <fstream>
 #include <map>
 #include <set>
 #include <string>
@@ -245,6 +246,15 @@ TEST_F(FitTest, ImagesNeedNoSequence) {
   EXPECT_LT(fit.at("plans").at(0).at("step_seconds").as_double(), 4 * 1024 * 197 * 6 * 304e6 / 8 / 989e12);
   expect_failure("fit gpt2 --gpus 8 --gpu h100-80gb", 2, "--seq");
   expect_failure("fit vit-base-patch16-224 --gpus 8 --gpu h100-80gb --ask seq", 2, "reads no text");
+}
+
+// What can be computed again in another way than block by block is tried in that way.
+TEST_F(FitTest, FlowsAreRecomputedTheirWay) {
+  const std::string path = testing::TempDir() + "memcalc_fit_cnf.json";
+  std::ofstream(path) << R"({"model_type": "cnf", "data_dims": 63, "hidden_dims": [860, 860], "time_steps": 80})";
+  const std::string setup = "fit " + path + " --gpus 1 --gpu 24GiB --cluster h100 --precision fp32 --micro-batch 8000";
+  EXPECT_EQ(ask(setup + " --global-batch 8000").at("plans").at(0).at("setup").at("recompute").as_string(), "adjoint");
+  EXPECT_EQ(ask(setup + " --ask cheapest").at("answer").as_string(), "--recompute adjoint");
 }
 
 TEST_F(FitTest, TheFewestGpus) {
