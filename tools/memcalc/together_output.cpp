@@ -72,8 +72,7 @@ std::string together_text(const PlannedTogether& together, bool colour) {
   std::string text = fmt::format("{}{}{} on the same GPUs\n\n", bold, names_of(together), off);
   text +=
       fmt::format("{}{:<36}{:>14}{:>14}{:>14}{}\n", dim, "each GPU", "parameters", "model states", "peak alone", off);
-  for (std::size_t i = 0; i < together.models.size(); ++i) {
-    const Planned& model = together.models[i];
+  for (const Planned& model : together.models) {
     const DeviceMemory& device = model.worst().device;
     text += fmt::format("{:<36}{:>14}{:>14}{:>14}\n", name_beside_others(model.catalog), in_gb(device.parameters),
                         in_gb(device.model_states()), or_unknown(device.peak_allocated));

@@ -142,7 +142,7 @@ Value run_layer(const Layer& layer, const Value& time, const Value& x, const Lay
     const Value times = mul(tape.allocate("ones_like", column, x.dtype()), time);
     return linear(cat(std::array{times, x}, {x.size(0), x.size(1) + 1}), layer.linear, run.weight);
   }
-  const Value y = linear(x, layer.linear, run.weight);
+  Value y = linear(x, layer.linear, run.weight);
   if (!run.gate.defined()) return y;
   const Value product = mul(y, run.gate);
   return add(product, linear(time.viewed({1, 1}), layer.shift));
