@@ -151,6 +151,7 @@ Value plain_attention(const Value& query, const Value& key, const Value& value, 
   Value scores = batched_matmul(q, scaled, pairs);
   if (bias.defined()) scores = add(scores, bias);
   scores = softmax(scores);
+  scores = dropout(scores, options.dropout);
   return to(batched_matmul(scores, v, {q.size(0), q.size(1), q.size(2), v.size(-1)}), query.dtype());
 }
 
@@ -176,7 +177,8 @@ Value scaled_dot_product_attention(const Value& query, const Value& key, const V
     const Value q = lowered(query);
     const Value k = lowered(key);
     const Value v = lowered(value);
-    return attention_by_kernel(q, k, v, {.mask = lowered(options.mask), .causal = options.causal});
+    return attention_by_kernel(q, k, v,
+                               {.mask = lowered(options.mask), .causal = options.causal, .dropout = options.dropout});
   }
   return attention_by_kernel(query, key, value, options);
 }

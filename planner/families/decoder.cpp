@@ -101,11 +101,11 @@ Modules partly_rotated(const ModelConfig& config, Modules modules, double class_
 Modules split_attention(std::string_view name, const Architecture& a, const AttentionOptions& options) {
   const std::uint64_t queries = a.heads * a.head_size;
   const std::uint64_t keys = a.kv_heads * a.head_size;
-  return below(
-      name,
-      join({linear("q_proj", a.hidden, queries, options.bias), linear("k_proj", a.hidden, keys, options.bias),
-            linear("v_proj", a.hidden, keys, options.bias), attention("attention", attention_sizes(a, options.rotary)),
-            linear(std::string(options.output), queries, a.hidden, options.output_bias), options.norms}));
+  return below(name,
+               join({linear("q_proj", a.hidden, queries, options.bias), linear("k_proj", a.hidden, keys, options.bias),
+                     linear("v_proj", a.hidden, keys, options.bias),
+                     attention("attention", attention_sizes(a, options.rotary)), dropout("dropout", options.dropout),
+                     linear(std::string(options.output), queries, a.hidden, options.output_bias), options.norms}));
 }
 
 Modules gated_mlp(std::string_view name, std::uint64_t hidden, std::uint64_t intermediate, const std::string& function,

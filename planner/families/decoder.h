@@ -44,10 +44,11 @@ struct AttentionOptions {
   bool output_bias = false;  // of the projection from the heads
   bool rotary = true;
   std::string_view output = "o_proj";
-  Modules norms{};  // of queries and keys, after the projections in the state dict
+  Modules norms{};     // of queries and keys, after the projections in the state dict
+  double dropout = 0;  // of the probabilities
 };
 
-// q_proj, k_proj, v_proj, attention, the projection from the heads, norms.
+// q_proj, k_proj, v_proj, attention, its dropout, the projection from the heads, norms.
 Modules split_attention(std::string_view name, const Architecture& architecture, const AttentionOptions& options);
 
 // down(act(gate(x)) * up(x)): gate_proj, up_proj, down_proj.

@@ -16,8 +16,15 @@ void decoder(ModelBuilder& model, const Architecture& a, const Modules& block, M
   model.head("embed_tokens", tied_by_default);
 }
 
-Modules self_attention(const Architecture& a, bool bias, Modules norms = {}) {
-  return split_attention("self_attn", a, {.bias = bias, .output_bias = bias, .norms = std::move(norms)});
+// Of the probabilities.
+double attention_dropout(const ModelConfig& config) {
+  return config.number("attention_dropout", 0);
+}
+
+Modules self_attention(const ModelConfig& config, const Architecture& a, bool bias, Modules norms = {}) {
+  return split_attention(
+      "self_attn", a,
+      {.bias = bias, .output_bias = bias, .norms = std::move(norms), .dropout = attention_dropout(config)});
 }
 
 Modules mlp(const ModelConfig& config, const Architecture& a, bool bias = false) {
@@ -34,8 +41,8 @@ void llama(ModelConfig& config, ModelBuilder& model) {
       config,
       {.vocabulary = 32000, .hidden = 4096, .intermediate = 11008, .layers = 32, .heads = 32, .max_positions = 2048});
   decoder(model, a,
-          join({self_attention(a, config.flag("attention_bias", false)), mlp(config, a, config.flag("mlp_bias", false)),
-                norms_before(a)}),
+          join({self_attention(config, a, config.flag("attention_bias", false)),
+                mlp(config, a, config.flag("mlp_bias", false)), norms_before(a)}),
           rms_norm("norm", a.hidden));
 }
 
@@ -49,7 +56,7 @@ void mistral(ModelConfig& config, ModelBuilder& model) {
                                                        .kv_heads = 8,
                                                        .max_positions = 131072});
   decoder(model, a,
-          join({windowed(self_attention(a, false), read_window(config, {.tokens = 4096})), mlp(config, a),
+          join({windowed(self_attention(config, a, false), read_window(config, {.tokens = 4096})), mlp(config, a),
                 norms_before(a)}),
           rms_norm("norm", a.hidden));
 }
@@ -69,7 +76,9 @@ void qwen2(ModelConfig& config, ModelBuilder& model) {
                                                        .heads = 32,
                                                        .kv_heads = 32,
                                                        .max_positions = 32768});
-  decoder(model, a, join({split_attention("self_attn", a, {.bias = true}), mlp(config, a), norms_before(a)}),
+  decoder(model, a,
+          join({split_attention("self_attn", a, {.bias = true, .dropout = attention_dropout(config)}), mlp(config, a),
+                norms_before(a)}),
           rms_norm("norm", a.hidden));
 }
 
@@ -84,7 +93,7 @@ void qwen3(ModelConfig& config, ModelBuilder& model) {
                                                        .head_size = 128,
                                                        .max_positions = 32768});
   decoder(model, a,
-          join({windowed(self_attention(a, config.flag("attention_bias", false), query_and_key_norms(a)),
+          join({windowed(self_attention(config, a, config.flag("attention_bias", false), query_and_key_norms(a)),
                          read_qwen_window(config)),
                 mlp(config, a), norms_before(a)}),
           rms_norm("norm", a.hidden));
@@ -101,7 +110,7 @@ void olmo(ModelConfig& config, ModelBuilder& model) {
       config,
       {.vocabulary = 50304, .hidden = 4096, .intermediate = 11008, .layers = 32, .heads = 32, .max_positions = 2048});
   decoder(model, a,
-          join({self_attention(a, config.flag("attention_bias", false)), mlp(config, a),
+          join({self_attention(config, a, config.flag("attention_bias", false)), mlp(config, a),
                 plain_norm("input_layernorm", a.hidden), plain_norm("post_attention_layernorm", a.hidden)}),
           plain_norm("norm", a.hidden));
 }
@@ -112,7 +121,7 @@ void olmo2_in_window(ModelConfig& config, ModelBuilder& model, const AttentionWi
       config,
       {.vocabulary = 50304, .hidden = 4096, .intermediate = 11008, .layers = 32, .heads = 32, .max_positions = 2048});
   decoder(model, a,
-          join({windowed(self_attention(a, config.flag("attention_bias", false),
+          join({windowed(self_attention(config, a, config.flag("attention_bias", false),
                                         join({rms_norm("q_norm", a.heads * a.head_size),
                                               rms_norm("k_norm", a.kv_heads * a.head_size)})),
                          window),
@@ -152,14 +161,16 @@ void stablelm(ModelConfig& config, ModelBuilder& model) {
                                                      .max_positions = 4096});
   const bool parallel = config.flag("use_parallel_residual", false);
   const Modules norms = config.flag("qk_layernorm", false) ? norms_per_head(config, a) : Modules{};
-  decoder(
-      model, a,
-      join({partly_rotated(
-                config, split_attention("self_attn", a, {.bias = config.flag("use_qkv_bias", false), .norms = norms}),
-                0.25),
-            mlp(config, a), layer_norm("input_layernorm", a.hidden),
-            parallel ? Modules{} : layer_norm("post_attention_layernorm", a.hidden)}),
-      layer_norm("norm", a.hidden));
+  decoder(model, a,
+          join({partly_rotated(config,
+                               split_attention("self_attn", a,
+                                               {.bias = config.flag("use_qkv_bias", false),
+                                                .norms = norms,
+                                                .dropout = attention_dropout(config)}),
+                               0.25),
+                mlp(config, a), layer_norm("input_layernorm", a.hidden),
+                parallel ? Modules{} : layer_norm("post_attention_layernorm", a.hidden)}),
+          layer_norm("norm", a.hidden));
 }
 
 Modules norm_of_heads(const std::string& name, std::uint64_t heads, std::uint64_t head_size) {
@@ -178,7 +189,7 @@ void cohere(ModelConfig& config, ModelBuilder& model) {
           ? join({norm_of_heads("q_norm", a.heads, a.head_size), norm_of_heads("k_norm", a.kv_heads, a.head_size)})
           : Modules{};
   decoder(model, a,
-          join({self_attention(a, config.flag("attention_bias", false), norms), mlp(config, a),
+          join({self_attention(config, a, config.flag("attention_bias", false), norms), mlp(config, a),
                 layer_norm("input_layernorm", a.hidden, false)}),
           layer_norm("norm", a.hidden, false), true);
 }
@@ -198,9 +209,10 @@ void gemma(ModelConfig& config, ModelBuilder& model) {
                                                        .kv_heads = 16,
                                                        .head_size = 256,
                                                        .max_positions = 8192});
-  decoder(model, a,
-          join({self_attention(a, config.flag("attention_bias", false)), gemma_mlp(config, a), norms_before(a)}),
-          rms_norm("norm", a.hidden), true);
+  decoder(
+      model, a,
+      join({self_attention(config, a, config.flag("attention_bias", false)), gemma_mlp(config, a), norms_before(a)}),
+      rms_norm("norm", a.hidden), true);
 }
 
 // Scores and logits, divided by a number, pass tanh and are multiplied by it again; null, or absent where the class has
@@ -218,7 +230,7 @@ void cap_logits(const ModelConfig& config, ModelBuilder& model, const Architectu
 // Norms before and after each (modeling_gemma2.py).
 Modules gemma2_block(const ModelConfig& config, const Architecture& a, const Modules& norms,
                      const AttentionWindow& window, bool softcap) {
-  return join({windowed(self_attention(a, config.flag("attention_bias", false), norms), window),
+  return join({windowed(self_attention(config, a, config.flag("attention_bias", false), norms), window),
                has_softcap(config, "attn_logit_softcapping", softcap) ? activation("self_attn.softcap", "tanh", a.heads)
                                                                       : Modules{},
                gemma_mlp(config, a), norms_before(a), rms_norm("pre_feedforward_layernorm", a.hidden),
@@ -262,14 +274,15 @@ void phi3(ModelConfig& config, ModelBuilder& model) {
       {.vocabulary = 32064, .hidden = 3072, .intermediate = 8192, .layers = 32, .heads = 32, .max_positions = 4096});
   const std::uint64_t heads = a.heads * a.head_size;
   const std::string function = config.text("hidden_act", "silu");
-  decoder(model, a,
-          join({linear("self_attn.qkv_proj", a.hidden, heads + 2 * a.kv_heads * a.head_size, false),
-                windowed(attention("self_attn.attention", attention_sizes(a, true)), read_window(config, {})),
-                linear("self_attn.o_proj", heads, a.hidden, false),
-                linear("mlp.gate_up_proj", a.hidden, 2 * a.intermediate, false),
-                activation("mlp.activation_fn", function, a.intermediate), multiply("mlp.gate", a.intermediate),
-                linear("mlp.down_proj", a.intermediate, a.hidden, false), norms_before(a)}),
-          rms_norm("norm", a.hidden));
+  decoder(
+      model, a,
+      join({linear("self_attn.qkv_proj", a.hidden, heads + 2 * a.kv_heads * a.head_size, false),
+            windowed(attention("self_attn.attention", attention_sizes(a, true)), read_window(config, {})),
+            dropout("self_attn.dropout", attention_dropout(config)), linear("self_attn.o_proj", heads, a.hidden, false),
+            linear("mlp.gate_up_proj", a.hidden, 2 * a.intermediate, false),
+            activation("mlp.activation_fn", function, a.intermediate), multiply("mlp.gate", a.intermediate),
+            linear("mlp.down_proj", a.intermediate, a.hidden, false), norms_before(a)}),
+      rms_norm("norm", a.hidden));
 }
 
 // LayerNorm, a plain MLP, biases everywhere (modeling_starcoder2.py).
@@ -284,7 +297,7 @@ void starcoder2(ModelConfig& config, ModelBuilder& model) {
   const bool bias = config.flag("use_bias", true);
   const std::string function = config.text("hidden_act", "gelu_pytorch_tanh");
   decoder(model, a,
-          join({windowed(self_attention(a, bias), read_window(config, {})),
+          join({windowed(self_attention(config, a, bias), read_window(config, {})),
                 plain_mlp("mlp", "c_fc", "c_proj", a.hidden, a.intermediate, function, bias),
                 layer_norm("input_layernorm", a.hidden), layer_norm("post_attention_layernorm", a.hidden)}),
           layer_norm("norm", a.hidden), true);
@@ -297,7 +310,7 @@ void nemotron(ModelConfig& config, ModelBuilder& model) {
       {.vocabulary = 256000, .hidden = 6144, .intermediate = 24576, .layers = 32, .heads = 48, .max_positions = 4096});
   const std::string function = config.text("hidden_act", "relu2");
   decoder(model, a,
-          join({partly_rotated(config, self_attention(a, config.flag("attention_bias", false)), 0.5),
+          join({partly_rotated(config, self_attention(config, a, config.flag("attention_bias", false)), 0.5),
                 plain_mlp("mlp", "up_proj", "down_proj", a.hidden, a.intermediate, function,
                           config.flag("mlp_bias", false)),
                 layer_norm("input_layernorm", a.hidden), layer_norm("post_attention_layernorm", a.hidden)}),

@@ -192,7 +192,8 @@ void jamba(ModelConfig& config, ModelBuilder& model) {
   const Period routes = read_period(config, "expert_layer_period", "expert_layer_offset", {2, 1});
   const std::uint64_t experts = config.listed("num_experts", 16);
   const std::string function = config.text("hidden_act", "silu");
-  const Modules attention = split_attention("self_attn", a, {.rotary = false});
+  const Modules attention =
+      split_attention("self_attn", a, {.rotary = false, .dropout = config.number("attention_dropout", 0)});
   const Modules mamba = jamba_mixer(config, a, function);
   const Modules mlp = gated_mlp("feed_forward", a.hidden, a.intermediate, function, false);
   const Modules mixture = experts > 1 ? jamba_experts(config, a, experts, function) : mlp;

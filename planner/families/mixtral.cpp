@@ -57,8 +57,8 @@ void mixtral(ModelConfig& config, ModelBuilder& model) {
                                                        .max_positions = 131072});
   describe_and_embed(model, a);
   model.blocks("layers", a.layers,
-               join({split_attention("self_attn", a, {}), block_sparse_moe(config, a, 8, "router_jitter_noise"),
-                     norms_before(a)}));
+               join({split_attention("self_attn", a, {.dropout = config.number("attention_dropout", 0)}),
+                     block_sparse_moe(config, a, 8, "router_jitter_noise"), norms_before(a)}));
   norm_and_head(model, a);
 }
 
@@ -73,12 +73,13 @@ void phimoe(ModelConfig& config, ModelBuilder& model) {
                                                      .max_positions = 131072});
   const bool bias = config.flag("attention_bias", false);
   describe_and_embed(model, a);
-  const Modules attention = windowed(split_attention("self_attn", a, {.bias = bias, .output_bias = bias}),
-                                     read_window(config, AttentionWindow{}));
+  const Modules attention =
+      windowed(split_attention("self_attn", a,
+                               {.bias = bias, .output_bias = bias, .dropout = config.number("attention_dropout", 0)}),
+               read_window(config, AttentionWindow{}));
   model.blocks("layers", a.layers,
-               join({attention, dropout("self_attn.dropout", config.number("attention_dropout", 0)),
-                     block_sparse_moe(config, a, 16, "input_jitter_noise"), layer_norm("input_layernorm", a.hidden),
-                     layer_norm("post_attention_layernorm", a.hidden)}));
+               join({attention, block_sparse_moe(config, a, 16, "input_jitter_noise"),
+                     layer_norm("input_layernorm", a.hidden), layer_norm("post_attention_layernorm", a.hidden)}));
   model.add(layer_norm("norm", a.hidden));
   model.head("embed_tokens", false);
   if (config.head().output != HeadOutput::custom) return;
@@ -140,7 +141,11 @@ void qwen2_moe(ModelConfig& config, ModelBuilder& model) {
         below("mlp", join({router_and_experts(config, routing, a.hidden, intermediate), shared_expert(config, a)}));
   }
   describe_and_embed(model, a);
-  qwen_blocks(config, model, a, split_attention("self_attn", a, {.bias = config.flag("qkv_bias", true)}), experts);
+  qwen_blocks(
+      config, model, a,
+      split_attention("self_attn", a,
+                      {.bias = config.flag("qkv_bias", true), .dropout = config.number("attention_dropout", 0)}),
+      experts);
   norm_and_head(model, a);
 }
 
@@ -166,7 +171,8 @@ void qwen3_moe(ModelConfig& config, ModelBuilder& model) {
               split_attention("self_attn", a,
                               {.bias = bias,
                                .output_bias = bias,
-                               .norms = join({rms_norm("q_norm", a.head_size), rms_norm("k_norm", a.head_size)})}),
+                               .norms = join({rms_norm("q_norm", a.head_size), rms_norm("k_norm", a.head_size)}),
+                               .dropout = config.number("attention_dropout", 0)}),
               experts);
   norm_and_head(model, a);
 }
@@ -182,9 +188,12 @@ void olmoe(ModelConfig& config, ModelBuilder& model) {
   const bool bias = config.flag("attention_bias", false);
   const Modules norms = join({rms_norm("q_norm", a.hidden), rms_norm("k_norm", a.kv_heads * a.head_size)});
   describe_and_embed(model, a);
-  model.blocks("layers", a.layers,
-               join({split_attention("self_attn", a, {.bias = bias, .output_bias = bias, .norms = norms}),
-                     below("mlp", router_and_experts(config, routing, a.hidden, a.intermediate)), norms_before(a)}));
+  model.blocks(
+      "layers", a.layers,
+      join({split_attention(
+                "self_attn", a,
+                {.bias = bias, .output_bias = bias, .norms = norms, .dropout = config.number("attention_dropout", 0)}),
+            below("mlp", router_and_experts(config, routing, a.hidden, a.intermediate)), norms_before(a)}));
   norm_and_head(model, a);
 }
 

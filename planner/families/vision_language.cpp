@@ -119,7 +119,9 @@ void llama4_text(ModelConfig& config, ModelBuilder& model) {
         const Modules norms = rotary && normed ? join({plain_rms_norm("qk_norm.q", a.heads * a.head_size),
                                                        plain_rms_norm("qk_norm.k", a.kv_heads * a.head_size)})
                                                : Modules{};
-        return join({windowed(split_attention("self_attn", a, {.rotary = rotary, .norms = norms}),
+        return join({windowed(split_attention(
+                                  "self_attn", a,
+                                  {.rotary = rotary, .norms = norms, .dropout = config.number("attention_dropout", 0)}),
                               rotary ? chunks : AttentionWindow{}),
                      rotary || !tempered ? Modules{} : multiply("self_attn.attn_scale", a.heads * a.head_size),
                      sparse ? below("feed_forward", llama4_experts(a, routing, function))

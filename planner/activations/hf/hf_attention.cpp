@@ -136,8 +136,8 @@ Value attend(const ForwardContext& context, const Value& q, const Value& k, cons
   const std::uint64_t times = call.mask.defined() ? q.size(1) / k.size(1) : 1;
   const Value keys = repeat_kv(k, times);
   const Value values = repeat_kv(v, times);
-  const Value output =
-      scaled_dot_product_attention(q, keys, values, {.mask = call.mask, .causal = call.causal && !call.mask.defined()});
+  const Value output = scaled_dot_product_attention(
+      q, keys, values, {.mask = call.mask, .causal = call.causal && !call.mask.defined(), .dropout = call.dropout});
   return view(transpose(output), joined);
 }
 

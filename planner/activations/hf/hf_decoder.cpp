@@ -1,5 +1,6 @@
 #include "planner/activations/hf/hf_decoder.h"
 
+#include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -42,7 +43,9 @@ void norm_heads(Heads& heads, const UnitView& block, Norm norm) {
 
 Value attended(ForwardContext& context, const UnitView& block, Heads& heads) {
   cache(context, heads.k, heads.v);
-  const AttentionCall call{.mask = mask_of(context, block, sizes_of(block)), .softcap = block.has("self_attn.softcap")};
+  const AttentionCall call{.mask = mask_of(context, block, sizes_of(block)),
+                           .dropout = dropout_rate(block, "self_attn.dropout"),
+                           .softcap = block.has("self_attn.softcap")};
   const Value mixed = attend(context, heads.q, heads.k, heads.v, call);
   return linear(mixed, block["self_attn.o_proj"]);
 }
@@ -61,7 +64,9 @@ Value attend_repeated(ForwardContext& context, const AttentionSizes& sizes, Head
 
 Value attended_repeated(ForwardContext& context, const UnitView& block, Heads& heads) {
   const AttentionSizes& sizes = sizes_of(block);
-  const Value mixed = attend_repeated(context, sizes, heads, {.mask = mask_of(context, block, sizes)});
+  const Value mixed =
+      attend_repeated(context, sizes, heads,
+                      {.mask = mask_of(context, block, sizes), .dropout = dropout_rate(block, "self_attn.dropout")});
   return linear(mixed, block["self_attn.o_proj"]);
 }
 

@@ -71,7 +71,8 @@ Value liger_attention(ForwardContext& context, const UnitView& block, const Valu
   Value v = split_heads(linear(hidden, block["self_attn.v_proj"]), sizes.kv_heads);
   rotate_in_place(q, k, context.shared.tables);
   cache(context, k, v);
-  const Value mixed = attend(context, q, k, v, {.mask = mask_of(context, block, sizes)});
+  const Value mixed = attend(
+      context, q, k, v, {.mask = mask_of(context, block, sizes), .dropout = dropout_rate(block, "self_attn.dropout")});
   return linear(mixed, block["self_attn.o_proj"]);
 }
 

@@ -140,6 +140,7 @@ FROZEN = [run("sdpa", dtype, 3, 40, freeze=names) for dtype in ("bf16", "fp32") 
 FILES = {
     "llama": [
         ("llama, grouped queries", model("llama", "LlamaForCausalLM", **GROUPED), plain()),
+        ("llama, dropped probabilities", model("llama", "LlamaForCausalLM", **GROUPED, attention_dropout=0.1), [*brief(), *brief(mask="padded")[:1]]),
         ("llama, as many key heads as query heads", model("llama", "LlamaForCausalLM", **TEXT), plain()),
         ("llama, two layers of Llama-2-7B", model("llama", "LlamaForCausalLM", **LLAMA_7B),
          plain(shapes=((1, 4096), (3, 1023)))),
@@ -205,6 +206,7 @@ FILES = {
     ],
     "experts": [
         ("mixtral", model("mixtral", "MixtralForCausalLM", **EXPERTS), brief()),
+        ("mixtral, dropped probabilities", model("mixtral", "MixtralForCausalLM", **EXPERTS, attention_dropout=0.1), brief()),
         ("qwen2_moe", model("qwen2_moe", "Qwen2MoeForCausalLM", **QWEN_EXPERTS, shared_expert_intermediate_size=96), [*brief(), *brief(mask="padded")[:1]]),
         ("qwen3_moe", model("qwen3_moe", "Qwen3MoeForCausalLM", **QWEN_EXPERTS), brief()),
         ("olmoe", model("olmoe", "OlmoeForCausalLM", **GROUPED, num_experts=6, num_experts_per_tok=3), brief()),
