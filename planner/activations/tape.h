@@ -56,8 +56,11 @@ enum class Pass : std::uint8_t { forward, backward };
 // Where gradients of an output go: into input `output` of node `node`, or into a parameter.
 struct Edge {
   static constexpr std::uint32_t kNowhere = std::numeric_limits<std::uint32_t>::max();
+  static constexpr std::uint32_t kParameters = 1U << 31;  // plus i: into parameter i
   std::uint32_t node = kNowhere;
   std::uint32_t output = 0;
+
+  bool is_parameter() const { return node >= kParameters && node != kNowhere; }
 };
 
 // How a tensor lies in its storage, as far as it decides whether a view needs a copy: in the order of its dims, or with

@@ -130,7 +130,8 @@ Value norm_of_rows(const Value& x) {
   rows.back() = 1;
   Value norm = x.tape().allocate("norm", std::move(rows), x.dtype());
   std::vector<Value> saved{x, norm};
-  return simple("norm", x, std::move(norm), std::move(saved));
+  return x.tape().record("norm", std::span(&x, 1), std::move(norm), std::move(saved),
+                         gradient_after("norm backward", x, 1));
 }
 
 Value mul_in_place(const Value& x, const Value& factors) {

@@ -253,19 +253,14 @@ Value rsqrt(const Value& operand) {
                          gradient_after("rsqrt backward", x, 2));
 }
 
-Value divided(const Value& x, const Value& divisor) {
-  const std::array inputs{x, divisor};
-  std::vector<Value> saved{divisor};
-  if (divisor.requires_grad()) saved.push_back(x);
-  return record("div", inputs, like("div", x), std::move(saved));
-}
-
 Value div(const Value& a, const Value& b) {
   const std::array inputs{a, b};
   const Meta whole{broadcast(a.shape(), b.shape()), promoted(a, b), true};
   Value output = a.tape().allocate("div", whole.shape, whole.dtype, layout_of(a, b));
+  std::vector<Value> saved{b};
+  if (b.requires_grad()) saved.push_back(a);
   return a.tape().record(
-      "div", inputs, std::move(output), {a, b},
+      "div", inputs, std::move(output), std::move(saved),
       [whole, operands = std::array{meta_of(a), meta_of(b)}](Tape& tape, std::span<const Value>, std::vector<Value>&) {
         std::vector<Value> gradients(2);
         if (operands[1].wanted) {  // -grad * ((self / other) / other)

@@ -44,8 +44,7 @@ Value mean(const Value& x);               // over the last dim, which stays as 1
 Value mean(const Value& x, Shape shape);  // over a dim in the middle
 Value total(const Value& x);              // the sum of everything: a scalar
 Value rsqrt(const Value& x);
-Value divided(const Value& x, const Value& divisor);  // keeps the divisor, and x where that needs a gradient
-Value div(const Value& a, const Value& b);            // broadcasts; both are kept
+Value div(const Value& a, const Value& b);  // broadcasts; keeps b, and a where b needs a gradient
 // where(mask, x, a number), masked_fill: keeps the mask. Undefined: a buffer's.
 Value where(const Value& mask, const Value& x);
 // x[..., [i]]: a copy. `shape`: what comes out. Its backward writes into zeros of the whole.

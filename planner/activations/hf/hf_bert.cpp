@@ -30,13 +30,6 @@ Value self_attention(ForwardContext& context, const UnitView& block, const Value
   return attend(context, q, k, v, {.mask = context.shared.mask, .causal = false});
 }
 
-// BertSelfOutput, BertOutput: LayerNorm(dropout(dense(x)) + input).
-Value output_part(const UnitView& block, const std::string& prefix, const Value& x, const Value& input) {
-  Value hidden = linear(x, block[prefix + "dense"]);
-  hidden = dropout(hidden, block, prefix + "dropout");
-  return layer_norm(block[prefix + "LayerNorm"], add(hidden, input));
-}
-
 Value bert_block(ForwardContext& context, const UnitView& block, const Value& input) {
   if (block.has("crossattention.self.query")) throw NotModelled("cross attention");
   const auto attention = [&] {
@@ -61,12 +54,7 @@ Value make_encoder_mask(ForwardContext& context) {
     const Value inverted = tape.allocate("rsub", keys, dtype);
     return tape.allocate("mul", keys, dtype);
   }
-  if (context.client.mask != MaskKind::padded) return {};
-  const Shape pairs{context.batch(), 1, s, s};
-  const Value expanded = tape.allocate("to", pairs, dtype);
-  const Value inverted = tape.allocate("rsub", pairs, dtype);
-  const Value hidden = tape.allocate("to", pairs, DType::boolean);
-  return tape.allocate("masked_fill", pairs, dtype);
+  return context.client.mask == MaskKind::padded ? padding_of_pairs(context) : Value();
 }
 
 // Positions that follow from which tokens are padding (create_position_ids_from_input_ids).
@@ -228,6 +216,12 @@ Value albert_layers(ForwardContext& context, Value hidden) {
 }
 
 }  // namespace
+
+Value output_part(const UnitView& block, const std::string& prefix, const Value& x, const Value& input) {
+  Value hidden = linear(x, block[prefix + "dense"]);
+  hidden = dropout(hidden, block, prefix + "dropout");
+  return layer_norm(block[prefix + "LayerNorm"], add(hidden, input));
+}
 
 Value encoder_loss(ForwardContext& context, const Value& hidden) {
   Tape& tape = context.tape;

@@ -102,21 +102,6 @@ Value class_loss(ForwardContext& context, const Value& tokens) {
 
 // ---- SigLIP (modeling_siglip.py) ----
 
-}  // namespace
-
-Value siglip_features(ForwardContext& context, const std::string& base, std::uint64_t images) {
-  const UnitView unit = required_unit(context, base + std::string(kPatches));
-  const std::uint64_t tokens = tokens_of_image(unit, base);
-  Value hidden = [&] {
-    const Value x = patches(context, unit[base + std::string(kPatches)], tokens, images);
-    return add(x, positions(context, unit, base, tokens));
-  }();
-  hidden = run_blocks(context, clip_block, std::move(hidden), base + "encoder.layers");
-  return layer_norm(required_unit(context, base + "post_layernorm")[base + "post_layernorm"], hidden);
-}
-
-namespace {
-
 // What the pooling head makes of them no loss here reads, but it lives until the model has returned: torch.nn.MultiheadAttention
 // copies the features, and keys and values once more (torch/nn/functional.py, _in_projection_packed). Scores of the one query of
 // each image are left out.
@@ -215,17 +200,6 @@ Value text_order(ForwardContext& context, std::uint64_t tokens, DType dtype) {
   return expand(whole, {context.batch(), 1, tokens, tokens});
 }
 
-// _prepare_4d_attention_mask: the batch's, of all pairs of tokens.
-Value text_padding(ForwardContext& context, std::uint64_t tokens, DType dtype) {
-  Tape& tape = context.tape;
-  if (context.client.mask == MaskKind::none) return {};
-  const Shape pairs{context.batch(), 1, tokens, tokens};
-  const Value expanded = tape.allocate("to", pairs, dtype);
-  const Value inverted = tape.allocate("rsub", pairs, dtype);
-  const Value hidden = tape.allocate("to", pairs, DType::boolean);
-  return tape.allocate("masked_fill", pairs, dtype);
-}
-
 // Features of a text's tokens behind the blocks, and what the last norm makes of them.
 Value text_features(ForwardContext& context, const std::string& base, std::uint64_t tokens, BlockForward block,
                     bool causal) {
@@ -250,9 +224,8 @@ constexpr const char* kImages = "vision_model.";
 constexpr const char* kTexts = "text_model.";
 
 Value text_states(ForwardContext& context, bool causal) {
-  const std::uint64_t tokens = context.tokens();
-  context.shared.mask = text_padding(context, tokens, context.setup.policy.parameter);
-  Value states = text_features(context, kTexts, tokens, clip_block, causal);
+  if (context.client.mask != MaskKind::none) context.shared.mask = padding_of_pairs(context);
+  Value states = text_features(context, kTexts, context.tokens(), clip_block, causal);
   context.shared.mask.reset();
   return states;
 }
@@ -263,11 +236,7 @@ Value projected(ForwardContext& context, const std::string& name, const Value& x
 
 // x / x.norm(dim=-1): CLIP's operation by operation, SigLIP's torch.linalg.vector_norm, which keeps what it reads and what it says.
 Value of_length_one(const Value& x, bool one_kernel) {
-  const Shape rows{x.size(0), 1};
-  if (!one_kernel) return div(x, pow(sum_over(pow(x), rows)));
-  Value norm = x.tape().allocate("norm", rows, x.dtype());
-  norm = x.tape().record("norm", std::span(&x, 1), norm, {x, norm}, gradient_after("norm backward", x, 1));
-  return div(x, norm);
+  return div(x, one_kernel ? norm_of_rows(x) : pow(sum_over(pow(x), {x.size(0), 1})));
 }
 
 // How alike each text and each image are, [texts, images].
@@ -324,6 +293,17 @@ Value siglip(ForwardContext& context) {
 }
 
 }  // namespace
+
+Value siglip_features(ForwardContext& context, const std::string& base, std::uint64_t images) {
+  const UnitView unit = required_unit(context, base + std::string(kPatches));
+  const std::uint64_t tokens = tokens_of_image(unit, base);
+  Value hidden = [&] {
+    const Value x = patches(context, unit[base + std::string(kPatches)], tokens, images);
+    return add(x, positions(context, unit, base, tokens));
+  }();
+  hidden = run_blocks(context, clip_block, std::move(hidden), base + "encoder.layers");
+  return layer_norm(required_unit(context, base + "post_layernorm")[base + "post_layernorm"], hidden);
+}
 
 TextFeatures clip_text(ForwardContext& context, const std::string& base, std::uint64_t tokens) {
   Tape& tape = context.tape;

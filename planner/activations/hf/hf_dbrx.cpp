@@ -37,7 +37,7 @@ struct Weights {
 Weights route(const UnitView& block, const Value& x, const Routing& routing) {
   const Value wide = softmax_in(linear(x, block["ffn.router.layer"]), DType::f32);
   Value top = topk(wide, routing.chosen).values;
-  if (routing.normalized) top = divided(top, norm_of_rows(top));
+  if (routing.normalized) top = div(top, norm_of_rows(top));
   return {to(wide, x.dtype()), to(top, x.dtype())};
 }
 

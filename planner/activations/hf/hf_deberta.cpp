@@ -104,12 +104,6 @@ Value self_attention(ForwardContext& context, const UnitView& block, const Value
   return mixed;
 }
 
-// LayerNorm(dropout(dense(x)) + input)
-Value output_part(const UnitView& block, const std::string& name, const Value& x, const Value& input) {
-  const Value hidden = dropout(linear(x, block[name + "dense"]), block, name + "dropout");
-  return layer_norm(block[name + "LayerNorm"], add(hidden, input));
-}
-
 Value deberta_block(ForwardContext& context, const UnitView& block, const Value& input) {
   const Value attended = [&] {
     const Value mixed = self_attention(context, block, input);

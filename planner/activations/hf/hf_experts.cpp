@@ -128,7 +128,7 @@ Value mean_probability(ForwardContext& context, const Value& probabilities) {
   if (context.client.mask == MaskKind::none) return mean(probabilities, experts);
   const Value counted = context.tape.allocate("reshape", probabilities.shape(), DType::i64);
   const Value sum = sum_over(mul(probabilities, counted), experts);
-  return divided(sum, context.tape.allocate("sum", experts, DType::i64));
+  return div(sum, context.tape.allocate("sum", experts, DType::i64));
 }
 
 }  // namespace

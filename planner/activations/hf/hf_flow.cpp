@@ -153,7 +153,7 @@ Value inverse(const UnitView& block, const Value& y) {
     if (!is_affine(block)) return cat(std::array{halves[0], sub(halves[1], said)}, y.shape());
     const std::vector<Value> parts = chunk(said);
     const Value factors = unary_of_output("sigmoid", parts[1]);
-    const Value quotient = divided(halves[1], factors);
+    const Value quotient = div(halves[1], factors);
     return cat(std::array{halves[0], sub(quotient, parts[0])}, y.shape());
   }();
   Value x = before;

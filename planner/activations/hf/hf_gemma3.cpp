@@ -62,7 +62,7 @@ Value embedded(ForwardContext& context) {
     throw NotModelled(fmt::format("{} tokens of images in a sequence of {}", context.client.images * features.size(1),
                                   context.tokens()));
   }
-  required_unit(context, name);  // again
+  required_unit(context, name);  // what follows is the embedding's again
   context.tape.keep(features);   // the model returns them
   const Value places = context.tape.allocate("eq", ids.shape(), DType::boolean);
   return masked_scatter(words, places, features);

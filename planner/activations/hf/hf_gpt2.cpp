@@ -17,7 +17,7 @@ Value eager_attention(ForwardContext& context, const Value& q, const Value& k, c
   Tape& tape = context.tape;
   const Shape pairs{q.size(0), q.size(1), q.size(2), k.size(2)};
   Value weights = batched_matmul(q, k, pairs);
-  weights = divided(weights, tape.allocate("full", {}, weights.dtype()));
+  weights = div(weights, tape.allocate("full", {}, weights.dtype()));
   {
     const Value least = tape.allocate("full", {}, weights.dtype());
     weights = where({}, weights);

@@ -172,7 +172,7 @@ Value embedded(ForwardContext& context) {
     throw NotModelled(
         fmt::format("{} tokens of images in a sequence of {}", features.size(0) / context.batch(), context.tokens()));
   }
-  required_unit(context, name);  // again
+  required_unit(context, name);  // what follows is the embedding's again
   Value merged = overwritten(words, features, context.tape.allocate("eq", {ids.elements()}, DType::boolean));
   context.tape.keep(merged);  // the caller of the language model holds it
   return merged;

@@ -116,6 +116,16 @@ Value make_older_mask(ForwardContext& context, bool always) {
   return tape.allocate("clone", {context.batch(), 1, s, s}, context.setup.policy.parameter);
 }
 
+Value padding_of_pairs(ForwardContext& context) {
+  Tape& tape = context.tape;
+  const DType dtype = context.setup.policy.parameter;
+  const Shape pairs{context.batch(), 1, context.tokens(), context.tokens()};
+  const Value expanded = tape.allocate("to", pairs, dtype);
+  const Value inverted = tape.allocate("rsub", pairs, dtype);
+  const Value hidden = tape.allocate("to", pairs, DType::boolean);
+  return tape.allocate("masked_fill", pairs, dtype);
+}
+
 Value eager_attention(const Value& q, const Value& k, const Value& v, const AttentionCall& call) {
   Value scores = batched_matmul(q, k, {q.size(0), q.size(1), q.size(2), k.size(2)});
   scores = scale(scores);

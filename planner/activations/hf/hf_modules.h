@@ -40,6 +40,9 @@ Value arange(ForwardContext& context, std::uint64_t count);
 // none where no token is padding. `always`: the model makes an attention_mask of ones where the batch has none.
 Value make_older_mask(ForwardContext& context, bool always);
 
+// The batch's mask as a number for each pair of tokens (modeling_attn_mask_utils.py, _prepare_4d_attention_mask).
+Value padding_of_pairs(ForwardContext& context);
+
 // softmax(q k^T x scale + mask) v, all in the model's dtype: eager_attention_forward of BERT, BART, Whisper and others.
 Value eager_attention(const Value& q, const Value& k, const Value& v, const AttentionCall& call);
 

@@ -7,8 +7,8 @@
 
 namespace shardplan::autograd {
 
-// Throws NotModelled for images of another size than `count` patches of this projection (--image-size).
-// A convolution that cuts each image into `count` patches, [images, patches, width]. Images are the batch's.
+// A convolution that cuts each image into `count` patches, [images, patches, width]. Images are the batch's. Throws NotModelled
+// (hf_modules.h) where --image-size says another size.
 Value patches(ForwardContext& context, const Parameters& projection, std::uint64_t count, std::uint64_t images);
 
 // `token`, which the model owns, before the patches of each image.

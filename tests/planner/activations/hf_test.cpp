@@ -241,24 +241,26 @@ TEST(HfRefusals, SayWhatIsNotKnown) {
   EXPECT_TRUE(says(refusal(R"({"model_type": "gemma3"})", client), "of anything but"));
 }
 
+// Of one step of a flow in fp32, without gradients of parameters.
+double flow_peak(const std::string& config, std::uint64_t samples, RecomputeKind recompute) {
+  const Model model = model_from_hf_config(JsonDocument(config, "config.json").root());
+  shardplan::Setup setup;
+  setup.policy = policy_named("fp32");
+  ClientSetup client;
+  client.micro_batch = samples;
+  client.recompute = recompute;
+  const ActivityResult result = activity_of(model, model.catalog, setup, client, {.keeps_gradients = false});
+  EXPECT_TRUE(result.activity) << result.unknown_because;
+  return static_cast<double>(sum(peak_of(*result.activity).held));
+}
+
 // A flow of 32 steps in each level and one of 320: recomputed by inversion, the deeper needs no more than the other.
 TEST(HfFlow, InvertedStepsAreConstantInDepth) {
   const auto peak = [](int steps, RecomputeKind recompute) {
-    const Model model = model_from_hf_config(
-        JsonDocument(fmt::format(R"({{"model_type": "glow", "levels": 3, "steps_per_level": {}, "image_size": 32,
-                                      "hidden_channels": 512}})",
-                                 steps),
-                     "config.json")
-            .root());
-    shardplan::Setup setup;
-    setup.policy = policy_named("fp32");
-    ClientSetup client;
-    client.micro_batch = 16;
-    client.sequence = 1;
-    client.recompute = recompute;
-    const ActivityResult result = activity_of(model, model.catalog, setup, client, {.keeps_gradients = false});
-    EXPECT_TRUE(result.activity) << result.unknown_because;
-    return static_cast<double>(sum(peak_of(*result.activity).held));
+    const std::string config = fmt::format(
+        R"({{"model_type": "glow", "levels": 3, "steps_per_level": {}, "image_size": 32, "hidden_channels": 512}})",
+        steps);
+    return flow_peak(config, 16, recompute);
   };
   const double shallow = peak(32, RecomputeKind::invert);
   EXPECT_NEAR(peak(320, RecomputeKind::invert) / shallow, 1, 0.01);
@@ -269,20 +271,10 @@ TEST(HfFlow, InvertedStepsAreConstantInDepth) {
 // A continuous flow of 8 time steps and one of 80: by its adjoint equation the longer needs no more than the other.
 TEST(HfCnf, TheAdjointIsConstantInTimeSteps) {
   const auto peak = [](std::string_view solver, int steps, RecomputeKind recompute) {
-    const Model model = model_from_hf_config(
-        JsonDocument(fmt::format(R"({{"model_type": "cnf", "data_dims": 63, "hidden_dims": [860, 860], "blocks": 2,
-                                      "solver": "{}", "time_steps": {}}})",
-                                 solver, steps),
-                     "config.json")
-            .root());
-    shardplan::Setup setup;
-    setup.policy = policy_named("fp32");
-    ClientSetup client;
-    client.micro_batch = 1000;
-    client.recompute = recompute;
-    const ActivityResult result = activity_of(model, model.catalog, setup, client, {.keeps_gradients = false});
-    EXPECT_TRUE(result.activity) << result.unknown_because;
-    return static_cast<double>(sum(peak_of(*result.activity).held));
+    const std::string config = fmt::format(
+        R"({{"model_type": "cnf", "data_dims": 63, "hidden_dims": [860, 860], "blocks": 2, "solver": "{}", "time_steps": {}}})",
+        solver, steps);
+    return flow_peak(config, 1000, recompute);
   };
   for (const char* solver : {"euler", "midpoint", "rk4"}) {
     const double shallow = peak(solver, 8, RecomputeKind::adjoint);

@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "planner/cost/compute.h"
 #include "planner/formats/read_model.h"
@@ -50,6 +52,10 @@ class Rows {
     ADD_FAILURE() << "no attention in " << stack;
     return {};
   }
+  using Expected = std::initializer_list<std::pair<const char*, std::uint64_t>>;
+  void expect(std::string_view stack, Expected rows) const {
+    for (const auto& [module, count] : rows) EXPECT_EQ(of(stack, module).rows, count) << stack << " " << module;
+  }
   const RowsOfModules& all() const { return rows_; }
   const Model& model() const { return model_; }
 
@@ -85,22 +91,19 @@ TEST(ModuleRows, EagerAttentionComputesAllPairs) {
 // 224 pixels, patches of 16, and a token of the model's own.
 TEST(ModuleRows, AnImageIsItsPatches) {
   const Rows rows("vit-base-patch16-224", reads(0));
-  EXPECT_EQ(rows.of("layer", "intermediate.dense").rows, 197U);
+  rows.expect("layer", {{"intermediate.dense", 197}});
+  rows.expect("", {{"patch_embeddings.projection", 196}, {"classifier", 1}});
   EXPECT_EQ(rows.attention("layer"), (ModuleRows{197, 197, false}));
-  EXPECT_EQ(rows.of("", "patch_embeddings.projection").rows, 196U);
-  EXPECT_EQ(rows.of("", "classifier").rows, 1U);
 }
 
 // 30 seconds are 3,000 frames, 1,500 behind the second convolution; the decoder reads them with its text.
 TEST(ModuleRows, AnEncoderAndADecoderHaveTheirOwn) {
   const Rows rows("whisper-small", reads(448));
-  EXPECT_EQ(rows.of("encoder.layers", "fc1").rows, 1500U);
+  rows.expect("encoder.layers", {{"fc1", 1500}});
+  rows.expect("decoder.layers", {{"fc1", 448}, {"encoder_attn.k_proj", 1500}, {"encoder_attn.q_proj", 448}});
   EXPECT_EQ(rows.attention("encoder.layers"), (ModuleRows{1500, 1500, false}));
-  EXPECT_EQ(rows.of("decoder.layers", "fc1").rows, 448U);
   EXPECT_EQ(rows.attention("decoder.layers", 0), (ModuleRows{448, 448, true}));
   EXPECT_EQ(rows.attention("decoder.layers", 1), (ModuleRows{448, 1500, false}));
-  EXPECT_EQ(rows.of("decoder.layers", "encoder_attn.k_proj").rows, 1500U);
-  EXPECT_EQ(rows.of("decoder.layers", "encoder_attn.q_proj").rows, 448U);
 }
 
 // 512 pixels are 64 latent ones, 32 patches of a side; text has weights of its own, attention joins both.
@@ -108,48 +111,49 @@ TEST(ModuleRows, TwoStreamsOfOneBlock) {
   ClientSetup client = reads(333);
   client.image_height = client.image_width = 512;
   const Rows rows("sd3-medium", client);
-  EXPECT_EQ(rows.of("transformer_blocks", "attn.to_q").rows, 1024U);
-  EXPECT_EQ(rows.of("transformer_blocks", "attn.add_q_proj").rows, 333U);
-  EXPECT_EQ(rows.of("transformer_blocks", "ff.net.2").rows, 1024U);
-  EXPECT_EQ(rows.of("transformer_blocks", "ff_context.net.2").rows, 333U);
   EXPECT_EQ(rows.attention("transformer_blocks"), (ModuleRows{1357, 1357, false}));
-  for (const char* module : {"norm1.norm", "norm1.modulate", "gate", "norm2", "modulate2", "gate_ff"}) {
-    EXPECT_EQ(rows.of("transformer_blocks", module).rows, 1024U) << module;
-  }
-  for (const char* module :
-       {"norm1_context.norm", "gate_context", "norm2_context", "modulate2_context", "gate_ff_context"}) {
-    EXPECT_EQ(rows.of("transformer_blocks", module).rows, 333U) << module;
-  }
-  EXPECT_EQ(rows.of("transformer_blocks", "norm1.linear").rows, 1U);
-  EXPECT_EQ(rows.of("", "norm_out.norm").rows, 1024U);
+  rows.expect("transformer_blocks", {{"attn.to_q", 1024},
+                                     {"norm1.norm", 1024},
+                                     {"norm1.modulate", 1024},
+                                     {"gate", 1024},
+                                     {"norm2", 1024},
+                                     {"modulate2", 1024},
+                                     {"ff.net.2", 1024},
+                                     {"gate_ff", 1024}});
+  rows.expect("transformer_blocks", {{"attn.add_q_proj", 333},
+                                     {"norm1_context.norm", 333},
+                                     {"gate_context", 333},
+                                     {"norm2_context", 333},
+                                     {"modulate2_context", 333},
+                                     {"ff_context.net.2", 333},
+                                     {"gate_ff_context", 333}});
+  rows.expect("transformer_blocks", {{"norm1.linear", 1}});
+  rows.expect("", {{"norm_out.norm", 1024}});
 
   ClientSetup large = reads(512);
   large.image_height = large.image_width = 1024;
   const Rows flux("flux2-klein-4b", large);
-  EXPECT_EQ(flux.of("transformer_blocks", "norm2").rows, 4096U);
-  EXPECT_EQ(flux.of("transformer_blocks", "norm2_context").rows, 512U);
-  EXPECT_EQ(flux.of("single_transformer_blocks", "attn.to_out").rows, 4608U);
+  flux.expect("transformer_blocks", {{"norm2", 4096}, {"norm2_context", 512}});
+  flux.expect("single_transformer_blocks", {{"attn.to_out", 4608}});
 }
 
 // Of the language model, whose experts have the rows of their router; and of the tower, whose image has 64 x 64 patches.
 TEST(ModuleRows, ATowerBesideALanguageModel) {
   const Rows rows("kimi-vl-a3b", reads(2048));
-  EXPECT_EQ(rows.of("language_model.model.layers", "self_attn.o_proj").rows, 2048U);
+  rows.expect("language_model.model.layers", {{"self_attn.o_proj", 2048}, {"experts.7.down_proj", 2048}});
+  rows.expect("vision_tower", {{"mlp.fc0", 4096}});
   EXPECT_EQ(rows.attention("vision_tower"), (ModuleRows{4096, 4096, false}));
-  EXPECT_EQ(rows.of("vision_tower", "mlp.fc0").rows, 4096U);
-  EXPECT_EQ(rows.of("language_model.model.layers", "experts.7.down_proj").rows, 2048U);
 }
 
 // Without a weight, or with a copy of one in fp32, or called chunk by chunk.
 TEST(ModuleRows, OfWhatIsNoPlainProduct) {
   const Rows router("deepseek-v2-lite", reads(512));
-  EXPECT_EQ(router.of("layers", "mlp.gate").rows, 512U);
-  EXPECT_EQ(router.of("layers", "experts.3.up_proj").rows, 512U);
+  router.expect("layers", {{"mlp.gate", 512}, {"experts.3.up_proj", 512}});
   ClientSetup chunks = reads(4096, Profile::torchtune);
   chunks.loss = LossKind::chunked;
   chunks.loss_chunks = 8;
   const Rows chunked("llama-2-7b", chunks);
-  EXPECT_EQ(chunked.of("", "lm_head").rows, 4096U);
+  chunked.expect("", {{"lm_head", 4096}});
 }
 
 // In training an autoencoder decodes nothing.
