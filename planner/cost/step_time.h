@@ -58,9 +58,9 @@ struct StepTime {
   StepTime& operator+=(const StepTime& other);
 };
 
-// Times of many set-ups of one model on one cluster: what they share is computed once. A model without anything that is trained
-// (a reference, an encoder) has forwards alone. They differ in anything but policy and
-// what of `work` follows from it; its rows follow from its sequence. The model and the cluster are referred to, not copied.
+// Times of many set-ups of one model on one cluster: what they share is computed once. They differ in anything but policy and what of
+// `work` follows from it; its rows follow from its sequence. A model without anything that is trained (a reference, an encoder) has
+// forwards alone. The model and the cluster are referred to, not copied.
 class StepTimes {
  public:
   StepTimes(const Model& model, const Cluster& cluster);

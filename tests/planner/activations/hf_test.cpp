@@ -177,7 +177,8 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       const double planned =
           static_cast<double>(resident(step)) + static_cast<double>(sum(peak_of(*rounded.activity).held));
       // A recomputed block runs to its end here; torch.utils.checkpoint stops where it has what was asked for, which of a mixture's
-      // block with the balance of its experts in the loss is 1.25 % less at most.
+      // block with the balance of its experts in the loss is 1.25 % less at most. Gemma 3 with adapters and Llama 4 are 1.3 and 1.1 %
+      // below torch in one run each; why is not known.
       static const std::set<std::string_view> wider{"balance", "gemma3", "llama4"};
       const bool recomputed = run->client.recompute != RecomputeKind::none && GetParam() != "cnf";
       const double most = !recomputed                  ? tolerance(GetParam(), run->setup.policy)
