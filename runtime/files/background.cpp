@@ -15,9 +15,7 @@ std::thread start_thread(std::function<void()> job) {
   }
 }
 
-Background::~Background() {
-  if (busy()) thread_.join();
-}
+Background::~Background() { abandon(); }
 
 void Background::start(std::function<void()> job) {
   SHARDPLAN_CHECK(!busy(), "a job is started before the one before it was waited for");
@@ -37,6 +35,11 @@ void Background::wait() {
   if (!busy()) return;
   thread_.join();
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+}
+
+void Background::abandon() {
+  if (busy()) thread_.join();
+  failure_ = nullptr;
 }
 
 }  // namespace shardplan

@@ -14,7 +14,7 @@ std::thread start_thread(std::function<void()> job);
 class Background {
  public:
   Background() = default;
-  // Waits for the job.
+  // As abandon().
   ~Background();
   Background(const Background&) = delete;
   Background& operator=(const Background&) = delete;
@@ -26,6 +26,8 @@ class Background {
   bool done() const { return !busy() || done_.load(std::memory_order_acquire); }
   // Until the job has ended; throws what it threw. Nothing without a job.
   void wait();
+  // As wait(), but what the job threw is dropped: for destructors.
+  void abandon();
 
  private:
   std::thread thread_;

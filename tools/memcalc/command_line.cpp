@@ -150,7 +150,7 @@ struct Parser {
 
   Parser();
   // Of a flag of plan that is given twice, the later one counts.
-  void let_later_flags_win();
+  void let_later_flags_win() const;
   // Throws CLI::ParseError (CLI::Success after --help or --version) and ConfigError.
   void read(std::vector<std::string> words);
 };
@@ -180,7 +180,7 @@ Parser::Parser() {
       ->allow_extra_args(false);
 }
 
-void Parser::let_later_flags_win() {
+void Parser::let_later_flags_win() const {
   for (CLI::Option* option : plan->get_options()) {
     if (option->get_items_expected_max() <= 1) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   }
