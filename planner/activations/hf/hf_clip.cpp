@@ -2,6 +2,8 @@
 // each other, and CLIP's of texts, which other models read without training it.
 #include "planner/activations/hf/hf_clip.h"
 
+#include <fmt/format.h>
+
 #include <array>
 #include <utility>
 #include <vector>
@@ -272,7 +274,7 @@ Value clip(ForwardContext& context) {
 // Each text with each image: whether they belong together.
 Value siglip(ForwardContext& context) {
   if (has_module(context, "classifier")) return siglip_classes(context);
-  if (!has_module(context, std::string(kImages) + "head.attention")) throw NotModelled("images without a pooling head");
+  if (!has_module(context, fmt::format("{}head.attention", kImages))) throw NotModelled("images without a pooling head");
   Tape& tape = context.tape;
   const Value hidden = siglip_features(context, kImages, context.batch());
   Value image = pooled_by_attention(context, kImages, hidden);
