@@ -108,7 +108,7 @@ Value llama4_block(ForwardContext& context, const UnitView& block, const Value& 
 
 Value llama4_text(ForwardContext& context) {
   return causal_lm(context,
-                   {.block = llama4_block, .norm = llama4_norm, .rotation = Rotation::complex, .two_masks = true});
+                   {.block = llama4_block, .norm = llama4_norm, .rotation = Rotation::complex, .masks = Masks::both});
 }
 
 }  // namespace
