@@ -223,6 +223,17 @@ Value output_part(const UnitView& block, const std::string& prefix, const Value&
   return layer_norm(block[prefix + "LayerNorm"], add(hidden, input));
 }
 
+namespace {
+
+// RobertaClassificationHead, ElectraClassificationHead
+Value head_of_first_token(const UnitView& unit, const Value& hidden) {
+  Value features = dropout(first_token(hidden), unit, "classifier.dropout");
+  features = activate(linear(features, unit["classifier.dense"]), unit, "classifier.activation");
+  return linear(dropout(features, unit, "classifier.dropout"), unit["classifier.out_proj"]);
+}
+
+}  // namespace
+
 Value encoder_loss(ForwardContext& context, const Value& hidden) {
   Tape& tape = context.tape;
   const Purpose before = tape.set_purpose(Purpose::loss);
@@ -234,6 +245,11 @@ Value encoder_loss(ForwardContext& context, const Value& hidden) {
       throw NotModelled("two heads at once");
     }
     loss = token_loss(word_logits(*unit, head, hidden));
+    tape.set_purpose(before);
+    return loss;
+  }
+  if (const auto unit = unit_with(context, "classifier.out_proj")) {
+    loss = token_loss(head_of_first_token(*unit, hidden));
     tape.set_purpose(before);
     return loss;
   }

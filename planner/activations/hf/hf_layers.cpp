@@ -247,6 +247,13 @@ void make_masks(ForwardContext& context, const CausalLm& model, const AttentionS
   if (window) context.shared.window_mask = make_causal_mask(context, sizes.window, images);
 }
 
+// The name of a module in this model: a bare base model has no "model." before it.
+std::string_view placed(const ForwardContext& context, std::string_view module) {
+  constexpr std::string_view base = "model.";
+  const bool bare = module.substr(0, base.size()) == base && has_module(context, module.substr(base.size()));
+  return bare ? module.substr(base.size()) : module;
+}
+
 // What the base model returns: its locals, the first hidden features among them, are gone by then.
 Value base_model(ForwardContext& context, const CausalLm& model) {
   Tape& tape = context.tape;
@@ -255,10 +262,10 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
   Value embedded;
   if (model.embed != nullptr) {
     embedded = model.embed(context);
-  } else if (const auto unit = unit_with(context, model.embedding)) {
+  } else if (const auto unit = unit_with(context, placed(context, model.embedding))) {
     const Value tokens = tape.outside({context.batch(), context.tokens()}, DType::i64);
-    embedded = embedding(tokens, (*unit)[model.embedding].weight);
-    embedded = dropout(embedded, dropout_rate(context, model.embedding_dropout));
+    embedded = embedding(tokens, (*unit)[placed(context, model.embedding)].weight);
+    embedded = dropout(embedded, dropout_rate(context, placed(context, model.embedding_dropout)));
   } else {
     embedded = tape.allocate("received", {context.batch(), context.tokens(), a.hidden}, context.setup.policy.parameter);
   }
@@ -272,9 +279,10 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
   if (!model.own_tables) context.shared.tables = make_rotary(context, features, model.rotation);
   if (model.two_tables) context.shared.window_tables = make_rotary(context, features, model.rotation);
   Value hidden = model.embedding_scale == EmbeddingScale::after_masks ? scale(embedded) : embedded;
-  hidden = dropout(hidden, dropout_rate(context, model.late_dropout));
+  hidden = dropout(hidden, dropout_rate(context, placed(context, model.late_dropout)));
   hidden = run_blocks(context, model.block, std::move(hidden), model.stack);
-  if (const auto unit = unit_with(context, model.last_norm)) hidden = model.norm((*unit)[model.last_norm], hidden);
+  const std::string_view norm = placed(context, model.last_norm);
+  if (const auto unit = unit_with(context, norm)) hidden = model.norm((*unit)[norm], hidden);
   return hidden;
 }
 
@@ -288,8 +296,9 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
   const auto head = unit_with(context, model.head);
   if (!head) {
     if (!context.routed.empty()) throw NotModelled("output_router_logits of layers on other ranks");
+    Value loss = label_loss(context, hidden);
     tape.release_kept();
-    return hidden;
+    return loss;
   }
   const Purpose before = tape.set_purpose(Purpose::loss);
   if (model.fused_loss != nullptr) {

@@ -112,7 +112,9 @@ def batch_of(config, setup):
         batch["input_ids"].of_images = images * config["mm_tokens_per_image"]
     if "mask" in setup:
         batch["attention_mask"] = integers(count, length)
-    if "Classification" in config["architectures"][0]:
+    if "TokenClassification" in config["architectures"][0]:
+        batch["labels"] = integers(count, length)
+    elif "Classification" in config["architectures"][0]:
         batch["labels"] = integers(count)
     elif length is not None and not has_no_head(config["architectures"][0]):
         batch["labels"] = integers(count, setup.get("target", length))
