@@ -232,6 +232,15 @@ Value head_of_first_token(const UnitView& unit, const Value& hidden) {
   return linear(dropout(features, unit, "classifier.dropout"), unit["classifier.out_proj"]);
 }
 
+// A bare model: what its pooler makes of the first token is no part of the loss, and lives until the model has returned.
+void pool_aside(ForwardContext& context, const Value& hidden) {
+  const auto unit = unit_with(context, "pooler.dense");
+  if (!unit) return;
+  const NoGrad no_grad(context.tape);
+  context.tape.keep(activate(linear(first_token(hidden), (*unit)["pooler.dense"]), *unit, "pooler.activation"));
+  context.tape.release_kept();
+}
+
 }  // namespace
 
 Value encoder_loss(ForwardContext& context, const Value& hidden) {
@@ -253,8 +262,13 @@ Value encoder_loss(ForwardContext& context, const Value& hidden) {
     tape.set_purpose(before);
     return loss;
   }
-  const UnitView unit = required_unit(context, "classifier");
   const std::string model = prefix_of(context, "embeddings.word_embeddings");
+  if (model.empty()) {
+    tape.set_purpose(before);
+    pool_aside(context, hidden);
+    return hidden;
+  }
+  const UnitView unit = required_unit(context, "classifier");
   const std::string base = unit.has("pooler.dense") ? "" : model;
   Value features = hidden;
   const std::string pooler = base + (unit.has(base + "pooler") ? "pooler" : "pooler.dense");  // the first is ALBERT's

@@ -59,6 +59,7 @@ struct ForwardContext {
   bool never_recomputes = false;  // blocks whose class has no gradient_checkpointing
   bool always_eager = false;      // models whose classes know no other attention
   bool carries_encoded = false;   // blocks put out what they share as `encoded` too, beside the hidden features
+  bool makes_biases = false;      // the first block makes the biases of attention, for all
 
   // What the routers of the blocks have said so far, where the loss has a term of it: for each block that was run.
   std::vector<Value> routed{};

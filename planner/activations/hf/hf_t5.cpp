@@ -151,6 +151,7 @@ Value t5_stack(ForwardContext& context, const Stack& stack) {
   const Value positions = arange(context, stack.tokens);
   const Value ones = context.tape.allocate("ones", {context.batch(), stack.tokens}, DType::f32);
   const bool decodes = context.shared.encoded.defined();
+  context.makes_biases = true;
   context.shared.mask = decodes ? causal_mask(context, stack.tokens) : keys_mask(context, stack.tokens);
   if (decodes) context.shared.cross_mask = keys_mask(context, context.shared.encoded.size(1));
   const double dropped = dropout_rate(context, stack.name + ".dropout");
