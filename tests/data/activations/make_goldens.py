@@ -59,11 +59,14 @@ def build(config, setup):
     values = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
     loaded = transformers.AutoConfig.for_model(config["model_type"], **values)
     if "use_cache" in setup:
-        loaded.use_cache = setup["use_cache"]
+        loaded.get_text_config(decoder=True).use_cache = setup["use_cache"]
     with torch.device("cuda"), transformers.modeling_utils.no_init_weights():
         model = getattr(transformers, config["architectures"][0])._from_config(
             loaded, dtype=DTYPES[setup["dtype"]], attn_implementation=setup["attention"])
     model.tie_weights()  # as from_pretrained does; _from_config alone leaves a head of its own
+    if config["model_type"] == "llama4":  # a table that is no buffer stays where from_pretrained makes it
+        table = model.vision_model.rotary_embedding
+        table.freqs_ci = table.freqs_ci.cpu()
     freeze(model, setup)
     if "lora" in setup:
         model = with_adapters(model, setup["lora"])
@@ -88,6 +91,17 @@ def reads_both(config):
     return config["architectures"][0] in ("CLIPModel", "SiglipModel")
 
 
+def patches_of(vision):
+    return (vision["image_size"] // vision["patch_size"]) ** 2
+
+
+TOKENS_OF_AN_IMAGE = {
+    "gemma3": lambda config: config["mm_tokens_per_image"],
+    "llava": lambda config: patches_of(config["vision_config"]) + (config.get("vision_feature_select_strategy") == "full"),
+    "llama4": lambda config: round(patches_of(config["vision_config"]) * config["vision_config"].get("pixel_shuffle_ratio", 0.5) ** 2),
+}
+
+
 def batch_of(config, setup):
     count, length, dtype = setup["batch"], setup["sequence"], DTYPES[setup["dtype"]]
     if length is None:
@@ -101,11 +115,13 @@ def batch_of(config, setup):
     if reads_both(config):
         size = config["vision_config"]["image_size"]
         batch |= {"pixel_values": torch.zeros(count, 3, size, size, dtype=dtype, device="cuda"), "return_loss": True}
-    if config["model_type"] == "gemma3":
+    if config["model_type"] in TOKENS_OF_AN_IMAGE:
         size, images = config["vision_config"]["image_size"], count * setup.get("images", 1)
-        batch["pixel_values"] = torch.zeros(images, 3, size, size, dtype=dtype, device="cuda")
+        if images:
+            batch["pixel_values"] = torch.zeros(images, 3, size, size, dtype=dtype, device="cuda")
+        batch["input_ids"].of_images = images * TOKENS_OF_AN_IMAGE[config["model_type"]](config)
+    if config["model_type"] == "gemma3":
         batch["token_type_ids"] = integers(count, length)
-        batch["input_ids"].of_images = images * config["mm_tokens_per_image"]
     if "mask" in setup:
         batch["attention_mask"] = integers(count, length)
     if "Classification" in config["architectures"][0]:

@@ -145,6 +145,39 @@ TEST(ModuleRows, ATowerBesideALanguageModel) {
   EXPECT_EQ(rows.attention("vision_tower"), (ModuleRows{4096, 4096, false}));
 }
 
+// 336 pixels are 24 x 24 patches, and a token of the tower's own: LLaVA's projector reads the patches, Llama 4's adapter makes one token
+// of four.
+TEST(ModuleRows, ProjectorsReadWhatTowersLeave) {
+  const Rows llava("llava-1.5-7b", reads(1024));
+  llava.expect("vision_tower", {{"mlp.fc1", 577}});
+  llava.expect("", {{"multi_modal_projector.linear_1", 576}, {"multi_modal_projector.linear_2", 576}});
+  llava.expect("language_model.model.layers", {{"mlp.up_proj", 1024}});
+  EXPECT_EQ(llava.attention("vision_tower"), (ModuleRows{577, 577, false}));
+
+  ClientSetup client = reads(2048);
+  client.images = 5;
+  const Rows llama4("llama-4-scout-17b-16e", client);
+  llama4.expect("vision_model.model.layers", {{"mlp.fc1", 5 * 577}});
+  EXPECT_EQ(llama4.attention("vision_model.model.layers"), (ModuleRows{5 * 577, 577, false}));
+  llama4.expect("", {{"vision_model.patch_embedding.linear", 5 * 576},
+                     {"vision_adapter.mlp.fc1", 5 * 144},
+                     {"vision_adapter.pixel_shuffle", 5 * 144},
+                     {"multi_modal_projector.linear_1", 5 * 144}});
+  llama4.expect("language_model.model.layers", {{"self_attn.o_proj", 2048}});
+}
+
+// Without images a tower is not entered.
+TEST(ModuleRows, TextsAlone) {
+  ClientSetup client = reads(256);
+  client.images = 0;
+  const Rows rows("gemma-3-4b", client);
+  for (std::size_t run = 0; run < rows.all().size(); ++run) {
+    const bool seen = rows.model().modules[run].name.find("vision_tower") != std::string::npos;
+    EXPECT_EQ(rows.all()[run].empty(), seen) << rows.model().modules[run].name;
+  }
+  rows.expect("language_model.model.layers", {{"mlp.up_proj", 256}});
+}
+
 // Without a weight, or with a copy of one in fp32, or called chunk by chunk.
 TEST(ModuleRows, OfWhatIsNoPlainProduct) {
   const Rows router("deepseek-v2-lite", reads(512));
