@@ -40,6 +40,12 @@ ModelConfig ModelConfig::nested(std::string_view key, std::string_view head) con
   root_[key].fail(fmt::format("expected a model with a head {}{}", family.class_stem, head));
 }
 
+ModelConfig ModelConfig::as(const Family& family, std::string_view head) const {
+  ModelConfig same(*this, root_, family, head);
+  same.path_ = path_;
+  return same;
+}
+
 JsonView ModelConfig::find(std::string_view attribute) const {
   if (!root_.exists()) return root_;
   JsonView found = root_[attribute];

@@ -74,6 +74,9 @@ class ModelConfig {
   // The same with the family that the object itself names, by model_type or _class_name; throws where it names none.
   ModelConfig nested(std::string_view key, std::string_view head) const;
 
+  // This object once more, read as a model of another family.
+  ModelConfig as(const Family& family, std::string_view head) const;
+
   const std::string& source() const { return root_.source(); }
   const Family& family() const { return *family_; }
   // From `architectures`: the head, and where the base model lies.

@@ -370,6 +370,8 @@ std::span<const Family> vision_language_families() {
       {"llama4", "Llama4", kWholeHeads, {}, llama4},
       {"llama4_text", "Llama4", kLlama4TextHeads, {}, llama4_text},
       {"llava", "Llava", kWholeHeads, {}, llava},
+      {"qwen2_vl", "Qwen2VL", kWholeHeads, {}, qwen2_vl},
+      {"qwen2_5_vl", "Qwen2_5_VL", kWholeHeads, {}, qwen2_5_vl},
       {"chameleon", "Chameleon", kChameleonHeads, {}, chameleon},
       {"kimi_vl", "KimiVL", kWholeHeads, {}, kimi_vl},
   };

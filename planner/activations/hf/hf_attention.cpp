@@ -92,7 +92,8 @@ Value make_causal_mask(ForwardContext& context, std::uint64_t window, bool image
   Value padding;
   if (context.client.mask != MaskKind::none) padding = tape.allocate("to", tokens, DType::boolean);
   Value texts;
-  if (context.client.mask == MaskKind::none && !context.use_cache() && !images) texts = packed_texts(context);
+  if (context.client.mask == MaskKind::none && !context.use_cache() && !images && !context.never_packed)
+    texts = packed_texts(context);
   const bool windowed = window != 0 && window <= context.tokens();
   const bool whole = context.client.mask != MaskKind::padded && !texts.defined() && !windowed;
   if (!eager && whole && !images) return {};

@@ -59,7 +59,9 @@ struct ForwardContext {
   bool never_caches = false;      // models that make a cache outside training only
   bool never_recomputes = false;  // blocks whose class has no gradient_checkpointing
   bool always_eager = false;      // models whose classes know no other attention
-  bool carries_encoded = false;   // blocks put out what they share as `encoded` too, beside the hidden features
+  bool never_packed =
+      false;  // models that say each token's position, so that no batch is taken for several texts in a row
+  bool carries_encoded = false;  // blocks put out what they share as `encoded` too, beside the hidden features
 
   // What the routers of the blocks have said so far, where the loss has a term of it: for each block that was run.
   std::vector<Value> routed{};
@@ -106,6 +108,7 @@ std::span<const HfFamily> hf_mamba2_families();
 std::span<const HfFamily> hf_mamba_families();
 std::span<const HfFamily> hf_mixtral_families();
 std::span<const HfFamily> hf_phimoe_families();
+std::span<const HfFamily> hf_qwen_vl_families();
 std::span<const HfFamily> hf_sd3_families();
 std::span<const HfFamily> hf_sd3_pipeline_families();
 std::span<const HfFamily> hf_swin_families();

@@ -69,6 +69,12 @@ LLAVA_QWEN = {**LLAVA, "vision_feature_layer": -1, "vision_feature_select_strate
               "multimodal_projector_bias": False, "text_config": {"model_type": "qwen2", **HEADS_OF_40, "num_hidden_layers": 5},
               "vision_config": {**CLIP_TOWER, "num_hidden_layers": 2, "hidden_size": 60, "num_attention_heads": 5, "attention_dropout": 0.1}}
 LLAVA_MISTRAL = {**LLAVA, "vision_feature_layer": 3, "text_config": {"model_type": "mistral", **GROUPED, "sliding_window": 16}}
+QWEN_TEXT = {**GROUPED, "rope_scaling": {"type": "mrope", "mrope_section": [8, 4, 4]}}
+QWEN25_VL = {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"], "image_token_id": 7, "text_config": QWEN_TEXT,
+             "vision_config": {"depth": 7, "hidden_size": 64, "intermediate_size": 88, "num_heads": 4, "patch_size": 4, "window_size": 16,
+                               "out_hidden_size": 128, "fullatt_block_indexes": [1, 6]}}
+QWEN2_VL = {"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"], "image_token_id": 7, "text_config": QWEN_TEXT,
+            "vision_config": {"depth": 4, "embed_dim": 60, "hidden_size": 128, "num_heads": 5, "patch_size": 4, "mlp_ratio": 2}}
 MLA = {"vocab_size": 96, "hidden_size": 128, "intermediate_size": 320, "moe_intermediate_size": 48, "num_hidden_layers": 3,
        "num_attention_heads": 4, "num_key_value_heads": 4, "n_shared_experts": 1, "n_routed_experts": 8, "kv_lora_rank": 32,
        "q_lora_rank": 48, "qk_rope_head_dim": 16, "v_head_dim": 32, "qk_nope_head_dim": 32, "n_group": 2, "topk_group": 1,
@@ -431,6 +437,24 @@ FILES = {
           run("sdpa", "bf16", 1, 23, lora={"r": 4, "target_modules": ["gate_proj", "down_proj"]}),
           run("sdpa", "bf16", 3, 40, mask="ones", checkpoint=True, lora={"r": 4, "target_modules": ["gate_proj", "down_proj"]}),
           run("eager", "fp32", 3, 40, checkpoint=True, lora=QV)]),
+    ],
+    "qwen_vl": [
+        (name, config, [run("sdpa", "bf16", 2, 23, image=[40, 24]), run("sdpa", "fp32", 3, 40, image=[24, 64], images=1),
+                        run("eager", "bf16", 3, 40, image=[40, 24]), run("eager", "fp32", 2, 33, mask="ones", image=[24, 24], images=3),
+                        run("sdpa", "bf16", 1, 17, image=[32, 32]), run("sdpa", "bf16", 3, 29, mask="padded", image=[16, 24]),
+                        run("sdpa", "bf16", 2, 17, image=[32, 32], use_cache=False),
+                        run("sdpa", "bf16", 2, 17, mask="ones", image=[40, 24], checkpoint=True),
+                        run("eager", "fp32", 3, 40, image=[24, 64], checkpoint=True),
+                        run("sdpa", "bf16", 2, 17, images=0), run("eager", "fp32", 2, 17, images=0, use_cache=False),
+                        run("sdpa", "bf16", 2, 23, image=[40, 24], freeze=["*visual.*"]),
+                        run("sdpa", "bf16", 2, 23, image=[40, 24], freeze=["*visual.*"], checkpoint=True),
+                        run("eager", "fp32", 2, 23, image=[40, 24], freeze=["*visual.blocks.*", "*visual.patch_embed.*", "*language_model.*", "model.embed_tokens.*", "model.layers.*",
+                                                                            "model.norm.*"])])
+        for name, config in (("qwen2.5-vl", QWEN25_VL), ("qwen2-vl", QWEN2_VL))
+    ] + [
+        ("qwen2.5-vl, adapters", QWEN25_VL, [
+            run("sdpa", "bf16", 3, 40, image=[40, 24], lora=QV), run("sdpa", "bf16", 2, 40, image=[40, 24], lora={"r": 4, "target_modules": ["qkv", "gate_proj", "o_proj"]}),
+            run("sdpa", "bf16", 2, 40, image=[40, 24], mask="ones", lora=QV, checkpoint=True)]),
     ],
     "kimi_vl": [
         ("kimi_vl", KIMI_VL, [*images(), *images(image=[32, 24]), *images(images=2)]),

@@ -166,6 +166,29 @@ TEST(ModuleRows, ProjectorsReadWhatTowersLeave) {
   llama4.expect("language_model.model.layers", {{"self_attn.o_proj", 2048}});
 }
 
+// 308 x 448 pixels are 22 x 32 patches. In windows of 8 x 8: two rows of windows and one of six patches, a kernel for each; some layers
+// see the whole image.
+TEST(ModuleRows, WindowsAreCallsOfTheirOwn) {
+  ClientSetup client = reads(1024);
+  client.images = 3;
+  client.image_height = 308;
+  client.image_width = 448;
+  const Rows rows("qwen2.5-vl-7b", client);
+  constexpr std::uint64_t patches = std::uint64_t{22} * 32;
+  rows.expect("visual.blocks", {{"attn.qkv", 3 * patches}, {"mlp.down_proj", 3 * patches}});
+  rows.expect("", {{"visual.merger.mlp.0", 3 * patches / 4}});
+  constexpr std::uint64_t pairs = 8 * 64 * 64 + 4 * 48 * 48;
+  EXPECT_EQ(rows.attention("visual.blocks"), (ModuleRows{3 * patches, (pairs + patches - 1) / patches, false}));
+  std::size_t whole = 0;
+  for (std::size_t run = 0; run < rows.all().size(); ++run) {
+    const Modules& modules = rows.model().modules[run].modules;
+    for (std::size_t i = 0; i < modules.size(); ++i) {
+      if (modules[i].attention && rows.all()[run][i] == ModuleRows{3 * patches, patches, false}) ++whole;
+    }
+  }
+  EXPECT_EQ(whole, 4U);
+}
+
 // Without images a tower is not entered.
 TEST(ModuleRows, TextsAlone) {
   ClientSetup client = reads(256);

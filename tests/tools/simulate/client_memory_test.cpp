@@ -27,6 +27,7 @@ struct Case {
   Profile profile = Profile::hf_sdpa;
   std::uint64_t micro_batch = 1;
   std::uint64_t images = 1;
+  std::uint64_t pixels = 0;  // on a side of each
 };
 
 Setup setup_of(const Case& c) {
@@ -47,6 +48,7 @@ ClientSetup client_of(const Case& c) {
   client.micro_batch = c.micro_batch;
   client.sequence = c.sequence;
   client.images = c.images;
+  client.image_height = client.image_width = c.pixels;
   return client;
 }
 
@@ -113,6 +115,8 @@ TEST(ClientMemory, AndInOtherSetups) {
       expect_planned({model, 3, 2, 384, recompute});
     }
   }
+  expect_planned({"qwen2.5-vl-3b", 3, 2, 600, RecomputeKind::none, 1, 1, Profile::hf_sdpa, 1, 2, 280});
+  expect_planned({"qwen2-vl-2b", 1, 2, 600, RecomputeKind::full, 1, 2, Profile::hf_eager, 2, 1, 336});
   // Images before texts, or none.
   for (const char* model : {"gemma-3-4b", "llava-1.5-7b", "llama-4-scout-17b-16e"}) {
     for (const std::uint64_t images : {0U, 1U, 2U}) {
