@@ -66,23 +66,32 @@ AttentionSizes attention_sizes(const Architecture& architecture, bool rotary) {
   return {architecture.heads, architecture.kv_heads, architecture.head_size, rotary};
 }
 
-AttentionWindow read_window(ModelConfig& config, const AttentionWindow& defaults) {
-  AttentionWindow window = defaults;
-  if (config.present("sliding_window")) window.tokens = config.count("sliding_window", 0);
-  if (const auto types = config.texts("layer_types")) {
-    const auto whole = std::find(types->begin(), types->end(), "full_attention");
-    window.whole_first = 0;
-    window.whole_every = whole == types->end() ? 0 : static_cast<std::uint64_t>(whole - types->begin()) + 1;
+AttentionWindow read_window(ModelConfig& config, std::uint64_t class_default) {
+  return {.tokens = config.present("sliding_window") ? config.count("sliding_window", 0) : class_default};
+}
+
+AttentionWindow read_windows(ModelConfig& config, std::uint64_t class_default, std::uint64_t layers,
+                             const std::function<bool(std::uint64_t)>& whole) {
+  AttentionWindow window = read_window(config, class_default);
+  const auto types = config.texts("layer_types");
+  if (types && types->size() != layers) {
+    config.fail("layer_types", fmt::format("expected one for each of {} layers, found {}", layers, types->size()));
   }
-  return window.tokens == 0 || window.whole_every == 1 ? AttentionWindow{} : window;
+  for (std::uint64_t i = 0; i < layers; ++i) {
+    const bool sees_all = types ? types->at(i) == "full_attention" : whole(i);
+    if (types && !sees_all && types->at(i) != "sliding_attention") {
+      config.fail("layer_types", fmt::format("expected full_attention or sliding_attention, found {}", types->at(i)));
+    }
+    window.whole.push_back(sees_all);
+  }
+  return window.tokens == 0 ? AttentionWindow{} : window;
 }
 
 Modules windowed(Modules modules, const AttentionWindow& window) {
   for (Module& module : modules) {
     if (!module.attention) continue;
     module.attention->window = window.tokens;
-    module.attention->whole_every = window.whole_every;
-    module.attention->whole_first = window.whole_first;
+    module.attention->whole = window.whole;
   }
   return modules;
 }
@@ -96,6 +105,11 @@ Modules partly_rotated(const ModelConfig& config, Modules modules, double class_
     if (features < sizes.head_size) sizes.rotary_size = features;
   }
   return modules;
+}
+
+Modules clipped_projections(const ModelConfig& config, const Architecture& a) {
+  if (!config.has("clip_qkv")) return {};
+  return activation("self_attn.clip_qkv", "clamp", (a.heads + 2 * a.kv_heads) * a.head_size);
 }
 
 Modules split_attention(std::string_view name, const Architecture& a, const AttentionOptions& options) {

@@ -1,9 +1,11 @@
 // What transformers have in common: sizes, attention, feed-forward layers, experts.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "planner/families/family.h"
 #include "planner/families/model.h"
@@ -26,14 +28,17 @@ Architecture read_grouped_width(ModelConfig& config, const Architecture& default
 
 AttentionSizes attention_sizes(const Architecture& architecture, bool rotary);
 
-// Reads sliding_window, and layer_types where the file lists them: a window of so many tokens, 0 for none, and which layers
-// see all (AttentionSizes). Absent, they are the class's.
+// A window of so many tokens, 0 for none, and which layers see all (AttentionSizes).
 struct AttentionWindow {
   std::uint64_t tokens = 0;
-  std::uint64_t whole_every = 0;
-  std::uint64_t whole_first = 0;
+  std::vector<bool> whole{};
 };
-AttentionWindow read_window(ModelConfig& config, const AttentionWindow& defaults);
+// sliding_window, for all layers; absent, it is the class's.
+AttentionWindow read_window(ModelConfig& config, std::uint64_t class_default);
+// And layer_types, "full_attention" or "sliding_attention" for each of the layers; absent, `whole` says of each by its
+// number. Throws ConfigError where the list says something else, or of another number of layers.
+AttentionWindow read_windows(ModelConfig& config, std::uint64_t class_default, std::uint64_t layers,
+                             const std::function<bool(std::uint64_t)>& whole);
 // The same modules with every attention in this window.
 Modules windowed(Modules modules, const AttentionWindow& window);
 // With a part of each head rotated: partial_rotary_factor.
@@ -50,6 +55,9 @@ struct AttentionOptions {
 
 // q_proj, k_proj, v_proj, attention, its dropout, the projection from the heads, norms.
 Modules split_attention(std::string_view name, const Architecture& architecture, const AttentionOptions& options);
+
+// Where the file has clip_qkv: what queries, keys and values are held within.
+Modules clipped_projections(const ModelConfig& config, const Architecture& architecture);
 
 // down(act(gate(x)) * up(x)): gate_proj, up_proj, down_proj.
 Modules gated_mlp(std::string_view name, std::uint64_t hidden, std::uint64_t intermediate, const std::string& function,

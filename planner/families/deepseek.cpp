@@ -45,7 +45,7 @@ Architecture read_sizes(ModelConfig& config, const Architecture& defaults, const
   return a;
 }
 
-Modules latent_attention(const Architecture& a, const LatentSizes& sizes, bool bias, bool interleaved) {
+Modules latent_attention(const Architecture& a, const LatentSizes& sizes, bool bias, bool interleaved, double dropped) {
   const std::uint64_t queries = a.heads * a.head_size;
   const Modules query =
       sizes.query_rank == 0
@@ -63,7 +63,7 @@ Modules latent_attention(const Architecture& a, const LatentSizes& sizes, bool b
                                              .interleaved = interleaved,
                                              .value_size = sizes.value,
                                              .rotary_size = sizes.rotary}),
-                     linear("o_proj", a.heads * sizes.value, a.hidden, bias)}));
+                     dropout("dropout", dropped), linear("o_proj", a.heads * sizes.value, a.hidden, bias)}));
 }
 
 // The numbers of a class.
@@ -112,7 +112,8 @@ void deepseek(ModelConfig& config, ModelBuilder& model, const Defaults& defaults
   const bool none = config.present("n_routed_experts") && !config.has("n_routed_experts");
   const bool any = !none && round_up(first, step) < a.layers;
   const Modules attention =
-      latent_attention(a, latent, config.flag("attention_bias", false), config.flag("rope_interleave", true));
+      latent_attention(a, latent, config.flag("attention_bias", false), config.flag("rope_interleave", true),
+                       config.number("attention_dropout", 0));
   const Modules norms = join({rms_norm("input_layernorm", a.hidden), rms_norm("post_attention_layernorm", a.hidden)});
   const Modules dense = gated_mlp("mlp", a.hidden, a.intermediate, config.text("hidden_act", "silu"), mlp_bias);
   const Modules sparse = any ? experts(config, a, defaults, balancing, mlp_bias) : Modules{};

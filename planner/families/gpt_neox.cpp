@@ -191,6 +191,7 @@ void mpt(ModelConfig& config, ModelBuilder& model) {
   Architecture a =
       read_decoder(config, {.vocabulary = 50368, .hidden = 2048, .layers = 24, .heads = 16, .max_positions = 2048});
   a.intermediate = 4 * a.hidden;
+  a.use_cache = false;
   const double dropped = read_mpt_attention(config);
   model.describe(a);
   model.add(embedding("wte", a.vocabulary, a.hidden));

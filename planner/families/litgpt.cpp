@@ -50,7 +50,10 @@ Modules attention_of(ModelConfig& config, const Architecture& a) {
   sizes.rotary_size = rotated;
   if (config.has("sliding_window_size")) {
     sizes.window = config.size("sliding_window_size", 4096);
-    sizes.whole_every = config.count("sliding_window_whole_every", 0);
+    for (const std::uint64_t in_window :
+         config.counts("sliding_window_indices").value_or(std::vector<std::uint64_t>{})) {
+      sizes.whole.push_back(in_window == 0);
+    }
   }
   const std::uint64_t groups = a.kv_heads * a.head_size;
   const bool capped = config.has("attention_logit_softcapping");
@@ -147,8 +150,10 @@ Model litgpt_model(const Model& model) {
   if (traits->model_type == "falcon" && !holds_module(block, "ln_mlp")) text += R"(, "shared_attention_norm": true)";
   if (traits->model_type == "gpt_neox" && !holds_module(block, "residual")) text += R"(, "parallel_residual": false)";
   if (sizes.window > 0) {
-    text += fmt::format(R"(, "sliding_window_size": {}, "sliding_window_whole_every": {})", sizes.window,
-                        sizes.whole_every);
+    std::vector<int> in_window;
+    for (const bool whole : sizes.whole) in_window.push_back(whole ? 0 : 1);
+    text += fmt::format(R"(, "sliding_window_size": {}, "sliding_window_indices": [{}])", sizes.window,
+                        fmt::join(in_window, ", "));
   }
   const double share =
       sizes.rotary_size == 0 ? 1 : static_cast<double>(sizes.rotary_size) / static_cast<double>(a.head_size);

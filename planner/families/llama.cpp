@@ -8,9 +8,9 @@ namespace {
 
 // Adds embedding, equal blocks, final norm and head.
 void decoder(ModelBuilder& model, const Architecture& a, const Modules& block, Modules norm,
-             bool tied_by_default = false) {
+             bool tied_by_default = false, double embedding_dropout = 0) {
   model.describe(a);
-  model.add(embedding("embed_tokens", a.vocabulary, a.hidden));
+  model.add(join({embedding("embed_tokens", a.vocabulary, a.hidden), dropout("embedding_dropout", embedding_dropout)}));
   model.blocks("layers", a.layers, block);
   model.add(std::move(norm));
   model.head("embed_tokens", tied_by_default);
@@ -46,7 +46,7 @@ void llama(ModelConfig& config, ModelBuilder& model) {
           rms_norm("norm", a.hidden));
 }
 
-// Llama without biases (modeling_mistral.py).
+// Llama without biases, and one window for all layers (modeling_mistral.py).
 void mistral(ModelConfig& config, ModelBuilder& model) {
   const Architecture a = read_grouped_decoder(config, {.vocabulary = 32000,
                                                        .hidden = 4096,
@@ -55,16 +55,17 @@ void mistral(ModelConfig& config, ModelBuilder& model) {
                                                        .heads = 32,
                                                        .kv_heads = 8,
                                                        .max_positions = 131072});
-  decoder(model, a,
-          join({windowed(self_attention(config, a, false), read_window(config, {.tokens = 4096})), mlp(config, a),
-                norms_before(a)}),
-          rms_norm("norm", a.hidden));
+  decoder(
+      model, a,
+      join({windowed(self_attention(config, a, false), read_window(config, 4096)), mlp(config, a), norms_before(a)}),
+      rms_norm("norm", a.hidden));
 }
 
 // Layers from max_window_layers on may have a window.
-AttentionWindow read_qwen_window(ModelConfig& config) {
+AttentionWindow read_qwen_windows(ModelConfig& config, const Architecture& a) {
   if (!config.flag("use_sliding_window", false)) return {};
-  return read_window(config, {.tokens = 4096, .whole_first = config.count("max_window_layers", 28)});
+  const std::uint64_t first = config.count("max_window_layers", 28);
+  return read_windows(config, 4096, a.layers, [&](std::uint64_t i) { return i < first; });
 }
 
 // Llama with biases on queries, keys and values alone (modeling_qwen2.py).
@@ -77,8 +78,9 @@ void qwen2(ModelConfig& config, ModelBuilder& model) {
                                                        .kv_heads = 32,
                                                        .max_positions = 32768});
   decoder(model, a,
-          join({split_attention("self_attn", a, {.bias = true, .dropout = attention_dropout(config)}), mlp(config, a),
-                norms_before(a)}),
+          join({windowed(split_attention("self_attn", a, {.bias = true, .dropout = attention_dropout(config)}),
+                         read_qwen_windows(config, a)),
+                mlp(config, a), norms_before(a)}),
           rms_norm("norm", a.hidden));
 }
 
@@ -94,7 +96,7 @@ void qwen3(ModelConfig& config, ModelBuilder& model) {
                                                        .max_positions = 32768});
   decoder(model, a,
           join({windowed(self_attention(config, a, config.flag("attention_bias", false), query_and_key_norms(a)),
-                         read_qwen_window(config)),
+                         read_qwen_windows(config, a)),
                 mlp(config, a), norms_before(a)}),
           rms_norm("norm", a.hidden));
 }
@@ -109,17 +111,21 @@ void olmo(ModelConfig& config, ModelBuilder& model) {
   const Architecture a = read_grouped_decoder(
       config,
       {.vocabulary = 50304, .hidden = 4096, .intermediate = 11008, .layers = 32, .heads = 32, .max_positions = 2048});
-  decoder(model, a,
-          join({self_attention(config, a, config.flag("attention_bias", false)), mlp(config, a),
-                plain_norm("input_layernorm", a.hidden), plain_norm("post_attention_layernorm", a.hidden)}),
-          plain_norm("norm", a.hidden));
+  decoder(
+      model, a,
+      join({self_attention(config, a, config.flag("attention_bias", false)), clipped_projections(config, a),
+            mlp(config, a), plain_norm("input_layernorm", a.hidden), plain_norm("post_attention_layernorm", a.hidden)}),
+      plain_norm("norm", a.hidden));
 }
 
 // Norms after attention and MLP instead of before, and on all queries and all keys at once.
-void olmo2_in_window(ModelConfig& config, ModelBuilder& model, const AttentionWindow& window) {
-  const Architecture a = read_grouped_decoder(
+Architecture read_olmo2(ModelConfig& config) {
+  return read_grouped_decoder(
       config,
       {.vocabulary = 50304, .hidden = 4096, .intermediate = 11008, .layers = 32, .heads = 32, .max_positions = 2048});
+}
+
+void olmo2_in_window(ModelConfig& config, ModelBuilder& model, const Architecture& a, const AttentionWindow& window) {
   decoder(model, a,
           join({windowed(self_attention(config, a, config.flag("attention_bias", false),
                                         join({rms_norm("q_norm", a.heads * a.head_size),
@@ -132,12 +138,14 @@ void olmo2_in_window(ModelConfig& config, ModelBuilder& model, const AttentionWi
 
 // modeling_olmo2.py
 void olmo2(ModelConfig& config, ModelBuilder& model) {
-  olmo2_in_window(config, model, {});
+  olmo2_in_window(config, model, read_olmo2(config), {});
 }
 
 // modeling_olmo3.py
 void olmo3(ModelConfig& config, ModelBuilder& model) {
-  olmo2_in_window(config, model, read_window(config, {.tokens = 4096, .whole_every = 4}));
+  const Architecture a = read_olmo2(config);
+  olmo2_in_window(config, model, a,
+                  read_windows(config, 4096, a.layers, [](std::uint64_t i) { return (i + 1) % 4 == 0; }));
 }
 
 // One LayerNorm for each head's queries and keys.
@@ -169,7 +177,8 @@ void stablelm(ModelConfig& config, ModelBuilder& model) {
                                                 .dropout = attention_dropout(config)}),
                                0.25),
                 mlp(config, a), layer_norm("input_layernorm", a.hidden),
-                parallel ? Modules{} : layer_norm("post_attention_layernorm", a.hidden)}),
+                parallel ? Modules{} : layer_norm("post_attention_layernorm", a.hidden),
+                dropout("dropout", config.number("hidden_dropout", 0))}),
           layer_norm("norm", a.hidden));
 }
 
@@ -195,8 +204,7 @@ void cohere(ModelConfig& config, ModelBuilder& model) {
 }
 
 // Gemma differs from Llama in its wide heads, its GELU and its tied head (modeling_gemma.py).
-Modules gemma_mlp(const ModelConfig& config, const Architecture& a) {
-  const std::string_view attribute = config.has("hidden_activation") ? "hidden_activation" : "hidden_act";
+Modules gemma_mlp(const ModelConfig& config, const Architecture& a, std::string_view attribute) {
   return gated_mlp("mlp", a.hidden, a.intermediate, config.text(attribute, "gelu_pytorch_tanh"), false);
 }
 
@@ -209,10 +217,10 @@ void gemma(ModelConfig& config, ModelBuilder& model) {
                                                        .kv_heads = 16,
                                                        .head_size = 256,
                                                        .max_positions = 8192});
-  decoder(
-      model, a,
-      join({self_attention(config, a, config.flag("attention_bias", false)), gemma_mlp(config, a), norms_before(a)}),
-      rms_norm("norm", a.hidden), true);
+  decoder(model, a,
+          join({self_attention(config, a, config.flag("attention_bias", false)), gemma_mlp(config, a, "hidden_act"),
+                norms_before(a)}),
+          rms_norm("norm", a.hidden), true);
 }
 
 // Scores and logits, divided by a number, pass tanh and are multiplied by it again; null, or absent where the class has
@@ -229,12 +237,10 @@ void cap_logits(const ModelConfig& config, ModelBuilder& model, const Architectu
 
 // Norms before and after each (modeling_gemma2.py).
 Modules gemma2_block(const ModelConfig& config, const Architecture& a, const Modules& norms,
-                     const AttentionWindow& window, bool softcap) {
+                     const AttentionWindow& window) {
   return join({windowed(self_attention(config, a, config.flag("attention_bias", false), norms), window),
-               has_softcap(config, "attn_logit_softcapping", softcap) ? activation("self_attn.softcap", "tanh", a.heads)
-                                                                      : Modules{},
-               gemma_mlp(config, a), norms_before(a), rms_norm("pre_feedforward_layernorm", a.hidden),
-               rms_norm("post_feedforward_layernorm", a.hidden)});
+               gemma_mlp(config, a, "hidden_activation"), norms_before(a),
+               rms_norm("pre_feedforward_layernorm", a.hidden), rms_norm("post_feedforward_layernorm", a.hidden)});
 }
 
 void gemma2(ModelConfig& config, ModelBuilder& model) {
@@ -246,12 +252,16 @@ void gemma2(ModelConfig& config, ModelBuilder& model) {
                                                        .kv_heads = 4,
                                                        .head_size = 256,
                                                        .max_positions = 8192});
-  const AttentionWindow window = read_window(config, {.tokens = 4096, .whole_every = 2});
-  decoder(model, a, gemma2_block(config, a, {}, window, true), rms_norm("norm", a.hidden), true);
+  const AttentionWindow window = read_windows(config, 4096, a.layers, [](std::uint64_t i) { return (i + 1) % 2 == 0; });
+  decoder(model, a,
+          join({gemma2_block(config, a, {}, window), has_softcap(config, "attn_logit_softcapping", true)
+                                                         ? activation("self_attn.softcap", "tanh", a.heads)
+                                                         : Modules{}}),
+          rms_norm("norm", a.hidden), true);
   cap_logits(config, model, a, true);
 }
 
-// And norms on queries and keys (modeling_gemma3.py).
+// And norms on queries and keys; attn_logit_softcapping is read and not used (modeling_gemma3.py).
 void gemma3_text(ModelConfig& config, ModelBuilder& model) {
   const Architecture a = read_grouped_decoder(config, {.vocabulary = 262208,
                                                        .hidden = 2304,
@@ -261,9 +271,10 @@ void gemma3_text(ModelConfig& config, ModelBuilder& model) {
                                                        .kv_heads = 4,
                                                        .head_size = 256,
                                                        .max_positions = 131072});
+  const std::uint64_t pattern = config.size("sliding_window_pattern", 6);
   const AttentionWindow window =
-      read_window(config, {.tokens = 4096, .whole_every = config.size("sliding_window_pattern", 6)});
-  decoder(model, a, gemma2_block(config, a, query_and_key_norms(a), window, false), rms_norm("norm", a.hidden), true);
+      read_windows(config, 4096, a.layers, [&](std::uint64_t i) { return (i + 1) % pattern == 0; });
+  decoder(model, a, gemma2_block(config, a, query_and_key_norms(a), window), rms_norm("norm", a.hidden), true);
   cap_logits(config, model, a, false);
 }
 
@@ -274,14 +285,17 @@ void phi3(ModelConfig& config, ModelBuilder& model) {
       {.vocabulary = 32064, .hidden = 3072, .intermediate = 8192, .layers = 32, .heads = 32, .max_positions = 4096});
   const std::uint64_t heads = a.heads * a.head_size;
   const std::string function = config.text("hidden_act", "silu");
+  const double dropped = config.number("resid_pdrop", 0);
   decoder(
       model, a,
       join({linear("self_attn.qkv_proj", a.hidden, heads + 2 * a.kv_heads * a.head_size, false),
-            windowed(attention("self_attn.attention", attention_sizes(a, true)), read_window(config, {})),
+            windowed(partly_rotated(config, attention("self_attn.attention", attention_sizes(a, true)), 1),
+                     read_window(config, 0)),
             dropout("self_attn.dropout", attention_dropout(config)), linear("self_attn.o_proj", heads, a.hidden, false),
             linear("mlp.gate_up_proj", a.hidden, 2 * a.intermediate, false),
             activation("mlp.activation_fn", function, a.intermediate), multiply("mlp.gate", a.intermediate),
-            linear("mlp.down_proj", a.intermediate, a.hidden, false), norms_before(a)}),
+            linear("mlp.down_proj", a.intermediate, a.hidden, false), norms_before(a),
+            dropout("resid_attn_dropout", dropped), dropout("resid_mlp_dropout", dropped)}),
       rms_norm("norm", a.hidden));
 }
 
@@ -296,11 +310,13 @@ void starcoder2(ModelConfig& config, ModelBuilder& model) {
                                                        .max_positions = 4096});
   const bool bias = config.flag("use_bias", true);
   const std::string function = config.text("hidden_act", "gelu_pytorch_tanh");
+  const double dropped = config.number("residual_dropout", 0);
   decoder(model, a,
-          join({windowed(self_attention(config, a, bias), read_window(config, {})),
+          join({windowed(self_attention(config, a, bias), read_window(config, 0)),
                 plain_mlp("mlp", "c_fc", "c_proj", a.hidden, a.intermediate, function, bias),
-                layer_norm("input_layernorm", a.hidden), layer_norm("post_attention_layernorm", a.hidden)}),
-          layer_norm("norm", a.hidden), true);
+                layer_norm("input_layernorm", a.hidden), layer_norm("post_attention_layernorm", a.hidden),
+                dropout("self_attn.residual_dropout", dropped), dropout("mlp.residual_dropout", dropped)}),
+          layer_norm("norm", a.hidden), true, config.number("embedding_dropout", 0));
 }
 
 // LayerNorm, squared ReLU in a plain MLP (modeling_nemotron.py).

@@ -57,7 +57,8 @@ void mixtral(ModelConfig& config, ModelBuilder& model) {
                                                        .max_positions = 131072});
   describe_and_embed(model, a);
   model.blocks("layers", a.layers,
-               join({split_attention("self_attn", a, {.dropout = config.number("attention_dropout", 0)}),
+               join({windowed(split_attention("self_attn", a, {.dropout = config.number("attention_dropout", 0)}),
+                              read_window(config, 0)),
                      block_sparse_moe(config, a, 8, "router_jitter_noise"), norms_before(a)}));
   norm_and_head(model, a);
 }
@@ -76,7 +77,7 @@ void phimoe(ModelConfig& config, ModelBuilder& model) {
   const Modules attention =
       windowed(split_attention("self_attn", a,
                                {.bias = bias, .output_bias = bias, .dropout = config.number("attention_dropout", 0)}),
-               read_window(config, AttentionWindow{}));
+               read_window(config, 0));
   model.blocks("layers", a.layers,
                join({attention, block_sparse_moe(config, a, 16, "input_jitter_noise"),
                      layer_norm("input_layernorm", a.hidden), layer_norm("post_attention_layernorm", a.hidden)}));
@@ -86,6 +87,11 @@ void phimoe(ModelConfig& config, ModelBuilder& model) {
   Modules head = linear("lm_head", a.hidden, a.vocabulary, config.flag("lm_head_bias", false));
   const bool tied_head = config.ties_embeddings(false);
   model.add_outside(tied_head ? tied(std::move(head), model.whole("embed_tokens.weight")) : std::move(head));
+}
+
+// One window for all layers, if it is asked for.
+AttentionWindow read_qwen_window(ModelConfig& config) {
+  return config.flag("use_sliding_window", false) ? read_window(config, 4096) : AttentionWindow{};
 }
 
 // The blocks of Qwen's mixtures. Experts are in every decoder_sparse_step-th layer that mlp_only_layers does not list,
@@ -141,11 +147,12 @@ void qwen2_moe(ModelConfig& config, ModelBuilder& model) {
         below("mlp", join({router_and_experts(config, routing, a.hidden, intermediate), shared_expert(config, a)}));
   }
   describe_and_embed(model, a);
-  qwen_blocks(
-      config, model, a,
-      split_attention("self_attn", a,
-                      {.bias = config.flag("qkv_bias", true), .dropout = config.number("attention_dropout", 0)}),
-      experts);
+  qwen_blocks(config, model, a,
+              windowed(split_attention(
+                           "self_attn", a,
+                           {.bias = config.flag("qkv_bias", true), .dropout = config.number("attention_dropout", 0)}),
+                       read_qwen_window(config)),
+              experts);
   norm_and_head(model, a);
 }
 
@@ -167,13 +174,15 @@ void qwen3_moe(ModelConfig& config, ModelBuilder& model) {
   }
   const bool bias = config.flag("attention_bias", false);
   describe_and_embed(model, a);
-  qwen_blocks(config, model, a,
-              split_attention("self_attn", a,
-                              {.bias = bias,
-                               .output_bias = bias,
-                               .norms = join({rms_norm("q_norm", a.head_size), rms_norm("k_norm", a.head_size)}),
-                               .dropout = config.number("attention_dropout", 0)}),
-              experts);
+  qwen_blocks(
+      config, model, a,
+      windowed(split_attention("self_attn", a,
+                               {.bias = bias,
+                                .output_bias = bias,
+                                .norms = join({rms_norm("q_norm", a.head_size), rms_norm("k_norm", a.head_size)}),
+                                .dropout = config.number("attention_dropout", 0)}),
+               read_qwen_window(config)),
+      experts);
   norm_and_head(model, a);
 }
 
@@ -193,7 +202,8 @@ void olmoe(ModelConfig& config, ModelBuilder& model) {
       join({split_attention(
                 "self_attn", a,
                 {.bias = bias, .output_bias = bias, .norms = norms, .dropout = config.number("attention_dropout", 0)}),
-            below("mlp", router_and_experts(config, routing, a.hidden, a.intermediate)), norms_before(a)}));
+            clipped_projections(config, a), below("mlp", router_and_experts(config, routing, a.hidden, a.intermediate)),
+            norms_before(a)}));
   norm_and_head(model, a);
 }
 
@@ -230,12 +240,16 @@ void gpt_oss(ModelConfig& config, ModelBuilder& model) {
   const Routing routing = read_balanced(config, 4, experts);
   const bool bias = config.flag("attention_bias", true);
   describe_and_embed(model, a);
-  const AttentionWindow window = read_window(config, {.tokens = 128, .whole_every = 2});
-  model.blocks("layers", a.layers,
-               join({parameter("self_attn.sinks", {a.heads}),
-                     windowed(split_attention("self_attn", a, {.bias = bias, .output_bias = bias}), window),
-                     below("mlp", join({router("router", a.hidden, experts, true), gpt_oss_experts(routing, a)})),
-                     norms_before(a)}));
+  const AttentionWindow window = read_windows(config, 128, a.layers, [](std::uint64_t i) { return (i + 1) % 2 == 0; });
+  model.blocks(
+      "layers", a.layers,
+      join({parameter("self_attn.sinks", {a.heads}),
+            windowed(
+                split_attention("self_attn", a,
+                                {.bias = bias, .output_bias = bias, .dropout = config.number("attention_dropout", 0)}),
+                window),
+            below("mlp", join({router("router", a.hidden, experts, true), gpt_oss_experts(routing, a)})),
+            norms_before(a)}));
   norm_and_head(model, a);
 }
 

@@ -170,7 +170,8 @@ ModelBuilder::ModelBuilder(ModelConfig& config, const ModelBuilder& outer, std::
 
 void ModelBuilder::describe(const Architecture& architecture) {
   architecture_ = architecture;
-  if (part_ == Part::main) model_.architecture = architecture;
+  architecture_.use_cache = config_.flag("use_cache", architecture.use_cache);
+  if (part_ == Part::main) model_.architecture = architecture_;
 }
 
 std::string ModelBuilder::whole(const std::string& name) const {

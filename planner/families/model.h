@@ -29,6 +29,7 @@ struct Architecture {
   std::uint64_t max_positions = 0;
   std::uint64_t block_uses = 1;  // of each numbered block in a forward: ALBERT's layers share blocks
   std::uint64_t image_side = 0;  // pixels, or latent ones, of the images that it was made for
+  bool use_cache = true;         // transformers copies keys and values into a cache, in training too
   bool operator==(const Architecture&) const = default;
 };
 

@@ -44,11 +44,9 @@ struct AttentionSizes {
   // Features of one head's value; 0 where they are head_size (they differ in multi-head latent attention).
   std::uint64_t value_size = 0;
   std::uint64_t rotary_size = 0;  // features of a head that are rotated; 0: all of them
-  // Tokens that a token sees, itself included; 0: all before it. The first `whole_first` layers see all, and so does
-  // every `whole_every`-th; 0: none does.
+  // Tokens that a token sees, itself included; 0: all before it. Layers whose number `whole` says yes to see all.
   std::uint64_t window = 0;
-  std::uint64_t whole_every = 0;
-  std::uint64_t whole_first = 0;
+  std::vector<bool> whole{};
   bool operator==(const AttentionSizes&) const = default;
 };
 

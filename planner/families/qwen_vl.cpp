@@ -99,8 +99,10 @@ void text_model(ModelConfig& config, ModelBuilder& model) {
                                                      .kv_heads = 8,
                                                      .max_positions = 32768});
   AttentionWindow window;
-  if (config.flag("use_sliding_window", false))
-    window = {.tokens = config.count("sliding_window", 4096), .whole_first = config.count("max_window_layers", 80)};
+  if (config.flag("use_sliding_window", false)) {
+    const std::uint64_t first = config.count("max_window_layers", 80);
+    window = read_windows(config, 4096, a.layers, [&](std::uint64_t i) { return i < first; });
+  }
   model.describe(a);
   model.add(embedding("embed_tokens", a.vocabulary, a.hidden));
   model.blocks(

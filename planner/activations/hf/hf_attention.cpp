@@ -122,8 +122,7 @@ Value repeat_kv(const Value& x, std::uint64_t times) {
 }
 
 bool in_window(const UnitView& block, const AttentionSizes& sizes) {
-  if (sizes.window == 0 || block.number() < sizes.whole_first) return false;
-  return sizes.whole_every == 0 || (block.number() + 1) % sizes.whole_every != 0;
+  return sizes.window != 0 && (block.number() >= sizes.whole.size() || !sizes.whole[block.number()]);
 }
 
 const Value& mask_of(const ForwardContext& context, const UnitView& block, const AttentionSizes& sizes) {

@@ -2,6 +2,8 @@
 // each other, and CLIP's of texts, which other models read without training it.
 #include "planner/activations/hf/hf_clip.h"
 
+#include <fmt/format.h>
+
 #include <array>
 #include <utility>
 #include <vector>

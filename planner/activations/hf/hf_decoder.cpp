@@ -1,6 +1,7 @@
 #include "planner/activations/hf/hf_decoder.h"
 
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_indexing.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -19,6 +20,11 @@ Heads project(const UnitView& block, const Value& hidden) {
   heads.k = linear(hidden, block["self_attn.k_proj"]);
   heads.v = linear(hidden, block["self_attn.v_proj"]);
   return heads;
+}
+
+void clip(Heads& heads, const UnitView& block) {
+  if (!block.has("self_attn.clip_qkv")) return;
+  for (Value* x : {&heads.q, &heads.k, &heads.v}) *x = clamp(*x, 2);  // what it was is copied first
 }
 
 void split(Heads& heads, const AttentionSizes& sizes) {

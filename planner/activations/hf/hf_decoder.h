@@ -20,6 +20,8 @@ std::uint64_t rotary_size(const AttentionSizes& sizes);
 
 // q_proj, k_proj and v_proj, [b, s, heads x d] each; and split into heads, [b, heads, s, d] each.
 Heads project(const UnitView& block, const Value& hidden);
+// Held within bounds, each in place, where the block has them (clip_qkv).
+void clip(Heads& heads, const UnitView& block);
 void split(Heads& heads, const AttentionSizes& sizes);
 // Both, one after the other: copies that a gradient's layout asks for are made one at a time.
 Heads project_heads(const UnitView& block, const Value& hidden);

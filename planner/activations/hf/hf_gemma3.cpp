@@ -59,7 +59,7 @@ Value gemma3_with_images(ForwardContext& context) {
                              .last_norm = "language_model.model.norm",
                              .head = "language_model.lm_head",
                              .loss = wide_loss,
-                             .two_masks = true,
+                             .masks = Masks::both,
                              .masks_of_images = true,
                              .two_tables = true,
                              .never_caches = true});

@@ -235,13 +235,18 @@ namespace {
 
 void make_masks(ForwardContext& context, const CausalLm& model, const AttentionSizes& sizes) {
   if (model.mask != nullptr || model.older_mask) {
-    context.shared.mask = model.mask != nullptr ? model.mask(context) : make_older_mask(context, false);
+    context.shared.mask = model.mask != nullptr ? model.mask(context) : make_older_mask(context, false, sizes.window);
+    context.shared.window_mask = context.shared.mask;
     return;
   }
   const bool windowed = sizes.window != 0;
   const bool images = model.masks_of_images;
-  if (model.two_masks || !windowed) context.shared.mask = make_causal_mask(context, 0, images);
-  if (model.two_masks || windowed) context.shared.window_mask = make_causal_mask(context, sizes.window, images);
+  const bool asked = windowed && (sizes.whole.empty() ||
+                                  std::find(sizes.whole.begin(), sizes.whole.end(), false) != sizes.whole.end());
+  const bool whole = model.masks == Masks::one ? !windowed : true;
+  const bool window = model.masks == Masks::both || (model.masks == Masks::one ? windowed : asked);
+  if (whole) context.shared.mask = make_causal_mask(context, 0, images);
+  if (window) context.shared.window_mask = make_causal_mask(context, sizes.window, images);
 }
 
 // What the base model returns: its locals, the first hidden features among them, are gone by then.
@@ -267,6 +272,7 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
   if (!model.own_tables) context.shared.tables = make_rotary(context, features, model.rotation);
   if (model.two_tables) context.shared.window_tables = make_rotary(context, features, model.rotation);
   Value hidden = model.embedding_scale == EmbeddingScale::after_masks ? scale(embedded) : embedded;
+  hidden = dropout(hidden, dropout_rate(context, model.late_dropout));
   hidden = run_blocks(context, model.block, std::move(hidden), model.stack);
   if (const auto unit = unit_with(context, model.last_norm)) hidden = model.norm((*unit)[model.last_norm], hidden);
   return hidden;

@@ -59,6 +59,13 @@ enum class EmbeddingScale : std::uint8_t { none, at_once, after_masks };
 // What is kept of routers for the loss.
 enum class RouterSays : std::uint8_t { logits, probabilities };
 
+// Which masks a model makes before its blocks run.
+enum class Masks : std::uint8_t {
+  one,              // in the window, where there is one
+  both,             // of all tokens and in the window, whatever the blocks ask for
+  window_if_asked,  // of all tokens, and in the window if a block has it
+};
+
 struct CausalLm {
   BlockForward block;
   std::string_view stack = {};                        // of its blocks; all if it is empty
@@ -66,6 +73,8 @@ struct CausalLm {
   Norm norm = rms_norm;
   std::string_view embedding = "model.embed_tokens";
   std::string_view embedding_dropout = {};
+  // Of the embedding once the masks are made; what goes in stays beside what comes out.
+  std::string_view late_dropout = {};
   std::string_view last_norm = "model.norm";
   std::string_view head = "lm_head";
   Rotation rotation = Rotation::plain;
@@ -75,7 +84,7 @@ struct CausalLm {
   Value (*loss)(ForwardContext& context, Value logits) = nullptr;
   Value (*mask)(ForwardContext& context) = nullptr;  // where the model makes one of its own
   bool older_mask = false;                           // as older models make it (make_older_mask)
-  bool two_masks = false;                            // for blocks with a window and those without one
+  Masks masks = Masks::one;
   bool masks_of_images = false;
   bool two_tables = false;  // of cosines and sines, likewise
   bool never_caches = false;

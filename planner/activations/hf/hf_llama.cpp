@@ -1,11 +1,15 @@
 // Llama and its kin, as transformers 4.57 has them: each block as its modeling_*.py reads.
+#include <fmt/format.h>
+
 #include <array>
+#include <string_view>
 #include <vector>
 
 #include "planner/activations/hf/hf_decoder.h"
 #include "planner/activations/hf/hf_gemma3.h"
 #include "planner/activations/hf/hf_llama.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_indexing.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -27,10 +31,15 @@ Value llama(ForwardContext& context) {
   return causal_lm(context, {.block = llama_block});
 }
 
+Value qwen2(ForwardContext& context) {
+  return causal_lm(context, {.block = llama_block, .masks = Masks::window_if_asked});
+}
+
 Value qwen3(ForwardContext& context) {
-  return causal_lm(context, {.block = [](ForwardContext& c, const UnitView& block, const Value& input) {
-                     return block_of(c, block, input, rms_norm, qwen3_attention, mlp);
-                   }});
+  return causal_lm(
+      context, {.block = [](ForwardContext& c, const UnitView& block,
+                            const Value& input) { return block_of(c, block, input, rms_norm, qwen3_attention, mlp); },
+                .masks = Masks::window_if_asked});
 }
 
 // Its own norm, a scaled embedding.
@@ -63,7 +72,7 @@ Value gemma2(ForwardContext& context) {
                                 const Value& input) { return gemma2_block_of(c, block, input, llama_attention); },
                     .norm = gemma_norm,
                     .embedding_scale = EmbeddingScale::after_masks,
-                    .two_masks = true,
+                    .masks = Masks::both,
                     .never_caches = true});
 }
 
@@ -87,7 +96,7 @@ Value gemma3(ForwardContext& context) {
   return causal_lm(context, {.block = gemma3_block,
                              .norm = gemma_norm,
                              .embedding_scale = EmbeddingScale::at_once,
-                             .two_masks = true,
+                             .masks = Masks::both,
                              .two_tables = true,
                              .never_caches = true});
 }
@@ -103,7 +112,7 @@ Value phi3_attention(ForwardContext& context, const UnitView& block, const Value
   split(heads, sizes);
   const std::uint64_t features = rotary_size(sizes);
   rotate_part(heads.q, heads.k, context.shared.tables, features, RotatedParts::one_by_one);
-  return attended(context, block, heads);
+  return dropout(attended(context, block, heads), block, "resid_attn_dropout");
 }
 
 Value phi3_mlp(const UnitView& block, const Value& x) {
@@ -112,7 +121,7 @@ Value phi3_mlp(const UnitView& block, const Value& x) {
   const std::vector<Value> parts = split(both, std::array{width, width});
   const Module& function = block.module("mlp.activation_fn");
   const Value product = mul(parts[1], activate(parts[0], function.function));
-  return linear(product, block["mlp.down_proj"]);
+  return dropout(linear(product, block["mlp.down_proj"]), block, "resid_mlp_dropout");
 }
 
 Value phi3(ForwardContext& context) {
@@ -123,6 +132,7 @@ Value phi3(ForwardContext& context) {
 
 Value olmo_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
   Heads heads = project(block, hidden);
+  clip(heads, block);
   split(heads, sizes_of(block));
   rotate(heads.q, heads.k, context.shared.tables, Rotation::wide_tables);
   return attended(context, block, heads);
@@ -166,7 +176,7 @@ Value olmo3(ForwardContext& context) {
   return causal_lm(context, {.block = olmo2_block,
                              .norm = rms_norm_in_fp32,
                              .rotation = Rotation::wide_tables,
-                             .two_masks = true,
+                             .masks = Masks::both,
                              .two_tables = true});
 }
 
@@ -204,16 +214,32 @@ Value cohere(ForwardContext& context) {
       context, {.block = cohere_block, .norm = cohere_norm, .rotation = Rotation::interleaved, .scaled_logits = true});
 }
 
+Value starcoder2_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
+  return dropout(llama_attention(context, block, hidden), block, "self_attn.residual_dropout");
+}
+
 Value starcoder2_mlp(const UnitView& block, const Value& x) {
-  return plain_mlp(block, "mlp", "c_fc", "c_proj", x);
+  return dropout(plain_mlp(block, "mlp", "c_fc", "c_proj", x), block, "mlp.residual_dropout");
 }
 
 Value starcoder2(ForwardContext& context) {
   return causal_lm(context, {.block =
                                  [](ForwardContext& c, const UnitView& block, const Value& input) {
-                                   return block_of(c, block, input, layer_norm, llama_attention, starcoder2_mlp);
+                                   return block_of(c, block, input, layer_norm, starcoder2_attention, starcoder2_mlp);
                                  },
-                             .norm = layer_norm});
+                             .norm = layer_norm,
+                             .late_dropout = "model.embedding_dropout"});
+}
+
+// A norm for each head, where there are some (StableLmLayerNormPerHead).
+Value norm_each_head(const UnitView& block, std::string_view norms, const Value& x) {
+  const auto name = [&](std::uint64_t head) { return fmt::format("self_attn.{}.norms.{}", norms, head); };
+  if (!block.has(name(0))) return x;
+  const std::vector<Value> heads =
+      parts_of(x, std::vector<Shape>(x.size(1), Shape{x.size(0), 1, x.size(2), x.size(3)}));
+  std::vector<Value> normed;
+  for (std::uint64_t i = 0; i < heads.size(); ++i) normed.push_back(layer_norm(block[name(i)], heads[i]));
+  return cat(normed, x.shape());
 }
 
 // Rotates a part of each head, and repeats keys and values before it asks for a kernel.
@@ -221,6 +247,8 @@ Value repeated_attention(ForwardContext& context, const UnitView& block, const V
   const AttentionSizes& sizes = sizes_of(block);
   Heads heads = project(block, hidden);
   split(heads, sizes);
+  heads.q = norm_each_head(block, "q_layernorm", heads.q);
+  heads.k = norm_each_head(block, "k_layernorm", heads.k);
   rotate_part(heads.q, heads.k, context.shared.tables, rotary_size(sizes));
   return attended_repeated(context, block, heads);
 }
@@ -234,7 +262,8 @@ Value nemotron(ForwardContext& context) {
                                  [](ForwardContext& c, const UnitView& block, const Value& input) {
                                    return block_of(c, block, input, nemotron_norm, repeated_attention, nemotron_mlp);
                                  },
-                             .norm = nemotron_norm});
+                             .norm = nemotron_norm,
+                             .older_mask = true});
 }
 
 Value stablelm_block(ForwardContext& context, const UnitView& block, const Value& input) {
@@ -242,23 +271,23 @@ Value stablelm_block(ForwardContext& context, const UnitView& block, const Value
   const Value hidden = layer_norm(block["input_layernorm"], input);
   const Value attention = repeated_attention(context, block, hidden);
   if (!block.has("post_attention_layernorm")) {
-    const Value inner = mlp(block, hidden);
+    const Value inner = dropout(mlp(block, hidden), block, "dropout");
     return add(add(residual, attention), inner);
   }
   residual = add(residual, attention);
-  const Value inner = mlp(block, layer_norm(block["post_attention_layernorm"], residual));
+  const Value inner = dropout(mlp(block, layer_norm(block["post_attention_layernorm"], residual)), block, "dropout");
   return add(residual, inner);
 }
 
 Value stablelm(ForwardContext& context) {
-  return causal_lm(context, {.block = stablelm_block, .norm = layer_norm});
+  return causal_lm(context, {.block = stablelm_block, .norm = layer_norm, .older_mask = true});
 }
 
 }  // namespace
 
 std::span<const HfFamily> hf_llama_families() {
   static constexpr HfFamily families[] = {
-      {"llama", llama},   {"mistral", llama},         {"qwen2", llama},        {"qwen3", qwen3},
+      {"llama", llama},   {"mistral", llama},         {"qwen2", qwen2},        {"qwen3", qwen3},
       {"gemma", gemma},   {"gemma2", gemma2},         {"gemma3_text", gemma3}, {"phi3", phi3},
       {"olmo", olmo},     {"olmo2", olmo2},           {"olmo3", olmo3},        {"granite", granite},
       {"cohere", cohere}, {"starcoder2", starcoder2}, {"nemotron", nemotron},  {"stablelm", stablelm},

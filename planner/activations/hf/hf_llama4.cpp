@@ -114,7 +114,7 @@ Value llama4_block(ForwardContext& context, const UnitView& block, const Value& 
 
 Value llama4_text(ForwardContext& context) {
   return causal_lm(context,
-                   {.block = llama4_block, .norm = llama4_norm, .rotation = Rotation::complex, .two_masks = true});
+                   {.block = llama4_block, .norm = llama4_norm, .rotation = Rotation::complex, .masks = Masks::both});
 }
 
 // The model holds what its language model reads until it has the loss.
@@ -141,7 +141,7 @@ Value llama4(ForwardContext& context) {
                              .head = "language_model.lm_head",
                              .rotation = Rotation::complex,
                              .loss = loss_of_most,
-                             .two_masks = true});
+                             .masks = Masks::both});
 }
 
 }  // namespace

@@ -50,12 +50,15 @@ Value text_and_images(ForwardContext& context) {
 }
 
 Value llava(ForwardContext& context) {
+  // Qwen2 says of each layer whether it has a window, Mistral of all.
+  const bool by_layer = !attention_of(context, "language_model.model.layers").whole.empty();
   return causal_lm(context, {.block = llama_block,
                              .stack = "language_model.model.layers",
                              .embed = text_and_images,
                              .embedding = "language_model.model.embed_tokens",
                              .last_norm = "language_model.model.norm",
-                             .head = "language_model.lm_head"});
+                             .head = "language_model.lm_head",
+                             .masks = by_layer ? Masks::window_if_asked : Masks::one});
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include "planner/activations/hf/hf_decoder.h"
 #include "planner/activations/hf/hf_experts.h"
+#include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_indexing.h"
 #include "planner/activations/torch_ops.h"
 
@@ -35,6 +36,7 @@ Value olmoe_attention(ForwardContext& context, const UnitView& block, const Valu
   heads.q = rms_norm(block["self_attn.q_norm"], linear(hidden, block["self_attn.q_proj"]));
   heads.k = rms_norm(block["self_attn.k_norm"], linear(hidden, block["self_attn.k_proj"]));
   heads.v = linear(hidden, block["self_attn.v_proj"]);
+  clip(heads, block);
   split(heads, sizes_of(block));
   rotate(heads.q, heads.k, context.shared.tables);
   return attended_repeated(context, block, heads);
@@ -74,7 +76,7 @@ Value rotate_halves(const Value& x, const RotaryTables& tables) {
 }
 
 // eager_attention_forward: one more score in each row, of nothing, all in the model's dtype.
-Value attention_with_sinks(const Heads& heads, const Value& sinks, const Value& mask) {
+Value attention_with_sinks(const Heads& heads, const Value& sinks, const Value& mask, double dropped) {
   const auto& [q, key, value] = heads;
   const std::uint64_t times = q.size(1) / key.size(1);
   const Value k = repeat_kv(key, times);
@@ -87,7 +89,7 @@ Value attention_with_sinks(const Heads& heads, const Value& sinks, const Value& 
   Value combined = cat(std::array{weights, expand(sinks, {pairs[0], pairs[1], pairs[2], 1})}, wider);
   combined = sub(combined, largest(combined));
   const Value probabilities = softmax(combined);
-  weights = slice(probabilities, pairs);
+  weights = dropout(slice(probabilities, pairs), dropped);
   const Value mixed = batched_matmul(weights, v, {pairs[0], pairs[1], pairs[2], v.size(-1)});
   return contiguous(transpose(mixed));
 }
@@ -99,7 +101,8 @@ Value gpt_oss_attention(ForwardContext& context, const UnitView& block, const Va
   heads.q = q;
   cache(context, heads.k, heads.v);
   const Value& mask = mask_of(context, block, sizes_of(block));
-  const Value mixed = attention_with_sinks(heads, block.tensor("self_attn.sinks"), mask);
+  const Value mixed =
+      attention_with_sinks(heads, block.tensor("self_attn.sinks"), mask, dropout_rate(block, "self_attn.dropout"));
   return linear(view(mixed, {hidden.size(0), hidden.size(1), mixed.size(2) * mixed.size(3)}),
                 block["self_attn.o_proj"]);
 }
@@ -156,7 +159,7 @@ Value gpt_oss(ForwardContext& context) {
   return causal_lm(context, {.block = experts_block<gpt_oss_attention, gpt_oss_mlp, rms_norm_in_fp32>,
                              .norm = rms_norm_in_fp32,
                              .rotation = Rotation::halves,
-                             .two_masks = true});
+                             .masks = Masks::both});
 }
 
 }  // namespace

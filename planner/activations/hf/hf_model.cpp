@@ -59,9 +59,8 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
 bool alternates(const ForwardContext& context, const ModuleRun& modules) {
   const SharedByBlocks& shared = context.shared;
   if (shared.window_mask.defined() == shared.mask.defined() && !shared.window_tables.cos.defined()) return false;
-  return std::any_of(modules.modules.begin(), modules.modules.end(), [](const Module& m) {
-    return m.attention && (m.attention->whole_every != 0 || m.attention->whole_first != 0);
-  });
+  return std::any_of(modules.modules.begin(), modules.modules.end(),
+                     [](const Module& m) { return m.attention && !m.attention->whole.empty(); });
 }
 
 // Blocks of one run have the same tensors, but may differ in modules that have none: those from block `index` of the run on that
@@ -88,11 +87,13 @@ Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std:
     for (std::uint64_t i = range.first - std::min(range.first, run.first_number); i < std::min(run.count, end);) {
       const auto [modules, equal] = equal_blocks(context.model, run, i);
       const std::uint64_t count = std::min(equal, end - i);
-      const bool folds = count > 3 && !context.unfolded && !alternates(context, *modules) &&
+      // What all blocks share is kept by the first whose input needs a gradient; those after it are equal.
+      const std::uint64_t alone = hidden.requires_grad() ? 1 : 2;
+      const bool folds = count > alone + 2 && !context.unfolded && !alternates(context, *modules) &&
                          context.client.recompute != RecomputeKind::every;
       const std::uint64_t first = i;
       while (i < first + count) {
-        const std::uint64_t times = folds && i == first + 1 ? count - 2 : 1;
+        const std::uint64_t times = folds && i == first + alone ? count - alone - 1 : 1;
         const std::size_t routed = context.routed.size();
         hidden = run_block(context, block, run, *modules, i, times, hidden);
         for (std::size_t k = routed; k < context.routed.size(); ++k) context.tape.keep(context.routed[k]);

@@ -72,7 +72,9 @@ struct ForwardContext {
   // The output of the last of the steps in a row that are recomputed by inversion.
   std::shared_ptr<Value> inverted{};
 
-  bool use_cache() const { return client.use_cache && client.recompute == RecomputeKind::none && !never_caches; }
+  bool use_cache() const {
+    return client.use_cache && model.architecture.use_cache && client.recompute == RecomputeKind::none && !never_caches;
+  }
   AttentionKind attention() const { return always_eager ? AttentionKind::eager : resolved_attention(client); }
 
   DType parameter_dtype() const { return setup.policy.parameter; }

@@ -103,12 +103,13 @@ Value arange(ForwardContext& context, std::uint64_t count) {
   return context.tape.allocate("arange", {count}, DType::i64);
 }
 
-Value make_older_mask(ForwardContext& context, bool always) {
+Value make_older_mask(ForwardContext& context, bool always, std::uint64_t window) {
   Tape& tape = context.tape;
   const NoGrad no_grad(tape);
   const std::uint64_t s = context.tokens();
   const bool given = always || context.client.mask != MaskKind::none;
-  if (context.attention() != AttentionKind::eager && context.client.mask != MaskKind::padded) return {};
+  const bool windowed = window != 0 && window <= s;
+  if (context.attention() != AttentionKind::eager && context.client.mask != MaskKind::padded && !windowed) return {};
   const Shape pairs{1, 1, s, given ? s : s + 1};
   Value mask = tape.allocate("full", pairs, context.setup.policy.parameter);
   mask = tape.allocate("triu", pairs, context.setup.policy.parameter);

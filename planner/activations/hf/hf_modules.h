@@ -37,8 +37,9 @@ std::string prefix_of(const ForwardContext& context, std::string_view module);
 Value arange(ForwardContext& context, std::uint64_t count);
 
 // The mask of models that make one themselves (_update_causal_mask): eager attention adds it to the scores, sdpa takes
-// none where no token is padding. `always`: the model makes an attention_mask of ones where the batch has none.
-Value make_older_mask(ForwardContext& context, bool always);
+// none where no token is padding and no window is shorter than the text. `always`: the model makes an attention_mask of
+// ones where the batch has none.
+Value make_older_mask(ForwardContext& context, bool always, std::uint64_t window = 0);
 
 // The batch's mask as a number for each pair of tokens (modeling_attn_mask_utils.py, _prepare_4d_attention_mask).
 Value padding_of_pairs(ForwardContext& context);

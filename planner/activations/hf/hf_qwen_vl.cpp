@@ -170,27 +170,25 @@ Value image_features(ForwardContext& context) {
   return features;
 }
 
-Value text_and_images(ForwardContext& context) {
-  return text_with_images(context, {.embedding = "model.embed_tokens", .features = image_features});
-}
-
-// Qwen2_5_VLRotaryEmbedding: of three places for each token. The mask is made without looking for several texts in a row.
-Value tables_and_mask(ForwardContext& context) {
-  const AttentionSizes& sizes = attention_of(context, "model.layers");
-  Value mask = make_causal_mask(context);
-  if (sizes.window != 0) context.shared.window_mask = make_causal_mask(context, sizes.window);
+// Qwen2_5_VLRotaryEmbedding: of three places for each token.
+RotaryTables text_tables(ForwardContext& context) {
   Tape& tape = context.tape;
-  const Shape places{3, context.batch(), context.tokens(), sizes.head_size};
+  const NoGrad no_grad(tape);
+  const std::uint64_t features = attention_of(context, "model.layers").head_size;
+  const Shape places{3, context.batch(), context.tokens(), features};
   const DType dtype = context.setup.policy.parameter;
   const Value positions = tape.allocate("to", {3, context.batch(), context.tokens()}, DType::f32);
-  const Value frequencies =
-      tape.allocate("matmul", {3, context.batch(), context.tokens(), sizes.head_size / 2}, DType::f32);
+  const Value frequencies = tape.allocate("matmul", {3, context.batch(), context.tokens(), features / 2}, DType::f32);
   const Value both = tape.allocate("cat", places, DType::f32);
-  const NoGrad no_grad(tape);
   const Value cos = scale(tape.allocate("cos", places, DType::f32));
   const Value sin = scale(tape.allocate("sin", places, DType::f32));
-  context.shared.tables = {to(cos, dtype), to(sin, dtype)};
-  return mask;
+  return {to(cos, dtype), to(sin, dtype)};
+}
+
+Value text_and_images(ForwardContext& context) {
+  Value embedded = text_with_images(context, {.embedding = "model.embed_tokens", .features = image_features});
+  context.shared.tables = text_tables(context);
+  return embedded;
 }
 
 // apply_multimodal_rotary_pos_emb: each layer puts together its own tables of parts of the three.
@@ -216,7 +214,7 @@ Value qwen_vl(ForwardContext& context) {
   return causal_lm(context, {.block = text_block,
                              .stack = "model.layers",
                              .embed = text_and_images,
-                             .mask = tables_and_mask,
+                             .masks = Masks::window_if_asked,
                              .own_tables = true});
 }
 

@@ -148,6 +148,10 @@ TOKENS_OF_AN_IMAGE = {
 }
 
 
+def has_no_head(architecture):
+    return architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
+
+
 def batch_of(config, setup):
     count, length, dtype = setup["batch"], setup["sequence"], DTYPES[setup["dtype"]]
     if length is None:
@@ -180,7 +184,7 @@ def batch_of(config, setup):
         batch["attention_mask"] = integers(count, length)
     if "Classification" in config["architectures"][0]:
         batch["labels"] = integers(count)
-    elif length is not None and not config["architectures"][0].endswith("Model"):
+    elif length is not None and not has_no_head(config["architectures"][0]):
         batch["labels"] = integers(count, setup.get("target", length))
     return batch
 
