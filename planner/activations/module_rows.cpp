@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "base/bytes.h"
+#include "base/checked.h"
 #include "planner/activations/activity.h"
 #include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/profiles.h"
@@ -36,7 +38,27 @@ std::map<std::string, UnitRows> rows_of_units(const Tape& tape) {
   return units;
 }
 
-std::vector<ModuleRows> rows_in(const UnitRows& unit, const Modules& modules) {
+// A kernel that is called for one part of the tokens after another, as towers do with windows: one call between as many pairs in all.
+void join_calls(UnitRows& unit, const Modules& modules) {
+  if (unit.attention.size() < 2) return;
+  std::uint64_t most = 0;  // tokens that a module in this unit sees
+  for (const Module& module : modules) {
+    const auto noted = unit.elements.find(module.name);
+    if (noted != unit.elements.end() && module.output != 0 && !module.routing)
+      most = std::max(most, noted->second / module.output);
+  }
+  std::uint64_t queries = 0;
+  std::uint64_t pairs = 0;
+  for (const autograd::Attention& call : unit.attention) {
+    queries = checked_add(queries, call.queries);
+    pairs = checked_add(pairs, checked_multiply(call.queries, call.keys));
+  }
+  if (queries != most || unit.attention.front().queries == most) return;
+  unit.attention = {{unit.attention.front().unit, queries, divide_up(pairs, queries), unit.attention.front().causal}};
+}
+
+std::vector<ModuleRows> rows_in(UnitRows unit, const Modules& modules) {
+  join_calls(unit, modules);
   std::vector<ModuleRows> rows(modules.size());
   const auto attentions = static_cast<std::size_t>(
       std::count_if(modules.begin(), modules.end(), [](const Module& module) { return module.attention.has_value(); }));

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <cmath>
+
 #include "base/error.h"
 
 namespace shardplan {
@@ -36,6 +38,12 @@ ModelConfig ModelConfig::nested(std::string_view key, std::string_view head) con
     if (candidate.suffix == head) return {*this, root_[key], family, head};
   }
   root_[key].fail(fmt::format("expected a model with a head {}{}", family.class_stem, head));
+}
+
+ModelConfig ModelConfig::as(const Family& family, std::string_view head) const {
+  ModelConfig same(*this, root_, family, head);
+  same.path_ = path_;
+  return same;
 }
 
 JsonView ModelConfig::find(std::string_view attribute) const {
@@ -106,6 +114,16 @@ double ModelConfig::number(std::string_view attribute, double class_default) con
   const double number = value.as_number();
   if (!(number >= 0)) value.fail_expected("a number from 0");
   return number;
+}
+
+std::int64_t ModelConfig::index(std::string_view attribute, std::int64_t class_default) const {
+  const JsonView value = find(attribute);
+  if (!value.exists()) return class_default;
+  if (!value.is_number()) value.fail_expected("a whole number");
+  const double number = value.as_number();
+  constexpr double most = 1e9;
+  if (number != std::floor(number) || std::abs(number) > most) value.fail_expected("a whole number");
+  return static_cast<std::int64_t>(number);
 }
 
 std::string ModelConfig::text(std::string_view attribute, std::string_view class_default) const {

@@ -45,6 +45,8 @@ class ModelConfig {
   double factor(std::string_view attribute, double class_default) const;
   // A number from 0: a probability.
   double number(std::string_view attribute, double class_default) const;
+  // A place in a list, below 0 counted from behind its end.
+  std::int64_t index(std::string_view attribute, std::int64_t class_default) const;
   std::string text(std::string_view attribute, std::string_view class_default) const;
   // The key is there, and is text; and is this text.
   bool is_text(std::string_view attribute) const { return find(attribute).is_string(); }
@@ -71,6 +73,9 @@ class ModelConfig {
   ModelConfig nested(std::string_view key, const Family& family, std::string_view head) const;
   // The same with the family that the object itself names, by model_type or _class_name; throws where it names none.
   ModelConfig nested(std::string_view key, std::string_view head) const;
+
+  // This object once more, read as a model of another family.
+  ModelConfig as(const Family& family, std::string_view head) const;
 
   const std::string& source() const { return root_.source(); }
   const Family& family() const { return *family_; }

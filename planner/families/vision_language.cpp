@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "planner/families/vision.h"
+#include "planner/families/vision_language.h"
 
 namespace shardplan {
 namespace {
@@ -132,6 +133,15 @@ void llama4_text(ModelConfig& config, ModelBuilder& model) {
   model.head("embed_tokens", false);
 }
 
+// What pixel_shuffle makes of a patch's features: those of 1 / ratio^2 neighbours.
+std::uint64_t shuffled_width(const ModelConfig& config, std::uint64_t width) {
+  const double ratio = config.number("pixel_shuffle_ratio", 0.5);
+  constexpr double least = 1.0 / 64;
+  if (!(ratio >= least && ratio <= 1))
+    config.fail("pixel_shuffle_ratio", fmt::format("expected a number from 1/64 to 1, found {}", ratio));
+  return static_cast<std::uint64_t>(static_cast<double>(width) / (ratio * ratio));
+}
+
 // A ViT with rotary attention; an adapter makes one token of several neighbours.
 void llama4_vision(ModelConfig& config, ModelBuilder& model) {
   Architecture a = read_image_encoder(config, {.hidden = 768, .intermediate = 5632, .layers = 34, .heads = 16});
@@ -145,14 +155,19 @@ void llama4_vision(ModelConfig& config, ModelBuilder& model) {
                   linear("patch_embedding.linear", numbers_in_square(config, "patch_size", image.patch, image.channels),
                          a.hidden, false),
                   layer_norm("layernorm_pre", a.hidden), layer_norm("layernorm_post", a.hidden)}));
-  model.blocks("model.layers", a.layers,
-               join({split_attention("self_attn", a, {.bias = true, .output_bias = true}),
-                     plain_mlp("mlp", "fc1", "fc2", a.hidden, a.intermediate, "gelu", true),
-                     layer_norm("input_layernorm", a.hidden), layer_norm("post_attention_layernorm", a.hidden)}));
-  model.add(below("vision_adapter.mlp", join({linear("fc1", a.intermediate, adapter_input, false),
-                                              activation("activation_fn", "gelu", adapter_input),
-                                              linear("fc2", adapter_output, adapter_output, false),
-                                              activation("output_activation_fn", "gelu", adapter_output)})));
+  model.blocks(
+      "model.layers", a.layers,
+      join({split_attention("self_attn", a,
+                            {.bias = true, .output_bias = true, .dropout = config.number("attention_dropout", 0)}),
+            plain_mlp("mlp", "fc1", "fc2", a.hidden, a.intermediate, "gelu", true),
+            layer_norm("input_layernorm", a.hidden), layer_norm("post_attention_layernorm", a.hidden)}));
+  model.add(below("vision_adapter",
+                  join({activation("pixel_shuffle", "pixel_shuffle", shuffled_width(config, a.hidden)),
+                        below("mlp", join({linear("fc1", a.intermediate, adapter_input, false),
+                                           activation("activation_fn", "gelu", adapter_input),
+                                           dropout("dropout", config.number("projector_dropout", 0)),
+                                           linear("fc2", adapter_output, adapter_output, false),
+                                           activation("output_activation_fn", "gelu", adapter_output)}))})));
 }
 
 constexpr Head kTowerHeads[] = {{"VisionModel", "", "", HeadOutput::none, false}};
@@ -161,6 +176,7 @@ constexpr Family kLlama4Vision{"llama4_vision_model", "Llama4", kTowerHeads, {},
 void llama4(ModelConfig& config, ModelBuilder& model) {
   ModelConfig vision = config.nested("vision_config", kLlama4Vision, "VisionModel");
   const ModelConfig text = config.nested("text_config", family("llama4_text"), "ForCausalLM");
+  feature_strategy(vision);  // which takes all of them either way
   model.nested("vision_model", vision, Part::tower);
   model.add(
       linear("multi_modal_projector.linear_1", vision.size("vision_output_dim", 7680), width_of(text, 5120), false));
@@ -353,6 +369,9 @@ std::span<const Family> vision_language_families() {
       {"gemma3", "Gemma3", kGemma3Heads, {}, gemma3},
       {"llama4", "Llama4", kWholeHeads, {}, llama4},
       {"llama4_text", "Llama4", kLlama4TextHeads, {}, llama4_text},
+      {"llava", "Llava", kWholeHeads, {}, llava},
+      {"qwen2_vl", "Qwen2VL", kWholeHeads, {}, qwen2_vl},
+      {"qwen2_5_vl", "Qwen2_5_VL", kWholeHeads, {}, qwen2_5_vl},
       {"chameleon", "Chameleon", kChameleonHeads, {}, chameleon},
       {"kimi_vl", "KimiVL", kWholeHeads, {}, kimi_vl},
   };

@@ -93,7 +93,8 @@ Value make_causal_mask(ForwardContext& context, std::uint64_t window, bool image
   Value padding;
   if (context.client.mask != MaskKind::none) padding = tape.allocate("to", tokens, DType::boolean);
   Value texts;
-  if (context.client.mask == MaskKind::none && !context.use_cache() && !images) texts = packed_texts(context, s);
+  const bool may_be_packed = context.client.mask == MaskKind::none && !context.use_cache() && !context.never_packed;
+  if (may_be_packed && !images) texts = packed_texts(context, s);
   const bool windowed = window != 0 && window <= s;
   const bool whole = context.client.mask != MaskKind::padded && !texts.defined() && !windowed;
   if (!eager && whole && !images) return {};

@@ -54,6 +54,13 @@ Value positions(ForwardContext& context, const UnitView& unit, const std::string
   return embedding(places, unit[base + "embeddings.position_embedding"].weight);
 }
 
+// CLIPEncoder with output_hidden_states, where no gradient keeps what each block reads: it is held until whoever called the model lets
+// go of it (Tape::release_kept).
+Value held_block(ForwardContext& context, const UnitView& block, const Value& input) {
+  if (!input.requires_grad() && context.client.recompute == RecomputeKind::none) context.tape.keep(input);
+  return clip_block(context, block, input);
+}
+
 // ---- Images ----
 
 constexpr std::string_view kPatches = "embeddings.patch_embedding";
@@ -62,17 +69,22 @@ std::uint64_t tokens_of_image(const UnitView& unit, const std::string& base) {
   return unit.module(base + "embeddings.position_embedding").input;
 }
 
-// Features of all tokens; the first is the model's own.
-Value clip_images(ForwardContext& context, const std::string& base) {
+// What the first block reads of images; the first token is the model's own.
+Value clip_embedded_images(ForwardContext& context, const std::string& base, std::uint64_t images) {
   const UnitView unit = required_unit(context, base + std::string(kPatches));
   const std::uint64_t tokens = tokens_of_image(unit, base);
   const auto embedded = [&] {
-    Value x = patches(context, unit[base + std::string(kPatches)], tokens - 1, context.batch());
+    Value x = patches(context, unit[base + std::string(kPatches)], tokens - 1, images);
     x = behind_token(unit.tensor(base + "embeddings.class_embedding"), x);
     return add(x, positions(context, unit, base, tokens));
   };
-  Value hidden = embedded();
-  hidden = layer_norm(required_unit(context, base + "pre_layrnorm")[base + "pre_layrnorm"], hidden);
+  const Value hidden = embedded();
+  return layer_norm(required_unit(context, base + "pre_layrnorm")[base + "pre_layrnorm"], hidden);
+}
+
+// Features of all tokens.
+Value clip_images(ForwardContext& context, const std::string& base) {
+  const Value hidden = clip_embedded_images(context, base, context.batch());
   return run_blocks(context, clip_block, hidden, base + "encoder.layers");
 }
 
@@ -305,6 +317,23 @@ Value siglip_features(ForwardContext& context, const std::string& base, std::uin
   }();
   hidden = run_blocks(context, clip_block, std::move(hidden), base + "encoder.layers");
   return layer_norm(required_unit(context, base + "post_layernorm")[base + "post_layernorm"], hidden);
+}
+
+Value clip_image_state(ForwardContext& context, const std::string& base, std::uint64_t images, std::uint64_t state) {
+  const std::string stack = base + "encoder.layers";
+  const Value hidden =
+      run_blocks(context, held_block, clip_embedded_images(context, base, images), stack, {.end = state});
+  const auto rest = [&](const Value& x) {
+    const Value last = run_blocks(context, held_block, x, stack, {.first = state});
+    return clip_pooled(context, base, last);
+  };
+  if (hidden.requires_grad()) {
+    context.tape.forgetting(rest, hidden);
+  } else {
+    const NoGrad not_in_the_loss(context.tape);
+    rest(hidden);
+  }
+  return hidden;
 }
 
 TextFeatures clip_text(ForwardContext& context, const std::string& base, std::uint64_t tokens) {

@@ -16,6 +16,10 @@ struct TextFeatures {
 // CLIPTextModelWithProjection, called with output_hidden_states, of the modules below `base`.
 TextFeatures clip_text(ForwardContext& context, const std::string& base, std::uint64_t tokens);
 
+// CLIPVisionTransformer of the modules below `base`, called with output_hidden_states: what its block `state` reads, or past them
+// what the last one says, [images, tokens, h]. The blocks behind it run too, and what they make is forgotten.
+Value clip_image_state(ForwardContext& context, const std::string& base, std::uint64_t images, std::uint64_t state);
+
 // SiglipVisionTransformer of the modules below `base`: features of all patches of this many images, behind the last norm.
 Value siglip_features(ForwardContext& context, const std::string& base, std::uint64_t images);
 

@@ -3,11 +3,8 @@
 // (token_type_ids), as its processor does.
 #include "planner/activations/hf/hf_gemma3.h"
 
-#include <fmt/format.h>
-
-#include <array>
-
 #include "planner/activations/hf/hf_clip.h"
+#include "planner/activations/hf/hf_images.h"
 #include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_indexing.h"
@@ -31,55 +28,26 @@ Value projected(ForwardContext& context, const Value& patches) {
   return view(features, {images, tokens, weight.size(1)});
 }
 
-// The processor brings every image to the one size that the tower has positions for.
-void require_image_size(ForwardContext& context, const std::string& tower) {
-  if (context.client.image_height == 0) return;
-  const UnitView unit = required_unit(context, tower + "embeddings.patch_embedding");
-  const std::uint64_t patch = unit[tower + "embeddings.patch_embedding"].weight.size(-1);
-  const std::uint64_t patches = unit.module(tower + "embeddings.position_embedding").input;
-  if (context.client.image_height == context.client.image_width &&
-      context.client.image_height / patch * (context.client.image_width / patch) == patches) {
-    return;
-  }
-  throw NotModelled(
-      fmt::format("images (--image-size) of anything but {} square patches of {} pixels", patches, patch));
-}
-
 // get_image_features: what the images' tokens are replaced by, [images, tokens, hidden].
 Value image_features(ForwardContext& context) {
   const std::string tower = "vision_tower.vision_model.";
-  require_image_size(context, tower);
-  return projected(context, siglip_features(context, tower, context.batch() * context.client.images));
+  const UnitView unit = required_unit(context, tower + "embeddings.patch_embedding");
+  require_image_size(context, unit.module(tower + "embeddings.position_embedding").input,
+                     unit[tower + "embeddings.patch_embedding"].weight.size(-1));
+  Value features = projected(context, siglip_features(context, tower, images_of(context)));
+  context.tape.keep(features);  // the model returns them
+  return features;
 }
 
 Value embedded(ForwardContext& context) {
-  const std::string name = "language_model.model.embed_tokens";
-  const UnitView unit = required_unit(context, name);
-  const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
-  const Value words = scale(embedding(ids, unit[name].weight));
-  const Value features = image_features(context);
-  if (features.size(0) * features.size(1) > context.batch() * context.tokens()) {
-    throw NotModelled(fmt::format("{} tokens of images in a sequence of {}", context.client.images * features.size(1),
-                                  context.tokens()));
-  }
-  required_unit(context, name);  // what follows is the embedding's again
-  context.tape.keep(features);   // the model returns them
-  const Value places = context.tape.allocate("eq", ids.shape(), DType::boolean);
-  return masked_scatter(words, places, features);
+  return text_with_images(
+      context, {.embedding = "language_model.model.embed_tokens", .words = scale, .features = image_features});
 }
 
-// Logits of all tokens but the last, copied; by the batch's mask where it has one.
-Value shifted_loss(ForwardContext& context, Value logits) {
-  Tape& tape = context.tape;
+Value wide_loss(ForwardContext& context, Value logits) {
   logits = to(logits, DType::f32);
-  if (context.client.keeps_outputs) tape.keep(logits);
-  const std::uint64_t tokens = context.batch() * (context.tokens() - 1);
-  const Shape rows{tokens, logits.size(-1)};
-  if (context.client.mask == MaskKind::none) return shifted_loss_of_all(context, logits);
-  const Value most = slice(logits, {context.batch(), context.tokens() - 1, logits.size(-1)});
-  const Value shifted =
-      index_at(most, tape.allocate("ne", {context.batch(), context.tokens() - 1}, DType::boolean), rows);
-  return cross_entropy(shifted, tape.allocate("labels", {tokens}, DType::i64));
+  if (context.client.keeps_outputs) context.tape.keep(logits);
+  return shifted_loss(context, logits);
 }
 
 Value gemma3_with_images(ForwardContext& context) {
@@ -90,7 +58,7 @@ Value gemma3_with_images(ForwardContext& context) {
                              .embedding = "language_model.model.embed_tokens",
                              .last_norm = "language_model.model.norm",
                              .head = "language_model.lm_head",
-                             .loss = shifted_loss,
+                             .loss = wide_loss,
                              .masks = Masks::both,
                              .masks_of_images = true,
                              .two_tables = true,

@@ -7,8 +7,10 @@
 
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_deepseek.h"
+#include "planner/activations/hf/hf_images.h"
 #include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/hf/hf_patches.h"
 #include "planner/activations/torch_indexing.h"
 #include "planner/activations/torch_ops.h"
 
@@ -30,10 +32,6 @@ Grid grid_of(const ForwardContext& context, const UnitView& tower, const std::st
   const Grid grid{context.client.image_height / side, context.client.image_width / side};
   if (grid.patches() == 0) throw NotModelled("images smaller than a patch");
   return grid;
-}
-
-std::uint64_t images_of(const ForwardContext& context) {
-  return context.batch() * context.client.images;
 }
 
 // Learnable2DInterpPosEmb: the table for an image of its own size, else an interpolation, which lies as the table does.
@@ -64,21 +62,6 @@ Value patch_rotations(ForwardContext& context, const Grid& grid, std::uint64_t f
     each.push_back(tape.allocate("clone", {grid.patches(), 1, features}, DType::f32));
   }
   return tape.allocate("cat", {images_of(context) * grid.patches(), 1, features}, DType::f32);
-}
-
-// apply_rope: complex products in fp32.
-void rotate_patches(Value& q, Value& k, const Value& rotations) {
-  const auto [narrow_q, narrow_k] = [&] {
-    const Value wide_q = to(q, DType::f32);
-    const Value wide_k = to(k, DType::f32);
-    const Value rotated_q = mul(wide_q, rotations);
-    const Value rotated_k = mul(wide_k, rotations);
-    Value back_q = to(rotated_q, q.dtype());
-    Value back_k = to(rotated_k, k.dtype());
-    return std::pair(std::move(back_q), std::move(back_k));
-  }();
-  q = narrow_q;
-  k = narrow_k;
 }
 
 // sdpa_attention and eager_attention of all patches with all: three dims are none of a kernel's, so scores of all pairs are
@@ -167,6 +150,7 @@ Value embedded(ForwardContext& context) {
   const UnitView unit = required_unit(context, name);
   const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
   const Value words = embedding(ids, unit[name].weight);
+  if (context.client.images == 0) throw NotModelled("texts without images (--images 0)");
   const Value features = image_features(context);
   if (features.size(0) > context.batch() * context.tokens()) {
     throw NotModelled(

@@ -222,14 +222,16 @@ Value causal_loss(ForwardContext& context, const Value& logits) {
   return cross_entropy(view(wide, {context.batch() * context.tokens(), logits.size(-1)}), labels);
 }
 
-namespace {
-
-bool has_adapters(const Catalog& held) {
-  return std::any_of(held.runs.begin(), held.runs.end(), [](const UnitRun& run) {
-    return std::any_of(run.tensors.begin(), run.tensors.end(),
-                       [](const Tensor& tensor) { return tensor.name.find(".lora_A.") != std::string::npos; });
-  });
+bool embedding_requires_grad(const ForwardContext& context) {
+  const auto& runs = context.held.runs;
+  return context.client.recompute != RecomputeKind::none &&
+         std::any_of(runs.begin(), runs.end(), [](const UnitRun& run) {
+           return std::any_of(run.tensors.begin(), run.tensors.end(),
+                              [](const Tensor& tensor) { return tensor.name.find(".lora_A.") != std::string::npos; });
+         });
 }
+
+namespace {
 
 void make_masks(ForwardContext& context, const CausalLm& model, const AttentionSizes& sizes) {
   if (model.mask != nullptr || model.older_mask) {
@@ -270,9 +272,7 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
     embedded = tape.allocate("received", {context.batch(), context.tokens(), a.hidden}, context.setup.policy.parameter);
   }
   if (model.embedding_scale == EmbeddingScale::at_once) embedded = scale(embedded);
-  // Checkpointing with adapters asks for this (peft's enable_input_require_grads).
-  if (context.client.recompute != RecomputeKind::none && has_adapters(context.held))
-    embedded = Tape::requiring_grad(embedded);
+  if (embedding_requires_grad(context)) embedded = Tape::requiring_grad(embedded);
   const Value positions = tape.allocate("arange", {context.tokens()}, DType::i64);
   make_masks(context, model, sizes);
   const std::uint64_t features = sizes.rotary_size != 0 ? sizes.rotary_size : a.head_size;
@@ -295,6 +295,7 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
   context.shared = {};
   const auto head = unit_with(context, model.head);
   if (!head) {
+    context.locals.clear();
     if (!context.routed.empty()) throw NotModelled("output_router_logits of layers on other ranks");
     Value loss = label_loss(context, hidden);
     tape.release_kept();
@@ -320,6 +321,7 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
     loss = add_in_place(loss, scale(balancing_loss(context, model.routers_say)));
     context.routed.clear();
   }
+  context.locals.clear();
   if (!context.client.keeps_outputs) tape.release_kept();
   tape.set_purpose(before);
   return loss;

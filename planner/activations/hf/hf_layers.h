@@ -94,6 +94,10 @@ struct CausalLm {
   Value (*fused_loss)(ForwardContext& context, const Parameters& head, const Value& hidden) = nullptr;
 };
 
+// Whether what the embedding says needs a gradient of its own: checkpointing with adapters asks for this (peft's
+// enable_input_require_grads).
+bool embedding_requires_grad(const ForwardContext& context);
+
 // embedding, blocks, norm, head, loss.
 Value causal_lm(ForwardContext& context, const CausalLm& model);
 

@@ -7,6 +7,7 @@
 
 #include "planner/activations/hf/hf_decoder.h"
 #include "planner/activations/hf/hf_gemma3.h"
+#include "planner/activations/hf/hf_llama.h"
 #include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_indexing.h"
 #include "planner/activations/torch_ops.h"
@@ -18,18 +19,20 @@ Value mlp(const UnitView& block, const Value& x) {
   return gated_mlp(block, "mlp", x);
 }
 
-// modeling_llama.py; Mistral and Qwen2 differ in biases and windows, Gemma in its norm.
-template <Norm norm>
+}  // namespace
+
 Value llama_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  return block_of(context, block, input, norm, llama_attention, mlp);
+  return block_of(context, block, input, rms_norm, llama_attention, mlp);
 }
 
+namespace {
+
 Value llama(ForwardContext& context) {
-  return causal_lm(context, {.block = llama_block<rms_norm>});
+  return causal_lm(context, {.block = llama_block});
 }
 
 Value qwen2(ForwardContext& context) {
-  return causal_lm(context, {.block = llama_block<rms_norm>, .masks = Masks::window_if_asked});
+  return causal_lm(context, {.block = llama_block, .masks = Masks::window_if_asked});
 }
 
 Value qwen3(ForwardContext& context) {
@@ -42,7 +45,10 @@ Value qwen3(ForwardContext& context) {
 // Its own norm, a scaled embedding.
 Value gemma(ForwardContext& context) {
   return causal_lm(
-      context, {.block = llama_block<gemma_norm>, .norm = gemma_norm, .embedding_scale = EmbeddingScale::after_masks});
+      context, {.block = [](ForwardContext& c, const UnitView& block,
+                            const Value& input) { return block_of(c, block, input, gemma_norm, llama_attention, mlp); },
+                .norm = gemma_norm,
+                .embedding_scale = EmbeddingScale::after_masks});
 }
 
 // Norms behind attention and MLP too; no cache in training; every second layer has a window.

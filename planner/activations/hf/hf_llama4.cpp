@@ -1,9 +1,12 @@
-// Llama 4's language model (modeling_llama4.py of transformers 4.57): every token passes every expert, times a score that is 0
+// Llama 4 (modeling_llama4.py of transformers 4.57), its language model alone or behind images. Every token passes every expert, times a score that is 0
 // for those that it did not choose. Chunks of attention in layers with positions, all tokens in those without.
 #include <array>
 
 #include "planner/activations/hf/hf_decoder.h"
+#include "planner/activations/hf/hf_images.h"
+#include "planner/activations/hf/hf_llama4.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_formula.h"
 #include "planner/activations/torch_indexing.h"
 #include "planner/activations/torch_ops.h"
 
@@ -88,8 +91,11 @@ Value mixture(const UnitView& block, const Value& hidden) {
   const Value x = view(hidden, {hidden.size(0) * hidden.size(1), hidden.size(2)});
   const Value logits = linear(x, block["feed_forward.router"]);
   const Value scores = scores_of(logits, x, routing);
-  const Value repeated = copied(x, {routing.experts * x.size(0), x.size(1)});
-  const Value said = experts(block, mul(repeated, scores), routing);
+  Value routed = copied(x, {routing.experts * x.size(0), x.size(1)});
+  routed = mul(routed, scores);
+  // The gradient of a sum is one tensor, seen as often as there are summands: behind a view it is written out.
+  Value said = experts(block, routed, routing);
+  said = simple("view", said, said.viewed({routed.size(0), x.size(1)}));
   const Value shared = gated_mlp(block, "feed_forward.shared_expert", x);
   return view(add_in_place(shared, sum_over(said, x.shape())), hidden.shape());
 }
@@ -111,10 +117,37 @@ Value llama4_text(ForwardContext& context) {
                    {.block = llama4_block, .norm = llama4_norm, .rotation = Rotation::complex, .masks = Masks::both});
 }
 
+// The model holds what its language model reads until it has the loss.
+Value text_and_images(ForwardContext& context) {
+  Value embedded =
+      text_with_images(context, {.embedding = "language_model.model.embed_tokens", .features = llama4_image_features});
+  context.locals.push_back(embedded);
+  return embedded;
+}
+
+Value loss_of_most(ForwardContext& context, Value logits) {
+  if (context.client.keeps_outputs) context.tape.keep(logits);
+  return shifted_loss(context, logits);
+}
+
+// Llama4ForConditionalGeneration
+Value llama4(ForwardContext& context) {
+  return causal_lm(context, {.block = llama4_block,
+                             .stack = "language_model.model.layers",
+                             .embed = text_and_images,
+                             .norm = llama4_norm,
+                             .embedding = "language_model.model.embed_tokens",
+                             .last_norm = "language_model.model.norm",
+                             .head = "language_model.lm_head",
+                             .rotation = Rotation::complex,
+                             .loss = loss_of_most,
+                             .masks = Masks::both});
+}
+
 }  // namespace
 
 std::span<const HfFamily> hf_llama4_families() {
-  static constexpr HfFamily families[] = {{"llama4_text", llama4_text}};
+  static constexpr HfFamily families[] = {{"llama4", llama4}, {"llama4_text", llama4_text}};
   return families;
 }
 

@@ -91,11 +91,14 @@ EqualBlocks equal_blocks(const Model& model, const UnitRun& run, std::uint64_t i
 
 }  // namespace
 
-Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std::string_view stack) {
+Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std::string_view stack,
+                 const BlockRange& range) {
   for (const UnitRun& run : context.held.runs) {
     if (!run.numbered || (!stack.empty() && run.name != stack)) continue;
-    for (std::uint64_t i = 0; i < run.count;) {
-      const auto [modules, count] = equal_blocks(context.model, run, i);
+    const std::uint64_t end = range.end - std::min(range.end, run.first_number);
+    for (std::uint64_t i = range.first - std::min(range.first, run.first_number); i < std::min(run.count, end);) {
+      const auto [modules, equal] = equal_blocks(context.model, run, i);
+      const std::uint64_t count = std::min(equal, end - i);
       // What all blocks share is kept by the first whose input needs a gradient; those after it are equal.
       const std::uint64_t alone = hidden.requires_grad() ? 1 : 2;
       const bool folds = count > alone + 2 && !context.unfolded && !alternates(context, *modules) &&
@@ -143,11 +146,11 @@ UnitView required_unit(ForwardContext& context, std::string_view module) {
 
 const HfFamily* find_hf_family(std::string_view model_type) {
   static constexpr std::array kTables{
-      hf_bert_families,     hf_clip_families,    hf_cnf_families,    hf_dbrx_families,   hf_deberta_families,
-      hf_deepseek_families, hf_flow_families,    hf_flux2_families,  hf_gemma3_families, hf_gpt2_families,
-      hf_gpt_neox_families, hf_kimi_vl_families, hf_llama4_families, hf_llama_families,  hf_mamba2_families,
-      hf_mamba_families,    hf_mixtral_families, hf_phimoe_families, hf_sd3_families,    hf_sd3_pipeline_families,
-      hf_swin_families,     hf_t5_families,      hf_vision_families};
+      hf_bert_families,     hf_clip_families,         hf_cnf_families,     hf_dbrx_families,   hf_deberta_families,
+      hf_deepseek_families, hf_flow_families,         hf_flux2_families,   hf_gemma3_families, hf_gpt2_families,
+      hf_gpt_neox_families, hf_kimi_vl_families,      hf_llama4_families,  hf_llama_families,  hf_llava_families,
+      hf_mamba2_families,   hf_mamba_families,        hf_mixtral_families, hf_phimoe_families, hf_qwen_vl_families,
+      hf_sd3_families,      hf_sd3_pipeline_families, hf_swin_families,    hf_t5_families,     hf_vision_families};
   for (const auto table : kTables) {
     for (const HfFamily& family : table()) {
       if (family.model_type == model_type) return &family;

@@ -1,6 +1,7 @@
 // Hugging Face transformers: forwards of its models on a tape, written as its modeling_*.py files read.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
@@ -58,11 +59,15 @@ struct ForwardContext {
   bool never_caches = false;      // models that make a cache outside training only
   bool never_recomputes = false;  // blocks whose class has no gradient_checkpointing
   bool always_eager = false;      // models whose classes know no other attention
+  bool never_packed = false;      // models that say each token's position: no batch is taken for several texts in a row
   bool carries_encoded = false;   // blocks put out what they share as `encoded` too, beside the hidden features
   bool makes_biases = false;      // the first block makes the biases of attention, for all
 
   // What the routers of the blocks have said so far, where the loss has a term of it: for each block that was run.
   std::vector<Value> routed{};
+
+  // What the model's own forward holds until it returns, of what it does not return (Tape::keep).
+  std::vector<Value> locals{};
 
   // The output of the last of the steps in a row that are recomputed by inversion.
   std::shared_ptr<Value> inverted{};
@@ -100,10 +105,12 @@ std::span<const HfFamily> hf_gpt_neox_families();
 std::span<const HfFamily> hf_kimi_vl_families();
 std::span<const HfFamily> hf_llama4_families();
 std::span<const HfFamily> hf_llama_families();
+std::span<const HfFamily> hf_llava_families();
 std::span<const HfFamily> hf_mamba2_families();
 std::span<const HfFamily> hf_mamba_families();
 std::span<const HfFamily> hf_mixtral_families();
 std::span<const HfFamily> hf_phimoe_families();
+std::span<const HfFamily> hf_qwen_vl_families();
 std::span<const HfFamily> hf_sd3_families();
 std::span<const HfFamily> hf_sd3_pipeline_families();
 std::span<const HfFamily> hf_swin_families();
@@ -119,8 +126,13 @@ const HfFamily* find_liger_family(std::string_view model_type);
 
 // Runs `block` on each of the blocks that the rank holds, from `hidden` on. Of more than three equal ones in a row only
 // the first, one of the middle and the last are run: the middle ones leave behind the same.
-// `stack`: only those of this name; all if it is empty.
-Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std::string_view stack = {});
+// `stack`: only those of this name; all if it is empty. `range`: only these of it.
+struct BlockRange {
+  std::uint64_t first = 0;
+  std::uint64_t end = UINT64_MAX;
+};
+Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std::string_view stack = {},
+                 const BlockRange& range = {});
 
 // The modules of the first blocks of this stack. Throws NotModelled (hf_modules.h).
 const ModuleRun& first_blocks(const ForwardContext& context, std::string_view stack);

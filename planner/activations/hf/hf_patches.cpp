@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <utility>
 
 #include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
@@ -26,6 +27,20 @@ Value behind_token(const Value& token, const Value& patches) {
   const Shape one{patches.size(0), 1, patches.size(2)};
   const std::array parts{expand(token, one), patches};
   return cat(parts, {one[0], patches.size(1) + 1, one[2]});
+}
+
+void rotate_patches(Value& q, Value& k, const Value& rotations) {
+  const auto [narrow_q, narrow_k] = [&] {
+    const Value wide_q = to(q, DType::f32);
+    const Value wide_k = to(k, DType::f32);
+    const Value rotated_q = mul(wide_q, rotations);
+    const Value rotated_k = mul(wide_k, rotations);
+    Value back_q = to(rotated_q, q.dtype());
+    Value back_k = to(rotated_k, k.dtype());
+    return std::pair(std::move(back_q), std::move(back_k));
+  }();
+  q = narrow_q;
+  k = narrow_k;
 }
 
 }  // namespace shardplan::autograd

@@ -14,4 +14,7 @@ Value patches(ForwardContext& context, const Parameters& projection, std::uint64
 // `token`, which the model owns, before the patches of each image.
 Value behind_token(const Value& token, const Value& patches);
 
+// Queries and keys times complex numbers, one for each patch and pair of features, in fp32 (vision_apply_rotary_emb).
+void rotate_patches(Value& q, Value& k, const Value& rotations);
+
 }  // namespace shardplan::autograd

@@ -52,6 +52,29 @@ GEMMA3 = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGenerat
                           "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
           "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
                             "num_attention_heads": 4, "image_size": 32, "patch_size": 4, "vision_use_head": False}}
+LLAMA4_IMAGES = {"model_type": "llama4", "architectures": ["Llama4ForConditionalGeneration"], "image_token_index": 7,
+                 "text_config": {"model_type": "llama4_text", **LLAMA4},
+                 "vision_config": {"model_type": "llama4_vision_model", "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3,
+                                   "num_attention_heads": 4, "image_size": 24, "patch_size": 4, "projector_input_dim": 80,
+                                   "projector_output_dim": 80, "vision_output_dim": 80}}
+LLAMA4_LONE = {**LLAMA4_IMAGES, "text_config": {**LLAMA4_IMAGES["text_config"], "num_hidden_layers": 2, "interleave_moe_layer_step": 2},
+               "vision_config": {**LLAMA4_IMAGES["vision_config"], "hidden_size": 72, "intermediate_size": 648, "num_hidden_layers": 5,
+                                 "num_attention_heads": 3, "image_size": 18, "patch_size": 3, "pixel_shuffle_ratio": 1 / 3,
+                                 "attention_dropout": 0.1, "projector_dropout": 0.1}}
+CLIP_TOWER = {"model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 5, "num_attention_heads": 4,
+              "image_size": 24, "patch_size": 6}
+LLAVA = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "image_token_index": 7,
+         "text_config": {"model_type": "llama", **GROUPED}, "vision_config": CLIP_TOWER}
+LLAVA_QWEN = {**LLAVA, "vision_feature_layer": -1, "vision_feature_select_strategy": "full", "projector_hidden_act": "relu",
+              "multimodal_projector_bias": False, "text_config": {"model_type": "qwen2", **HEADS_OF_40, "num_hidden_layers": 5},
+              "vision_config": {**CLIP_TOWER, "num_hidden_layers": 2, "hidden_size": 60, "num_attention_heads": 5, "attention_dropout": 0.1}}
+LLAVA_MISTRAL = {**LLAVA, "vision_feature_layer": 3, "text_config": {"model_type": "mistral", **GROUPED, "sliding_window": 16}}
+QWEN_TEXT = {**GROUPED, "rope_scaling": {"type": "mrope", "mrope_section": [8, 4, 4]}}
+QWEN25_VL = {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"], "image_token_id": 7, "text_config": QWEN_TEXT,
+             "vision_config": {"depth": 7, "hidden_size": 64, "intermediate_size": 88, "num_heads": 4, "patch_size": 4, "window_size": 16,
+                               "out_hidden_size": 128, "fullatt_block_indexes": [1, 6]}}
+QWEN2_VL = {"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"], "image_token_id": 7, "text_config": QWEN_TEXT,
+            "vision_config": {"depth": 4, "embed_dim": 60, "hidden_size": 128, "num_heads": 5, "patch_size": 4, "mlp_ratio": 2}}
 MLA = {"vocab_size": 96, "hidden_size": 128, "intermediate_size": 320, "moe_intermediate_size": 48, "num_hidden_layers": 3,
        "num_attention_heads": 4, "num_key_value_heads": 4, "n_shared_experts": 1, "n_routed_experts": 8, "kv_lora_rank": 32,
        "q_lora_rank": 48, "qk_rope_head_dim": 16, "v_head_dim": 32, "qk_nope_head_dim": 32, "n_group": 2, "topk_group": 1,
@@ -379,6 +402,59 @@ FILES = {
         ("gemma3, adapters of the language model", GEMMA3,
          [run("sdpa", "bf16", 3, 40, lora={"r": 4, "target_modules": ["o_proj", "gate_proj", "down_proj"]}),
           run("sdpa", "fp32", 3, 40, mask="ones", checkpoint=True, lora={"r": 4, "target_modules": ["o_proj", "down_proj"]})]),
+        ("gemma3, no image", GEMMA3,
+         [*brief(images=0), run("sdpa", "bf16", 2, 17, mask="ones", images=0), run("eager", "fp32", 1, 17, images=0, checkpoint=True),
+          run("sdpa", "bf16", 3, 40, images=0, lora={"r": 4, "target_modules": ["o_proj", "gate_proj", "down_proj"]})]),
+    ],
+    "llama4_images": [
+        ("llama4, images", LLAMA4_IMAGES,
+         [*brief(), run("eager", "fp32", 2, 33, mask="ones", images=3), run("sdpa", "bf16", 1, 33), run("sdpa", "bf16", 1, 41, images=2),
+          run("sdpa", "bf16", 3, 29, mask="padded"), run("sdpa", "bf16", 2, 17, mask="ones", checkpoint=True),
+          run("eager", "fp32", 3, 40, checkpoint=True), run("sdpa", "fp32", 1, 23, use_cache=False)]),
+        ("llama4, nine patches to a token, dropout", LLAMA4_LONE,
+         [*brief(), run("sdpa", "bf16", 1, 19), run("eager", "bf16", 2, 19, images=3, checkpoint=True)]),
+        ("llama4, no image", LLAMA4_IMAGES,
+         [*brief(images=0), run("sdpa", "bf16", 1, 17, mask="ones", images=0), run("eager", "bf16", 2, 17, images=0, checkpoint=True)]),
+        ("llama4, its tower frozen", LLAMA4_IMAGES, brief(freeze=["vision_model.*"])),
+        ("llama4, all but the projector frozen", LLAMA4_IMAGES, brief(freeze=["vision_model.*", "language_model.*"])[:2]),
+        ("llama4, adapters", LLAMA4_IMAGES,
+         [run("sdpa", "bf16", 3, 40, lora=QV), run("eager", "fp32", 2, 23, lora={"r": 4, "target_modules": ["linear", "fc1", "fc2", "linear_1", "lm_head"]}, images=2),
+          run("sdpa", "bf16", 1, 23, lora={"r": 4, "target_modules": ["gate_proj", "down_proj", "up_proj"]}),
+          run("sdpa", "bf16", 3, 40, mask="ones", checkpoint=True, lora={"r": 4, "target_modules": ["gate_proj", "down_proj"]}),
+          run("eager", "fp32", 3, 40, checkpoint=True, lora=QV)]),
+    ],
+    "llava": [
+        ("llava", LLAVA, [*brief(), run("eager", "fp32", 2, 50, mask="ones", images=3), run("sdpa", "bf16", 1, 33), run("sdpa", "bf16", 1, 41, images=2),
+                          run("sdpa", "bf16", 3, 29, mask="padded"), run("sdpa", "bf16", 2, 17, mask="ones", checkpoint=True),
+                          run("eager", "fp32", 3, 40, checkpoint=True), run("sdpa", "fp32", 1, 23, use_cache=False)]),
+        ("llava, Qwen2, all tokens of the last layer", LLAVA_QWEN, [*brief(lengths=(18, 40)), run("sdpa", "bf16", 1, 19, checkpoint=True)]),
+        ("llava, Mistral, the fourth state", LLAVA_MISTRAL, [*brief(), run("eager", "bf16", 2, 35, images=2, checkpoint=True)]),
+        ("llava, no image", LLAVA, [*brief(images=0), run("eager", "bf16", 2, 17, images=0, checkpoint=True)]),
+        ("llava, its tower frozen", LLAVA, [*brief(freeze=["*vision_tower.*"]), run("sdpa", "bf16", 2, 17, freeze=["*vision_tower.*"], checkpoint=True)]),
+        ("llava, all but the projector frozen", LLAVA, brief(freeze=["*vision_tower.*", "*language_model.*", "lm_head.*"])[:2]),
+        ("llava, adapters", LLAVA,
+         [run("sdpa", "bf16", 3, 40, lora=QV), run("eager", "fp32", 2, 40, lora={"r": 4, "target_modules": ["linear_1", "linear_2", "fc1", "o_proj", "lm_head"]}, images=2),
+          run("sdpa", "bf16", 1, 23, lora={"r": 4, "target_modules": ["gate_proj", "down_proj"]}),
+          run("sdpa", "bf16", 3, 40, mask="ones", checkpoint=True, lora={"r": 4, "target_modules": ["gate_proj", "down_proj"]}),
+          run("eager", "fp32", 3, 40, checkpoint=True, lora=QV)]),
+    ],
+    "qwen_vl": [
+        (name, config, [run("sdpa", "bf16", 2, 23, image=[40, 24]), run("sdpa", "fp32", 3, 40, image=[24, 64], images=1),
+                        run("eager", "bf16", 3, 40, image=[40, 24]), run("eager", "fp32", 2, 33, mask="ones", image=[24, 24], images=3),
+                        run("sdpa", "bf16", 1, 17, image=[32, 32]), run("sdpa", "bf16", 3, 29, mask="padded", image=[16, 24]),
+                        run("sdpa", "bf16", 2, 17, image=[32, 32], use_cache=False),
+                        run("sdpa", "bf16", 2, 17, mask="ones", image=[40, 24], checkpoint=True),
+                        run("eager", "fp32", 3, 40, image=[24, 64], checkpoint=True),
+                        run("sdpa", "bf16", 2, 17, images=0), run("eager", "fp32", 2, 17, images=0, use_cache=False),
+                        run("sdpa", "bf16", 2, 23, image=[40, 24], freeze=["*visual.*"]),
+                        run("sdpa", "bf16", 2, 23, image=[40, 24], freeze=["*visual.*"], checkpoint=True),
+                        run("eager", "fp32", 2, 23, image=[40, 24], freeze=["*visual.blocks.*", "*visual.patch_embed.*", "*language_model.*", "model.embed_tokens.*", "model.layers.*",
+                                                                            "model.norm.*"])])
+        for name, config in (("qwen2.5-vl", QWEN25_VL), ("qwen2-vl", QWEN2_VL))
+    ] + [
+        ("qwen2.5-vl, adapters", QWEN25_VL, [
+            run("sdpa", "bf16", 3, 40, image=[40, 24], lora=QV), run("sdpa", "bf16", 2, 40, image=[40, 24], lora={"r": 4, "target_modules": ["qkv", "gate_proj", "o_proj"]}),
+            run("sdpa", "bf16", 2, 40, image=[40, 24], mask="ones", lora=QV, checkpoint=True)]),
     ],
     "kimi_vl": [
         ("kimi_vl", KIMI_VL, [*images(), *images(image=[32, 24]), *images(images=2)]),

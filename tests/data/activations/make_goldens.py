@@ -59,11 +59,16 @@ def build(config, setup):
     values = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
     loaded = transformers.AutoConfig.for_model(config["model_type"], **values)
     if "use_cache" in setup:
-        loaded.use_cache = setup["use_cache"]
+        loaded.get_text_config(decoder=True).use_cache = setup["use_cache"]
     with torch.device("cuda"), transformers.modeling_utils.no_init_weights():
         model = getattr(transformers, config["architectures"][0])._from_config(
             loaded, dtype=DTYPES[setup["dtype"]], attn_implementation=setup["attention"])
     model.tie_weights()  # as from_pretrained does; _from_config alone leaves a head of its own
+    if config["model_type"] == "llama4":  # a table that is no buffer stays where from_pretrained makes it
+        table = model.vision_model.rotary_embedding
+        table.freqs_ci = table.freqs_ci.cpu()
+    if config["model_type"] in ("qwen2_vl", "qwen2_5_vl") and setup.get("images", 1):
+        know_grid(model, config, setup)
     freeze(model, setup)
     if "lora" in setup:
         model = with_adapters(model, setup["lora"])
@@ -88,6 +93,61 @@ def reads_both(config):
     return config["architectures"][0] in ("CLIPModel", "SiglipModel")
 
 
+def patches_of(vision):
+    return (vision["image_size"] // vision["patch_size"]) ** 2
+
+
+class Known:
+    """Numbers that follow from the batch, in the place of a tensor whose data a fake one lacks: what cu_seqlens or a grid of patches
+    is asked for."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def same(self, *arguments):
+        return self
+
+    __getitem__ = __sub__ = __mul__ = prod = same
+
+    def __floordiv__(self, divisor):
+        return Known([number // divisor for number in self.numbers])
+
+    def tolist(self):
+        return self.numbers
+
+
+def qwen_grid(config, setup):
+    vision, images = config["vision_config"], setup["batch"] * setup.get("images", 1)
+    height, width = (pixels // vision["patch_size"] for pixels in setup["image"])
+    return images, height, width
+
+
+def know_grid(model, config, setup):
+    """Qwen-VL's towers ask a grid of patches for numbers: the class's own code says which, on real tensors, before the step."""
+    images, height, width = qwen_grid(config, setup)
+    visual, patches = model.model.visual, height * width
+    merged = visual.spatial_merge_size**2
+    lengths = {True: [patches] * images}
+    if hasattr(visual, "get_window_index"):
+        with torch._subclasses.fake_tensor.unset_fake_temporarily():
+            ends = visual.get_window_index(torch.tensor([[1, height, width]] * images))[1]
+        lengths[False] = [end - start for start, end in zip(ends, ends[1:]) if end > start]
+        visual.get_window_index = lambda grid: (torch.zeros(images * patches // merged, dtype=torch.long), ends)
+    for number, block in enumerate(visual.blocks):
+        sees_all = number in getattr(visual, "fullatt_block_indexes", range(len(visual.blocks)))
+        block.register_forward_pre_hook(
+            lambda block, args, kwargs, known=lengths[sees_all]: (args, {**kwargs, "cu_seqlens": Known(known)}), with_kwargs=True)
+    features = visual.blocks[0].attn.head_dim // 2
+    visual.rot_pos_emb = lambda grid: torch.empty(images * patches, features, device="cuda")
+
+
+TOKENS_OF_AN_IMAGE = {
+    "gemma3": lambda config: config["mm_tokens_per_image"],
+    "llava": lambda config: patches_of(config["vision_config"]) + (config.get("vision_feature_select_strategy") == "full"),
+    "llama4": lambda config: round(patches_of(config["vision_config"]) * config["vision_config"].get("pixel_shuffle_ratio", 0.5) ** 2),
+}
+
+
 def has_no_head(architecture):
     return architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
 
@@ -105,11 +165,21 @@ def batch_of(config, setup):
     if reads_both(config):
         size = config["vision_config"]["image_size"]
         batch |= {"pixel_values": torch.zeros(count, 3, size, size, dtype=dtype, device="cuda"), "return_loss": True}
-    if config["model_type"] == "gemma3":
+    if config["model_type"] in TOKENS_OF_AN_IMAGE:
         size, images = config["vision_config"]["image_size"], count * setup.get("images", 1)
-        batch["pixel_values"] = torch.zeros(images, 3, size, size, dtype=dtype, device="cuda")
+        if images:
+            batch["pixel_values"] = torch.zeros(images, 3, size, size, dtype=dtype, device="cuda")
+        batch["input_ids"].of_images = images * TOKENS_OF_AN_IMAGE[config["model_type"]](config)
+    if config["model_type"] in ("qwen2_vl", "qwen2_5_vl"):
+        batch["position_ids"] = integers(3, count, length)
+        if setup.get("images", 1):
+            (images, height, width), vision = qwen_grid(config, setup), config["vision_config"]
+            numbers = 3 * vision.get("temporal_patch_size", 2) * vision["patch_size"] ** 2
+            batch["pixel_values"] = torch.zeros(images * height * width, numbers, dtype=dtype, device="cuda")
+            batch["image_grid_thw"] = Known([height * width] * images)
+            batch["input_ids"].of_images = images * height * width // vision.get("spatial_merge_size", 2) ** 2
+    if config["model_type"] == "gemma3":
         batch["token_type_ids"] = integers(count, length)
-        batch["input_ids"].of_images = images * config["mm_tokens_per_image"]
     if "mask" in setup:
         batch["attention_mask"] = integers(count, length)
     if "TokenClassification" in config["architectures"][0]:
@@ -121,6 +191,19 @@ def batch_of(config, setup):
     return batch
 
 
+@contextlib.contextmanager
+def lengths_known():
+    """What would make cu_seqlens of a grid makes a tensor that nobody reads (know_grid)."""
+    unique, repeat = torch.unique_consecutive, torch.repeat_interleave
+    torch.unique_consecutive = lambda tensor: tensor
+    torch.repeat_interleave = lambda tensor, *rest, **options: (
+        integers(len(tensor.numbers)) if isinstance(tensor, Known) else repeat(tensor, *rest, **options))
+    try:
+        yield
+    finally:
+        torch.unique_consecutive, torch.repeat_interleave = unique, repeat
+
+
 def step_of(model, batch, setup):
     """The forward of one step; as the Trainer of transformers does it, only the loss is kept of what the model returns. A
     model that returns no loss has the sum of its first output."""
@@ -130,7 +213,7 @@ def step_of(model, batch, setup):
 
     def forward():
         half = setup["dtype"] == "amp-bf16"
-        with torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext():
+        with torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext(), lengths_known():
             outputs = model(**batch)
             held[:] = [outputs] if setup.get("outputs") == "kept" else []
             return outputs.loss if "labels" in batch or "return_loss" in batch else outputs[0].sum()

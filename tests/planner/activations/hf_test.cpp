@@ -6,6 +6,7 @@
 #include <boost/json.hpp>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 #include <sstream>
 
@@ -176,14 +177,17 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       const double measured = static_cast<double>(number(step.at("peak")));
       const double planned =
           static_cast<double>(resident(step)) + static_cast<double>(sum(peak_of(*rounded.activity).held));
-      // A recomputed block runs to its end here; torch.utils.checkpoint stops where it has what was asked for, which of a mixture's
-      // block with the balance of its experts in the loss is 1.25 % less at most. Gemma 3 with adapters and Llama 4 are 1.3 and 1.1 %
-      // below torch in one run each; why is not known.
-      static const std::set<std::string_view> wider{"balance", "gemma3", "llama4"};
+      // A recomputed block runs to its end here, before any gradient of it is there; torch.utils.checkpoint begins where the first node
+      // asks for what was saved, and stops where the last one has it: of a mixture's block with the balance of its experts in the loss
+      // 1.25 % less at most, of LLaVA's with adapters 1.1 % less. Experts that are all computed hold more while it runs than it leaves
+      // behind: Llama 4 is 1.1 % below torch in one run, and 2.3 and 1.3 % with adapters.
+      static const std::map<std::string_view, double> wider{
+          {"balance", 0.015}, {"llama4", 0.015}, {"llama4_images", 0.025}, {"llava", 0.015}};
       const bool recomputed = run->client.recompute != RecomputeKind::none && GetParam() != "cnf";
-      const double most = !recomputed                  ? tolerance(GetParam(), run->setup.policy)
-                          : wider.contains(GetParam()) ? 0.015
-                                                       : 0.01;
+      const auto wide = wider.find(GetParam());
+      const double most = !recomputed           ? tolerance(GetParam(), run->setup.policy)
+                          : wide == wider.end() ? 0.01
+                                                : wide->second;
       EXPECT_NEAR(planned / measured, 1.0, most) << planned << " against " << measured;
       ++compared;
     }
@@ -240,6 +244,47 @@ TEST(HfRefusals, SayWhatIsNotKnown) {
   client.sequence = 300;
   client.image_height = client.image_width = 448;
   EXPECT_TRUE(says(refusal(R"({"model_type": "gemma3"})", client), "of anything but"));
+}
+
+TEST(HfRefusals, OfModelsThatSee) {
+  const auto refusal = [](const std::string& config, std::uint64_t images, std::uint64_t pixels = 0) {
+    const Model model = model_from_hf_config(JsonDocument(config, "config.json").root());
+    shardplan::Setup setup;
+    setup.policy = policy_named("bf16");
+    ClientSetup client;
+    client.sequence = 300;
+    client.images = images;
+    client.image_height = client.image_width = pixels;
+    return activity_of(model, model.catalog, setup, client).unknown_because;
+  };
+  const auto llama4 = [](std::string_view vision) {
+    return fmt::format(
+        R"({{"model_type": "llama4", "text_config": {{"num_hidden_layers": 2}}, "vision_config": {{"num_hidden_layers": 2, {}}}}})",
+        vision);
+  };
+  // The class's defaults: an adapter of 5,632 features behind tokens of 4 x 768.
+  EXPECT_NE(refusal(llama4(R"("image_size": 224)"), 1).find("adapter of 5632"), std::string::npos);
+  EXPECT_NE(refusal(llama4(R"("intermediate_size": 3072)"), 1).find("projector of 7680"), std::string::npos);
+  const std::string fits = llama4(R"("intermediate_size": 3072, "vision_output_dim": 4096)");
+  EXPECT_EQ(refusal(fits, 1), "");
+  EXPECT_EQ(refusal(fits, 1, 448), "");
+  EXPECT_NE(refusal(fits, 1, 336).find("of anything but 1024 square patches of 14"), std::string::npos);
+  EXPECT_NE(refusal(fits, 2).find("512 tokens of images in a sequence of 300"), std::string::npos);
+  EXPECT_NE(refusal(llama4(R"("pixel_shuffle_ratio": 0.3)"), 1).find("pixel shuffle of 32 x 32"), std::string::npos);
+  for (const char* config : {R"({"model_type": "gemma3"})", R"({"model_type": "llama4"})",
+                             R"({"model_type": "llava", "vision_config": {"num_hidden_layers": 4}})"}) {
+    EXPECT_EQ(refusal(config, 0), "") << config;
+  }
+  // Of images of any size, which the processor brings to whole tokens.
+  const std::string any_size = R"({"model_type": "qwen2_5_vl", "vision_config": {"depth": 2}})";
+  EXPECT_EQ(refusal(any_size, 0), "");
+  EXPECT_EQ(refusal(any_size, 2, 280), "");
+  EXPECT_NE(refusal(any_size, 1).find("--image-size"), std::string::npos);
+  EXPECT_NE(refusal(any_size, 1, 294).find("multiples of 28"), std::string::npos);
+  EXPECT_NE(refusal(any_size, 4, 280).find("400 tokens of images in a sequence of 300"), std::string::npos);
+  EXPECT_NE(refusal(R"({"model_type": "kimi_vl"})", 0).find("texts without images"), std::string::npos);
+  EXPECT_NE(refusal(R"({"model_type": "llava", "vision_config": {"num_hidden_layers": 4}})", 1, 336).find("336 x 336"),
+            std::string::npos);
 }
 
 // Of one step of a flow in fp32, without gradients of parameters.
@@ -305,8 +350,9 @@ TEST(HfCnf, OtherRecomputationIsRefused) {
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
                          testing::Values("albert", "amp", "balance", "cnf", "dbrx", "deberta", "decoders", "dinov2",
                                          "encoders", "experts", "flow", "flux2", "gemma3", "gpt2", "gpt_neox", "jamba",
-                                         "kimi_vl", "llama", "llama4", "mamba", "mamba2", "partly", "phimoe", "sd3",
-                                         "sd3_pipeline", "siglip", "swin", "t5", "towers", "vision"));
+                                         "kimi_vl", "llama", "llama4", "llama4_images", "llava", "mamba", "mamba2",
+                                         "partly", "phimoe", "qwen_vl", "sd3", "sd3_pipeline", "siglip", "swin", "t5",
+                                         "towers", "vision"));
 
 }  // namespace
 }  // namespace shardplan

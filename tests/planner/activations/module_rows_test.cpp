@@ -145,6 +145,62 @@ TEST(ModuleRows, ATowerBesideALanguageModel) {
   EXPECT_EQ(rows.attention("vision_tower"), (ModuleRows{4096, 4096, false}));
 }
 
+// 336 pixels are 24 x 24 patches, and a token of the tower's own: LLaVA's projector reads the patches, Llama 4's adapter makes one token
+// of four.
+TEST(ModuleRows, ProjectorsReadWhatTowersLeave) {
+  const Rows llava("llava-1.5-7b", reads(1024));
+  llava.expect("vision_tower", {{"mlp.fc1", 577}});
+  llava.expect("", {{"multi_modal_projector.linear_1", 576}, {"multi_modal_projector.linear_2", 576}});
+  llava.expect("language_model.model.layers", {{"mlp.up_proj", 1024}});
+  EXPECT_EQ(llava.attention("vision_tower"), (ModuleRows{577, 577, false}));
+
+  ClientSetup client = reads(2048);
+  client.images = 5;
+  const Rows llama4("llama-4-scout-17b-16e", client);
+  llama4.expect("vision_model.model.layers", {{"mlp.fc1", 5 * 577}});
+  EXPECT_EQ(llama4.attention("vision_model.model.layers"), (ModuleRows{5 * 577, 577, false}));
+  llama4.expect("", {{"vision_model.patch_embedding.linear", 5 * 576},
+                     {"vision_adapter.mlp.fc1", 5 * 144},
+                     {"vision_adapter.pixel_shuffle", 5 * 144},
+                     {"multi_modal_projector.linear_1", 5 * 144}});
+  llama4.expect("language_model.model.layers", {{"self_attn.o_proj", 2048}});
+}
+
+// 308 x 448 pixels are 22 x 32 patches. In windows of 8 x 8: two rows of windows and one of six patches, a kernel for each; some layers
+// see the whole image.
+TEST(ModuleRows, WindowsAreCallsOfTheirOwn) {
+  ClientSetup client = reads(1024);
+  client.images = 3;
+  client.image_height = 308;
+  client.image_width = 448;
+  const Rows rows("qwen2.5-vl-7b", client);
+  constexpr std::uint64_t patches = std::uint64_t{22} * 32;
+  rows.expect("visual.blocks", {{"attn.qkv", 3 * patches}, {"mlp.down_proj", 3 * patches}});
+  rows.expect("", {{"visual.merger.mlp.0", 3 * patches / 4}});
+  constexpr std::uint64_t pairs = 8 * 64 * 64 + 4 * 48 * 48;
+  EXPECT_EQ(rows.attention("visual.blocks"), (ModuleRows{3 * patches, (pairs + patches - 1) / patches, false}));
+  std::size_t whole = 0;
+  for (std::size_t run = 0; run < rows.all().size(); ++run) {
+    const Modules& modules = rows.model().modules[run].modules;
+    for (std::size_t i = 0; i < modules.size(); ++i) {
+      if (modules[i].attention && rows.all()[run][i] == ModuleRows{3 * patches, patches, false}) ++whole;
+    }
+  }
+  EXPECT_EQ(whole, 4U);
+}
+
+// Without images a tower is not entered.
+TEST(ModuleRows, TextsAlone) {
+  ClientSetup client = reads(256);
+  client.images = 0;
+  const Rows rows("gemma-3-4b", client);
+  for (std::size_t run = 0; run < rows.all().size(); ++run) {
+    const bool seen = rows.model().modules[run].name.find("vision_tower") != std::string::npos;
+    EXPECT_EQ(rows.all()[run].empty(), seen) << rows.model().modules[run].name;
+  }
+  rows.expect("language_model.model.layers", {{"mlp.up_proj", 256}});
+}
+
 // Without a weight, or with a copy of one in fp32, or called chunk by chunk.
 TEST(ModuleRows, OfWhatIsNoPlainProduct) {
   const Rows router("deepseek-v2-lite", reads(512));

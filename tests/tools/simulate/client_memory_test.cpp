@@ -26,6 +26,8 @@ struct Case {
   std::uint64_t accumulation = 1;
   Profile profile = Profile::hf_sdpa;
   std::uint64_t micro_batch = 1;
+  std::uint64_t images = 1;
+  std::uint64_t pixels = 0;  // on a side of each
 };
 
 Setup setup_of(const Case& c) {
@@ -45,6 +47,8 @@ ClientSetup client_of(const Case& c) {
   client.recompute_every = c.every;
   client.micro_batch = c.micro_batch;
   client.sequence = c.sequence;
+  client.images = c.images;
+  client.image_height = client.image_width = c.pixels;
   return client;
 }
 
@@ -109,6 +113,15 @@ TEST(ClientMemory, AndInOtherSetups) {
        {"t5-small", "pythia-160m", "distilbert-base-uncased", "smollm-360m", "vit-base-patch16-224"}) {
     for (const RecomputeKind recompute : {RecomputeKind::none, RecomputeKind::full}) {
       expect_planned({model, 3, 2, 384, recompute});
+    }
+  }
+  expect_planned({"qwen2.5-vl-3b", 3, 2, 600, RecomputeKind::none, 1, 1, Profile::hf_sdpa, 1, 2, 280});
+  expect_planned({"qwen2-vl-2b", 1, 2, 600, RecomputeKind::full, 1, 2, Profile::hf_eager, 2, 1, 336});
+  // Images before texts, or none.
+  for (const char* model : {"gemma-3-4b", "llava-1.5-7b", "llama-4-scout-17b-16e"}) {
+    for (const std::uint64_t images : {0U, 1U, 2U}) {
+      expect_planned({model, 3, 2, 1200, RecomputeKind::none, 1, 1, Profile::hf_sdpa, 1, images});
+      expect_planned({model, 1, 2, 1200, RecomputeKind::full, 1, 2, Profile::hf_eager, 2, images});
     }
   }
   expect_planned({"llama-2-7b", 2, 8, 1024, RecomputeKind::none, 1, 1, Profile::megatron});
