@@ -215,7 +215,8 @@ void add_client(CLI::App* app, PlanOptions& options) {
   constexpr const char* kGroup = "The client's code";
   add_count(app, "--seq", options.sequence, "tokens per sequence; without it activations are not counted");
   add_count(app, "--micro-batch", options.micro_batch, "sequences per micro-batch (1)");
-  add_count(app, "--images", options.client.images, "images in each sequence, for a model that reads both (1)");
+  add_count(app, "--images", options.client.images,
+            "images in each sequence, for a model that reads both; 0: none (1)");
   add_read(app, "--image-size", "their pixels, HEIGHTxWIDTH (the size that the model was made for)",
            [&options](const std::string& text) { set_image_size(options, text); });
   add_word<std::optional<Profile>>(
@@ -401,7 +402,6 @@ void finish(PlanOptions& options, PlanFlags& flags, const std::set<std::string>&
   if (options.node_gpus() == 0 || options.node_gpus() > most_in_a_node) {
     throw ConfigError("--gpus-per-node", "", fmt::format("expected 1 to {}", most_in_a_node));
   }
-  if (options.client.images == 0) throw ConfigError("--images", "", "expected 1 or more");
   if (options.micro_batch == 0) throw ConfigError("--micro-batch", "", "expected 1 or more");
   if (options.sequence && *options.sequence == 0) throw ConfigError("--seq", "", "expected 1 or more");
   choose_engine_of_export(given, options);

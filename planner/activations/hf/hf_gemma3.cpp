@@ -48,6 +48,7 @@ void require_image_size(ForwardContext& context, const std::string& tower) {
 // get_image_features: what the images' tokens are replaced by, [images, tokens, hidden].
 Value image_features(ForwardContext& context) {
   const std::string tower = "vision_tower.vision_model.";
+  if (context.client.images == 0) throw NotModelled("texts without images (--images 0)");
   require_image_size(context, tower);
   return projected(context, siglip_features(context, tower, context.batch() * context.client.images));
 }
@@ -56,7 +57,7 @@ Value embedded(ForwardContext& context) {
   const std::string name = "language_model.model.embed_tokens";
   const UnitView unit = required_unit(context, name);
   const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
-  const Value words = scale(embedding(ids, unit[name].weight));
+  const Value words = embedding_output(context, scale(embedding(ids, unit[name].weight)));
   const Value features = image_features(context);
   if (features.size(0) * features.size(1) > context.batch() * context.tokens()) {
     throw NotModelled(fmt::format("{} tokens of images in a sequence of {}", context.client.images * features.size(1),

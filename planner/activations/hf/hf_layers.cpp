@@ -9,6 +9,7 @@
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_experts.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_formula.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -231,6 +232,16 @@ bool has_adapters(const Catalog& held) {
   });
 }
 
+}  // namespace
+
+Value embedding_output(const ForwardContext& context, const Value& x) {
+  if (context.client.recompute == RecomputeKind::none || !has_adapters(context.held)) return x;
+  const Value leaf = Tape::requiring_grad(x);
+  return context.tape.record("leaf", std::span(&leaf, 1), x, {x}, same_gradient(x));
+}
+
+namespace {
+
 void make_masks(ForwardContext& context, const CausalLm& model, const AttentionSizes& sizes) {
   if (model.mask != nullptr || model.older_mask) {
     context.shared.mask = model.mask != nullptr ? model.mask(context) : make_older_mask(context, false, sizes.window);
@@ -285,6 +296,7 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
   context.never_caches = model.never_caches;
   Value hidden = base_model(context, model);
   context.shared = {};
+  context.locals.clear();
   const auto head = unit_with(context, model.head);
   if (!head) {
     if (!context.routed.empty()) throw NotModelled("output_router_logits of layers on other ranks");

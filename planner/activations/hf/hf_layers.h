@@ -94,6 +94,10 @@ struct CausalLm {
   Value (*fused_loss)(ForwardContext& context, const Parameters& head, const Value& hidden) = nullptr;
 };
 
+// What an embedding puts out, for a model that puts something else in the place of some of it. Checkpointed with adapters it is a leaf
+// that wants a gradient (peft's enable_input_require_grads), and lives as long as the graph.
+Value embedding_output(const ForwardContext& context, const Value& x);
+
 // embedding, blocks, norm, head, loss.
 Value causal_lm(ForwardContext& context, const CausalLm& model);
 

@@ -60,6 +60,9 @@ struct ForwardContext {
   bool always_eager = false;      // models whose classes know no other attention
   bool carries_encoded = false;   // blocks put out what they share as `encoded` too, beside the hidden features
 
+  // What variables of the base model's own forward hold until it returns.
+  std::vector<Value> locals{};
+
   // What the routers of the blocks have said so far, where the loss has a term of it: for each block that was run.
   std::vector<Value> routed{};
 
@@ -86,11 +89,13 @@ struct HfFamily {
 };
 
 std::span<const HfFamily> hf_bert_families();
+std::span<const HfFamily> hf_chameleon_families();
 std::span<const HfFamily> hf_clip_families();
 std::span<const HfFamily> hf_cnf_families();
 std::span<const HfFamily> hf_dbrx_families();
 std::span<const HfFamily> hf_deberta_families();
 std::span<const HfFamily> hf_deepseek_families();
+std::span<const HfFamily> hf_dit_families();
 std::span<const HfFamily> hf_flow_families();
 std::span<const HfFamily> hf_flux2_families();
 std::span<const HfFamily> hf_gemma3_families();

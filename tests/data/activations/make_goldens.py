@@ -110,6 +110,12 @@ def batch_of(config, setup):
         batch["pixel_values"] = torch.zeros(images, 3, size, size, dtype=dtype, device="cuda")
         batch["token_type_ids"] = integers(count, length)
         batch["input_ids"].of_images = images * config["mm_tokens_per_image"]
+    if config["model_type"] == "chameleon" and setup.get("images", 1) > 0:
+        vq, images = config["vq_config"], count * setup.get("images", 1)
+        height, width = setup.get("image", 2 * [vq["resolution"]])
+        smaller = 2 ** (len(vq["channel_multiplier"]) - 1)
+        batch["pixel_values"] = torch.zeros(images, 3, height, width, dtype=dtype, device="cuda")
+        batch["input_ids"].of_images = images * (height // smaller) * (width // smaller)
     if "mask" in setup:
         batch["attention_mask"] = integers(count, length)
     if "Classification" in config["architectures"][0]:

@@ -26,6 +26,7 @@ struct Case {
   std::uint64_t accumulation = 1;
   Profile profile = Profile::hf_sdpa;
   std::uint64_t micro_batch = 1;
+  const char* precision = "bf16-mixed";
 };
 
 Setup setup_of(const Case& c) {
@@ -34,7 +35,7 @@ Setup setup_of(const Case& c) {
   setup.stage = c.stage;
   setup.accumulation = c.accumulation;
   setup.recompute = c.recompute == RecomputeKind::full ? Recompute::full : Recompute::none;
-  setup.policy = policy_named("bf16-mixed");
+  setup.policy = policy_named(c.precision);
   return setup;
 }
 
@@ -109,6 +110,14 @@ TEST(ClientMemory, AndInOtherSetups) {
        {"t5-small", "pythia-160m", "distilbert-base-uncased", "smollm-360m", "vit-base-patch16-224"}) {
     for (const RecomputeKind recompute : {RecomputeKind::none, RecomputeKind::full}) {
       expect_planned({model, 3, 2, 384, recompute});
+    }
+  }
+  // A graph that goes in the forward; latents and their condition; copies of autocast, of which a folded block has many.
+  for (const RecomputeKind recompute : {RecomputeKind::none, RecomputeKind::full}) {
+    expect_planned({"chameleon-7b", 3, 2, 1280, recompute});
+    expect_planned({"dit-s-2", 2, 3, 0, recompute, 1, 2, Profile::hf_eager, 3});
+    for (const char* model : {"gpt2", "llama-2-7b", "dit-s-2"}) {
+      expect_planned({model, 3, 2, 384, recompute, 1, 1, Profile::hf_sdpa, 2, "amp-bf16"});
     }
   }
   expect_planned({"llama-2-7b", 2, 8, 1024, RecomputeKind::none, 1, 1, Profile::megatron});
