@@ -9,6 +9,7 @@
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_experts.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_formula.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -222,6 +223,9 @@ Value causal_loss(ForwardContext& context, const Value& logits) {
   return cross_entropy(view(wide, {context.batch() * context.tokens(), logits.size(-1)}), labels);
 }
 
+namespace {
+
+// Checkpointing with adapters asks for this (peft's enable_input_require_grads).
 bool embedding_requires_grad(const ForwardContext& context) {
   const auto& runs = context.held.runs;
   return context.client.recompute != RecomputeKind::none &&
@@ -229,6 +233,14 @@ bool embedding_requires_grad(const ForwardContext& context) {
            return std::any_of(run.tensors.begin(), run.tensors.end(),
                               [](const Tensor& tensor) { return tensor.name.find(".lora_A.") != std::string::npos; });
          });
+}
+
+}  // namespace
+
+Value embedding_output(const ForwardContext& context, const Value& x) {
+  if (!embedding_requires_grad(context) || x.requires_grad()) return x;
+  const Value leaf = Tape::requiring_grad(x);
+  return x.tape().record("requires_grad_", std::span(&leaf, 1), x, {x}, same_gradient(x));
 }
 
 namespace {
@@ -293,6 +305,7 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
   context.never_caches = model.never_caches;
   Value hidden = base_model(context, model);
   context.shared = {};
+  context.base_locals.clear();
   const auto head = unit_with(context, model.head);
   if (!head) {
     context.locals.clear();

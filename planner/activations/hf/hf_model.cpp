@@ -146,11 +146,12 @@ UnitView required_unit(ForwardContext& context, std::string_view module) {
 
 const HfFamily* find_hf_family(std::string_view model_type) {
   static constexpr std::array kTables{
-      hf_bert_families,     hf_clip_families,         hf_cnf_families,     hf_dbrx_families,   hf_deberta_families,
-      hf_deepseek_families, hf_flow_families,         hf_flux2_families,   hf_gemma3_families, hf_gpt2_families,
-      hf_gpt_neox_families, hf_kimi_vl_families,      hf_llama4_families,  hf_llama_families,  hf_llava_families,
-      hf_mamba2_families,   hf_mamba_families,        hf_mixtral_families, hf_phimoe_families, hf_qwen_vl_families,
-      hf_sd3_families,      hf_sd3_pipeline_families, hf_swin_families,    hf_t5_families,     hf_vision_families};
+      hf_bert_families,    hf_chameleon_families, hf_clip_families,     hf_cnf_families,          hf_dbrx_families,
+      hf_deberta_families, hf_deepseek_families,  hf_dit_families,      hf_flow_families,         hf_flux2_families,
+      hf_gemma3_families,  hf_gpt2_families,      hf_gpt_neox_families, hf_kimi_vl_families,      hf_llama4_families,
+      hf_llama_families,   hf_llava_families,     hf_mamba2_families,   hf_mamba_families,        hf_mixtral_families,
+      hf_phimoe_families,  hf_qwen_vl_families,   hf_sd3_families,      hf_sd3_pipeline_families, hf_swin_families,
+      hf_t5_families,      hf_vision_families};
   for (const auto table : kTables) {
     for (const HfFamily& family : table()) {
       if (family.model_type == model_type) return &family;

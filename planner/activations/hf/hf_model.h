@@ -66,8 +66,10 @@ struct ForwardContext {
   // What the routers of the blocks have said so far, where the loss has a term of it: for each block that was run.
   std::vector<Value> routed{};
 
-  // What the model's own forward holds until it returns, of what it does not return (Tape::keep).
+  // What variables of the model's own forward hold until it returns, of what it does not return (Tape::keep), and those of the
+  // base model's, which returns before the head.
   std::vector<Value> locals{};
+  std::vector<Value> base_locals{};
 
   // The output of the last of the steps in a row that are recomputed by inversion.
   std::shared_ptr<Value> inverted{};
@@ -92,11 +94,13 @@ struct HfFamily {
 };
 
 std::span<const HfFamily> hf_bert_families();
+std::span<const HfFamily> hf_chameleon_families();
 std::span<const HfFamily> hf_clip_families();
 std::span<const HfFamily> hf_cnf_families();
 std::span<const HfFamily> hf_dbrx_families();
 std::span<const HfFamily> hf_deberta_families();
 std::span<const HfFamily> hf_deepseek_families();
+std::span<const HfFamily> hf_dit_families();
 std::span<const HfFamily> hf_flow_families();
 std::span<const HfFamily> hf_flux2_families();
 std::span<const HfFamily> hf_gemma3_families();
