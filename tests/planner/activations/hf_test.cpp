@@ -174,7 +174,7 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       const ActivityResult rounded =
           activity_of(model, model.catalog, run->setup, run->client, {.adds_in_place = false});
       const json::object& step = entry.at("step").as_object();
-      const double measured = static_cast<double>(number(step.at("peak")));
+      const auto measured = static_cast<double>(number(step.at("peak")));
       const double planned =
           static_cast<double>(resident(step)) + static_cast<double>(sum(peak_of(*rounded.activity).held));
       // A recomputed block runs to its end here, before any gradient of it is there; torch.utils.checkpoint begins where the first node
