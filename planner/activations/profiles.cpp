@@ -36,10 +36,10 @@ const autograd::HfFamily* family_of(const Model& model, const ClientSetup& clien
                                              : find_hf_family(model.catalog.family);
 }
 
-// Whose forwards agree with PyTorch's under torch.autocast too (tests/data/activations/amp.json): Llama and its kin are one.
+// Whose forwards agree with PyTorch's under torch.autocast too (tests/data/activations/amp.json, dit.json): Llama and its kin are one.
 bool known_under_autocast(std::string_view family) {
   const auto llamas = autograd::hf_llama_families();
-  return family == "gpt2" || family == "mixtral" ||
+  return family == "gpt2" || family == "mixtral" || family == "DiT" ||
          std::any_of(llamas.begin(), llamas.end(), [&](const auto& llama) { return llama.model_type == family; });
 }
 

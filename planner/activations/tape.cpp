@@ -183,8 +183,16 @@ void Tape::release_kept() {
   kept_.clear();
 }
 
+// Outside the unit that a copy was made in, those of the equal units that it stands for go with it.
 void Tape::end_autocast() {
   autocast_.reset();
+  for (auto& [parameter, copy] : casts_) {
+    if (!copy.defined()) continue;
+    const std::uint32_t unit = storages_[copy.storage_].unit;
+    freed_times_ = unit == unit_ ? 1 : units_[unit].times;
+    copy.reset();
+  }
+  freed_times_ = 1;
   casts_.clear();
 }
 

@@ -49,6 +49,10 @@ Value overwritten(const Value& x, const Value& values, const Value& mask) {
       });
 }
 
+Value fill_at(const Value& x, const Value& index) {
+  return simple("index_fill", x, x.detached(), {index});
+}
+
 Value masked_scatter(const Value& x, const Value& mask, const Value& values) {
   const std::array inputs{x, values};
   return record("masked_scatter", inputs, like("masked_scatter", x), {mask});

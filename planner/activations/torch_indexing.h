@@ -21,6 +21,8 @@ std::vector<Value> parts_of(const Value& x, std::span<const Shape> shapes);
 Value unsqueezed(const Value& x, Shape shape);
 // x[mask] = values: x itself, which is a view of a tensor of its size (torch/csrc/autograd/functions/tensor.cpp, CopySlices).
 Value overwritten(const Value& x, const Value& values, const Value& mask);
+// x[..., index] = a number: x itself (index_fill_). Its backward copies the gradient.
+Value fill_at(const Value& x, const Value& index);
 // x.masked_scatter(mask, values): x with values where the mask, which is kept, has them.
 Value masked_scatter(const Value& x, const Value& mask, const Value& values);
 // torch.nn.AvgPool2d: keeps x.

@@ -77,19 +77,21 @@ void dit(ModelConfig& config, ModelBuilder& model) {
 
   const std::uint64_t patch = config.size("patch_size", 2);
   const std::uint64_t channels = config.size("in_channels", 4);
-  const std::uint64_t side = config.size("input_size", 32) / patch;
+  a.image_side = config.size("input_size", 32);
+  const std::uint64_t side = a.image_side / patch;
   if (side == 0) config.fail("patch_size", fmt::format("expected at most input_size, found {}", patch));
   a.max_positions = product(config, "input_size", {side, side});
   const std::uint64_t output =
       product(config, "patch_size", {patch, patch, channels, config.flag("learn_sigma", true) ? 2U : 1U});
-  const std::uint64_t classes =
-      config.size("num_classes", 1000) + (config.number("class_dropout_prob", 0.1) > 0 ? 1 : 0);
+  const double dropped = config.number("class_dropout_prob", 0.1);
+  const std::uint64_t classes = config.size("num_classes", 1000) + (dropped > 0 ? 1 : 0);
 
   model.describe(a);
-  model.add(join({frozen(parameter("pos_embed", {1, a.max_positions, a.hidden})),
-                  convolution("x_embedder.proj", channels, a.hidden, {patch, patch}, true),
-                  embedder("t_embedder.mlp", "0", "2", kTimeFeatures, a.hidden),
-                  embedding("y_embedder.embedding_table", classes, a.hidden)}));
+  model.add(
+      join({frozen(parameter("pos_embed", {1, a.max_positions, a.hidden})),
+            convolution("x_embedder.proj", channels, a.hidden, {patch, patch}, true),
+            embedder("t_embedder.mlp", "0", "2", kTimeFeatures, a.hidden), dropout("y_embedder.token_drop", dropped),
+            embedding("y_embedder.embedding_table", classes, a.hidden)}));
   model.blocks("blocks", a.layers, dit_block(a));
   model.add(below("final_layer",
                   join({plain_norm("norm_final", a.hidden), scaled("modulate", a.hidden),

@@ -223,6 +223,11 @@ void ModelBuilder::head(const std::string& embedding, bool tied_by_default) {
   if (language_model && config_.ties_embeddings(tied_by_default)) {
     last = tied(std::move(last), whole(embedding) + ".weight");
   }
+  // GenericForTokenClassification
+  if (head.module == "score" && head.suffix == "ForTokenClassification") {
+    const std::string_view rate = config_.has("classifier_dropout") ? "classifier_dropout" : "hidden_dropout";
+    add_outside(dropout("dropout", config_.number(rate, 0.1)));
+  }
   add_outside(std::move(last));
 }
 

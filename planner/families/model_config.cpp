@@ -145,6 +145,13 @@ std::optional<std::vector<std::string>> ModelConfig::texts(std::string_view attr
   return values;
 }
 
+std::vector<std::string_view> ModelConfig::names(std::string_view attribute) const {
+  if (!has(attribute)) return {};
+  std::vector<std::string_view> names;
+  for (const JsonView member : find(attribute).members()) names.push_back(member.key());
+  return names;
+}
+
 bool ModelConfig::has(std::string_view attribute) const {
   const JsonView value = find(attribute);
   return value.exists() && !value.is_null();

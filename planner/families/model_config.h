@@ -56,6 +56,8 @@ class ModelConfig {
   // Arrays; nothing for a missing key and for null.
   std::optional<std::vector<std::uint64_t>> counts(std::string_view attribute) const;
   std::optional<std::vector<std::string>> texts(std::string_view attribute) const;
+  // The names of an object's members; none for a missing key and for null.
+  std::vector<std::string_view> names(std::string_view attribute) const;
   // The key is there; and is not null.
   bool present(std::string_view attribute) const { return find(attribute).exists(); }
   bool has(std::string_view attribute) const;

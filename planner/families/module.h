@@ -101,8 +101,8 @@ Modules activation(std::string name, std::string function, std::uint64_t width);
 Modules multiply(std::string name, std::uint64_t width);
 // None where the rate is 0: such a layer is its input.
 Modules dropout(std::string name, double rate);
-// Called "residual". `way`: "parallel", where attention and MLP read the same features; "normed", where a part's input is
-// added behind its norm; "fp32", where what is carried from block to block is of that dtype.
+// Called "residual". `way`: "parallel", attention and MLP read the same features; "normed", a part's input is added behind
+// its norm; "swin", what a part puts out is normed; "fp32", what is carried from block to block is of that dtype.
 Modules residual(std::string way);
 // Weight [experts, input].
 Modules router(std::string name, std::uint64_t input, std::uint64_t experts, bool bias);

@@ -189,6 +189,7 @@ struct VqSizes {
   std::uint64_t blocks = 0;           // in each level
   std::vector<bool> attends;          // by level
   bool attends_in_the_middle = false;
+  double dropout = 0;
 };
 
 constexpr std::uint64_t kNormGroups = 32;
@@ -199,7 +200,8 @@ VqSizes read_vq(ModelConfig& config) {
   const auto multipliers = config.counts("channel_multiplier").value_or(std::vector<std::uint64_t>{1, 1, 2, 2, 4});
   const auto attending = config.counts("attn_resolutions").value_or(std::vector<std::uint64_t>{});
   VqSizes sizes{.widths = {base}, .blocks = config.size("num_res_blocks", 2), .attends = {}};
-  sizes.attends_in_the_middle = config.text("attn_type", "vanilla") == "vanilla";
+  sizes.attends_in_the_middle = !config.present("attn_type") || config.says("attn_type", "vanilla");
+  sizes.dropout = config.number("dropout", 0);
   if (multipliers.empty() || multipliers.size() * sizes.blocks > most_listed)
     config.fail(multipliers.empty() ? "channel_multiplier" : "num_res_blocks",
                 fmt::format("expected 1 to {} blocks in all levels, found {} levels of {}", most_listed,
@@ -223,10 +225,11 @@ VqSizes read_vq(ModelConfig& config) {
   return sizes;
 }
 
-Modules vq_block(const std::string& name, std::uint64_t input, std::uint64_t output) {
+Modules vq_block(const std::string& name, std::uint64_t input, std::uint64_t output, double dropped) {
   return below(name, join({group_norm("norm1", input), activation("act1", "silu", input),
                            convolution("conv1", input, output, {3, 3}, true), group_norm("norm2", output),
-                           activation("act2", "silu", output), convolution("conv2", output, output, {3, 3}, true),
+                           activation("act2", "silu", output), dropout("dropout", dropped),
+                           convolution("conv2", output, output, {3, 3}, true),
                            input == output ? Modules{} : convolution("nin_shortcut", input, output, {1, 1}, true)}));
 }
 
@@ -240,7 +243,8 @@ Modules vq_level(const VqSizes& sizes, std::size_t level) {
   const std::uint64_t width = sizes.widths[level + 1];
   Modules modules;
   for (std::uint64_t i = 0; i < sizes.blocks; ++i) {
-    const Modules block = vq_block(fmt::format("block.{}", i), i == 0 ? sizes.widths[level] : width, width);
+    const Modules block =
+        vq_block(fmt::format("block.{}", i), i == 0 ? sizes.widths[level] : width, width, sizes.dropout);
     modules.insert(modules.end(), block.begin(), block.end());
   }
   const bool last = level + 1 == sizes.attends.size();
@@ -260,9 +264,10 @@ void chameleon_vq(ModelConfig& config, ModelBuilder& model) {
       [&](std::uint64_t level) { return vq_level(sizes, level); });
   model.add(below(
       "encoder",
-      join({vq_block("mid.block_1", last, last),
+      join({vq_block("mid.block_1", last, last, sizes.dropout),
             sizes.attends_in_the_middle ? vq_attention("mid.attn_1", last) : Modules{},
-            vq_block("mid.block_2", last, last), group_norm("norm_out", last), activation("act_out", "silu", last),
+            vq_block("mid.block_2", last, last, sizes.dropout), group_norm("norm_out", last),
+            activation("act_out", "silu", last),
             convolution("conv_out", last, config.flag("double_latent", false) ? 2 * latent : latent, {3, 3}, true)})));
   model.add(join({embedding("quantize.embedding", config.size("num_embeddings", 8192), code),
                   convolution("quant_conv", latent, code, {1, 1}, true),
@@ -279,14 +284,27 @@ Modules chameleon_norm(const std::string& name, std::uint64_t heads, std::uint64
   return norm;
 }
 
+// How many words of the vocabulary stand for the codes of images, by their names. A map that has been cut short names none of them:
+// then it is one for each code.
+std::uint64_t image_words(const ModelConfig& config, std::uint64_t codes) {
+  std::uint64_t words = 0;
+  for (const std::string_view word : config.names("vocabulary_map")) {
+    if (word.starts_with("IMGIMG")) ++words;
+  }
+  return words > 0 ? words : codes;
+}
+
 // One vocabulary for text and images: what makes tokens of images is never trained (modeling_chameleon.py).
 void chameleon(ModelConfig& config, ModelBuilder& model) {
+  const ModelConfig vq = config.nested("vq_config", kChameleonVq, "");
   Architecture a = read_decoder(
       config,
       {.vocabulary = 65536, .hidden = 4096, .intermediate = 11008, .layers = 32, .heads = 32, .max_positions = 4096});
   a.kv_heads = config.size("num_key_value_heads", 32);
   config.require_divisor("num_key_value_heads", a.kv_heads, "num_attention_heads", a.heads);
+  a.image_side = vq.optional_size("resolution").value_or(512);
   const bool bias = config.flag("attention_bias", false);
+  const std::uint64_t words = image_words(config, vq.optional_size("num_embeddings").value_or(8192));
   model.describe(a);
   model.add(embedding("embed_tokens", a.vocabulary, a.hidden));
   model.blocks("layers", a.layers,
@@ -294,13 +312,17 @@ void chameleon(ModelConfig& config, ModelBuilder& model) {
                                      {.bias = bias,
                                       .output_bias = bias,
                                       .norms = join({chameleon_norm("q_norm", a.heads, a.head_size),
-                                                     chameleon_norm("k_norm", a.kv_heads, a.head_size)})}),
+                                                     chameleon_norm("k_norm", a.kv_heads, a.head_size)}),
+                                      .dropout = config.number("attention_dropout", 0)}),
                      gated_mlp("mlp", a.hidden, a.intermediate, config.text("hidden_act", "silu"),
                                config.flag("mlp_bias", false)),
-                     rms_norm("input_layernorm", a.hidden), rms_norm("post_attention_layernorm", a.hidden)}));
+                     rms_norm("input_layernorm", a.hidden), rms_norm("post_attention_layernorm", a.hidden),
+                     config.flag("swin_norm", false) ? residual("swin") : Modules{}}));
   model.add(rms_norm("norm", a.hidden));
-  model.nested("vqmodel", config.nested("vq_config", kChameleonVq, ""), Part::frozen_tower);
+  model.nested("vqmodel", vq, Part::frozen_tower);
   model.head("embed_tokens", false);
+  // The logits of images' words are set to the least number.
+  if (config.head().suffix == "ForConditionalGeneration") model.add_outside(activation("image_tokens", "fill", words));
 }
 
 // A ViT with rotary attention besides its learned positions, for images of any size.

@@ -169,10 +169,14 @@ std::string error_bar_line(const PlanOptions& options, const DeviceMemory& devic
 }
 
 // What the client holds beside the engine, at the worst moment of the two together.
-std::string client_lines(const PlanOptions& options, const Catalog& model, const RankReport& rank, const Style& style) {
-  const DeviceMemory& device = rank.device;
+std::string client_lines(const PlanOptions& options, const Planned& planned, const Style& style) {
+  const DeviceMemory& device = planned.worst().device;
   if (!device.peak_allocated) {
-    const char* why = options.sequence ? "not counted (see the note)" : "not counted: say --seq";
+    const std::vector<std::string>& notes = planned.report.notes;
+    const bool noted = std::any_of(notes.begin(), notes.end(), [](const std::string& note) {
+      return note.starts_with("activations are not counted");
+    });
+    const char* why = noted || options.sequence ? "not counted (see the note)" : "not counted: say --seq";
     return fmt::format("  {:<22}{:>24}\n", "activations, loss", why);
   }
   const ClientSetup client = options.whole_client();
@@ -182,7 +186,7 @@ std::string client_lines(const PlanOptions& options, const Catalog& model, const
     text += fmt::format("  {:<22}{:>24}   {}{}{}\n", what, in_gb(bytes.value_or(Bytes{})), style.dim, words, style.off);
   };
   add("activations", peak.activations,
-      fmt::format("{}, {}, recompute {}", name(client.profile), samples_text(model, client),
+      fmt::format("{}, {}, recompute {}", name(client.profile), samples_text(planned.catalog, client),
                   recompute_words(client.recompute, client.recompute_every)));
   add("loss", peak.loss,
       fmt::format("logits and what is made of them, {}", loss_words(client.loss, client.loss_chunks)));
@@ -229,7 +233,7 @@ std::string table(const PlanOptions& options, const Planned& planned, const Styl
     }
   }
   if (planned.terms) text += host_lines(rank, style);
-  return text + client_lines(options, planned.catalog, rank, style);
+  return text + client_lines(options, planned, style);
 }
 
 std::string bar(const Planned& planned, const Style& style) {

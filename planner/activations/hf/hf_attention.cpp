@@ -8,13 +8,13 @@ namespace shardplan::autograd {
 namespace {
 
 // A batch without position_ids and attention_mask may be several texts in a row (find_packed_sequence_indices).
-Value packed_texts(ForwardContext& context) {
+Value packed_texts(ForwardContext& context, std::uint64_t s) {
   Tape& tape = context.tape;
-  const Shape tokens{context.batch(), context.tokens()};
+  const Shape tokens{context.batch(), s};
   const Value first = tape.allocate("sub", {context.batch(), 1}, DType::i64);
   Value differences;
   {
-    const Value extended = tape.allocate("cat", {context.batch(), context.tokens() + 1}, DType::i64);
+    const Value extended = tape.allocate("cat", {context.batch(), s + 1}, DType::i64);
     differences = tape.allocate("sub", tokens, DType::i64);
   }
   const Value starts = tape.allocate("ne", tokens, DType::boolean);
@@ -22,9 +22,9 @@ Value packed_texts(ForwardContext& context) {
 }
 
 // Whether a token sees another one, [b or 1, 1, s, s].
-Value visible(ForwardContext& context, const Value& padding, const Value& texts, bool windowed, bool images) {
+Value visible(ForwardContext& context, const Value& padding, const Value& texts, bool windowed, bool images,
+              std::uint64_t s) {
   Tape& tape = context.tape;
-  const std::uint64_t s = context.tokens();
   const std::array ranges{tape.allocate("arange", {s}, DType::i64),
                           tape.allocate("arange", {context.batch()}, DType::i64),
                           tape.allocate("arange", {1}, DType::i64)};
@@ -84,24 +84,25 @@ Value eager(const Value& query, const Value& key, const Value& value, const Atte
 
 }  // namespace
 
-Value make_causal_mask(ForwardContext& context, std::uint64_t window, bool images) {
+Value make_causal_mask(ForwardContext& context, std::uint64_t window, bool images, std::uint64_t tokens_of_text) {
+  const std::uint64_t s = tokens_of_text != 0 ? tokens_of_text : context.tokens();
   Tape& tape = context.tape;
   const NoGrad no_grad(tape);
   const bool eager = context.attention() == AttentionKind::eager;
-  const Shape tokens{context.batch(), context.tokens()};
+  const Shape tokens{context.batch(), s};
   Value padding;
   if (context.client.mask != MaskKind::none) padding = tape.allocate("to", tokens, DType::boolean);
   Value texts;
-  if (context.client.mask == MaskKind::none && !context.use_cache() && !images && !context.never_packed)
-    texts = packed_texts(context);
-  const bool windowed = window != 0 && window <= context.tokens();
+  const bool may_be_packed = context.client.mask == MaskKind::none && !context.use_cache() && !context.never_packed;
+  if (may_be_packed && !images) texts = packed_texts(context, s);
+  const bool windowed = window != 0 && window <= s;
   const bool whole = context.client.mask != MaskKind::padded && !texts.defined() && !windowed;
   if (!eager && whole && !images) return {};
-  Value mask = visible(context, padding, texts, window != 0, images);
+  Value mask = visible(context, padding, texts, window != 0, images, s);
   if (!eager) return mask;
   const DType dtype = context.setup.policy.parameter;
   const std::array numbers{tape.allocate("zero", {}, dtype), tape.allocate("least", {}, dtype)};
-  return tape.allocate("where", {context.batch(), 1, context.tokens(), context.tokens()}, dtype);
+  return tape.allocate("where", {context.batch(), 1, s, s}, dtype);
 }
 
 void cache(const ForwardContext& context, Value& k, Value& v) {

@@ -6,24 +6,39 @@
 
 #include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_formula.h"
 #include "planner/activations/torch_indexing.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
-namespace {
 
-// By a convolution that leaves the resolution as it is.
 Value convolved(const Value& x, const Parameters& layer) {
   return convolution(x, layer.weight, layer.bias, {x.size(0), layer.module->output, x.size(2), x.size(3)});
 }
 
-// nn.GroupNorm
-Value group_norm(const Value& x) {
+Value group_norm(const Value& x, std::uint64_t groups, const Parameters& layer) {
   Tape& tape = x.tape();
-  const Value output = tape.allocate("group_norm", x.shape(), x.dtype());
-  const Value mean = tape.allocate("group_norm mean", {x.size(0), x.size(1)}, x.dtype());
-  const Value deviation = tape.allocate("group_norm rstd", {x.size(0), x.size(1)}, x.dtype());
-  return output;
+  std::vector<Value> inputs{x};
+  Value output = like("group_norm", x);
+  std::vector<Value> saved{x, tape.allocate("group_norm mean", {x.size(0), groups}, x.dtype()),
+                           tape.allocate("group_norm rstd", {x.size(0), groups}, x.dtype())};
+  for (const Value& parameter : {layer.weight, layer.bias}) {
+    if (parameter.defined()) inputs.push_back(parameter);
+  }
+  return record("group_norm", inputs, std::move(output), std::move(saved));
+}
+
+Value halved(const Value& x, const Parameters& layer) {
+  Value padded = x.tape().allocate("pad", {x.size(0), x.size(1), x.size(2) + 1, x.size(3) + 1}, x.dtype());
+  padded = simple("pad", x, std::move(padded));
+  return convolution(padded, layer.weight, layer.bias, {x.size(0), layer.module->output, x.size(2) / 2, x.size(3) / 2});
+}
+
+namespace {
+
+// Of as many groups as channels at most.
+Value group_norm(const Value& x) {
+  return group_norm(x, x.size(1));
 }
 
 // ResnetBlock2D, without the noise level
@@ -53,12 +68,6 @@ Value pixel_attention(const UnitView& unit, const std::string& name, const Value
   mixed = linear(mixed, part("to_out.0"));
   const Value sum = add(copied(mixed, input.shape()), input);
   return scale(sum);
-}
-
-// Downsample2D of the encoder: a row and a column of zeros, then every second pixel.
-Value halved(const Value& x, const Parameters& layer) {
-  const Value padded = x.tape().allocate("pad", {x.size(0), x.size(1), x.size(2) + 1, x.size(3) + 1}, x.dtype());
-  return convolution(padded, layer.weight, layer.bias, {x.size(0), layer.module->output, x.size(2) / 2, x.size(3) / 2});
 }
 
 // DownEncoderBlock2D and AttnDownEncoderBlock2D

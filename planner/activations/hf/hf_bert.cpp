@@ -223,6 +223,26 @@ Value output_part(const UnitView& block, const std::string& prefix, const Value&
   return layer_norm(block[prefix + "LayerNorm"], add(hidden, input));
 }
 
+namespace {
+
+// RobertaClassificationHead, ElectraClassificationHead
+Value head_of_first_token(const UnitView& unit, const Value& hidden) {
+  Value features = dropout(first_token(hidden), unit, "classifier.dropout");
+  features = activate(linear(features, unit["classifier.dense"]), unit, "classifier.activation");
+  return linear(dropout(features, unit, "classifier.dropout"), unit["classifier.out_proj"]);
+}
+
+// A bare model: what its pooler makes of the first token is no part of the loss, and lives until the model has returned.
+void pool_aside(ForwardContext& context, const Value& hidden) {
+  const auto unit = unit_with(context, "pooler.dense");
+  if (!unit) return;
+  const NoGrad no_grad(context.tape);
+  context.tape.keep(activate(linear(first_token(hidden), (*unit)["pooler.dense"]), *unit, "pooler.activation"));
+  context.tape.release_kept();
+}
+
+}  // namespace
+
 Value encoder_loss(ForwardContext& context, const Value& hidden) {
   Tape& tape = context.tape;
   const Purpose before = tape.set_purpose(Purpose::loss);
@@ -237,8 +257,18 @@ Value encoder_loss(ForwardContext& context, const Value& hidden) {
     tape.set_purpose(before);
     return loss;
   }
-  const UnitView unit = required_unit(context, "classifier");
+  if (const auto unit = unit_with(context, "classifier.out_proj")) {
+    loss = token_loss(head_of_first_token(*unit, hidden));
+    tape.set_purpose(before);
+    return loss;
+  }
   const std::string model = prefix_of(context, "embeddings.word_embeddings");
+  if (model.empty()) {
+    tape.set_purpose(before);
+    pool_aside(context, hidden);
+    return hidden;
+  }
+  const UnitView unit = required_unit(context, "classifier");
   const std::string base = unit.has("pooler.dense") ? "" : model;
   Value features = hidden;
   const std::string pooler = base + (unit.has(base + "pooler") ? "pooler" : "pooler.dense");  // the first is ALBERT's

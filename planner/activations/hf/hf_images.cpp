@@ -22,12 +22,6 @@ Value placeholders(ForwardContext& context, const Value& words, const Value& fea
   return places;
 }
 
-// The embedding's own words as the start of a graph: they live, with their gradient, as long as it does.
-Value leaf(const Value& words) {
-  const Value start = Tape::requiring_grad(words);
-  return words.tape().record("requires_grad_", std::span(&start, 1), words, {words}, same_gradient(words));
-}
-
 }  // namespace
 
 std::uint64_t images_of(const ForwardContext& context) {
@@ -40,7 +34,7 @@ Value text_with_images(ForwardContext& context, const TextWithImages& model) {
   Value words = embedding(ids, unit[model.embedding].weight);
   if (model.words != nullptr) words = model.words(words);
   if (context.client.images == 0) return words;
-  if (embedding_requires_grad(context) && !words.requires_grad()) words = leaf(words);
+  words = embedding_output(context, words);
   const Value features = model.features(context);
   const std::uint64_t tokens = features.elements() / features.size(-1);
   if (tokens > context.batch() * context.tokens()) {

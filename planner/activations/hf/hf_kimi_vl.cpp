@@ -120,6 +120,7 @@ std::vector<Value> merged(ForwardContext& context, const Value& x, const Grid& g
 // Features of the images' tokens, [tokens, hidden].
 Value image_features(ForwardContext& context) {
   const std::string base = prefix_of(context, "patch_embed.proj");
+  if (context.client.images == 0) throw NotModelled("texts without images (--images 0)");
   const UnitView tower = required_unit(context, base + "patch_embed.proj");
   const Grid grid = grid_of(context, tower, base);
   const std::string stack = base + "encoder.blocks";

@@ -9,6 +9,7 @@
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_experts.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_formula.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -222,6 +223,9 @@ Value causal_loss(ForwardContext& context, const Value& logits) {
   return cross_entropy(view(wide, {context.batch() * context.tokens(), logits.size(-1)}), labels);
 }
 
+namespace {
+
+// Checkpointing with adapters asks for this (peft's enable_input_require_grads).
 bool embedding_requires_grad(const ForwardContext& context) {
   const auto& runs = context.held.runs;
   return context.client.recompute != RecomputeKind::none &&
@@ -229,6 +233,14 @@ bool embedding_requires_grad(const ForwardContext& context) {
            return std::any_of(run.tensors.begin(), run.tensors.end(),
                               [](const Tensor& tensor) { return tensor.name.find(".lora_A.") != std::string::npos; });
          });
+}
+
+}  // namespace
+
+Value embedding_output(const ForwardContext& context, const Value& x) {
+  if (!embedding_requires_grad(context) || x.requires_grad()) return x;
+  const Value leaf = Tape::requiring_grad(x);
+  return x.tape().record("requires_grad_", std::span(&leaf, 1), x, {x}, same_gradient(x));
 }
 
 namespace {
@@ -249,6 +261,13 @@ void make_masks(ForwardContext& context, const CausalLm& model, const AttentionS
   if (window) context.shared.window_mask = make_causal_mask(context, sizes.window, images);
 }
 
+// The name of a module in this model: a bare base model has no "model." before it.
+std::string_view placed(const ForwardContext& context, std::string_view module) {
+  constexpr std::string_view base = "model.";
+  const bool bare = module.substr(0, base.size()) == base && has_module(context, module.substr(base.size()));
+  return bare ? module.substr(base.size()) : module;
+}
+
 // What the base model returns: its locals, the first hidden features among them, are gone by then.
 Value base_model(ForwardContext& context, const CausalLm& model) {
   Tape& tape = context.tape;
@@ -257,10 +276,10 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
   Value embedded;
   if (model.embed != nullptr) {
     embedded = model.embed(context);
-  } else if (const auto unit = unit_with(context, model.embedding)) {
+  } else if (const auto unit = unit_with(context, placed(context, model.embedding))) {
     const Value tokens = tape.outside({context.batch(), context.tokens()}, DType::i64);
-    embedded = embedding(tokens, (*unit)[model.embedding].weight);
-    embedded = dropout(embedded, dropout_rate(context, model.embedding_dropout));
+    embedded = embedding(tokens, (*unit)[placed(context, model.embedding)].weight);
+    embedded = dropout(embedded, dropout_rate(context, placed(context, model.embedding_dropout)));
   } else {
     embedded = tape.allocate("received", {context.batch(), context.tokens(), a.hidden}, context.setup.policy.parameter);
   }
@@ -272,9 +291,10 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
   if (!model.own_tables) context.shared.tables = make_rotary(context, features, model.rotation);
   if (model.two_tables) context.shared.window_tables = make_rotary(context, features, model.rotation);
   Value hidden = model.embedding_scale == EmbeddingScale::after_masks ? scale(embedded) : embedded;
-  hidden = dropout(hidden, dropout_rate(context, model.late_dropout));
+  hidden = dropout(hidden, dropout_rate(context, placed(context, model.late_dropout)));
   hidden = run_blocks(context, model.block, std::move(hidden), model.stack);
-  if (const auto unit = unit_with(context, model.last_norm)) hidden = model.norm((*unit)[model.last_norm], hidden);
+  const std::string_view norm = placed(context, model.last_norm);
+  if (const auto unit = unit_with(context, norm)) hidden = model.norm((*unit)[norm], hidden);
   return hidden;
 }
 
@@ -285,12 +305,14 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
   context.never_caches = model.never_caches;
   Value hidden = base_model(context, model);
   context.shared = {};
+  context.base_locals.clear();
   const auto head = unit_with(context, model.head);
   if (!head) {
     context.locals.clear();
     if (!context.routed.empty()) throw NotModelled("output_router_logits of layers on other ranks");
+    Value loss = label_loss(context, hidden);
     tape.release_kept();
-    return hidden;
+    return loss;
   }
   const Purpose before = tape.set_purpose(Purpose::loss);
   if (model.fused_loss != nullptr) {

@@ -94,9 +94,9 @@ struct CausalLm {
   Value (*fused_loss)(ForwardContext& context, const Parameters& head, const Value& hidden) = nullptr;
 };
 
-// Whether what the embedding says needs a gradient of its own: checkpointing with adapters asks for this (peft's
-// enable_input_require_grads).
-bool embedding_requires_grad(const ForwardContext& context);
+// What an embedding puts out, for a model that puts something else in the place of some of it. Checkpointed with adapters it
+// wants a gradient (peft's enable_input_require_grads): where it has none it becomes a leaf, which lives as long as the graph.
+Value embedding_output(const ForwardContext& context, const Value& x);
 
 // embedding, blocks, norm, head, loss.
 Value causal_lm(ForwardContext& context, const CausalLm& model);

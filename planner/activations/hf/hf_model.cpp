@@ -24,6 +24,18 @@ bool recomputed(const ForwardContext& context, std::uint64_t number) {
          (client.recompute == RecomputeKind::every && number % client.recompute_every == 0);
 }
 
+// What a block that runs again puts out for those behind it, beside the hidden features.
+using Carried = Value SharedByBlocks::*;
+std::vector<Carried> carried_by(const ForwardContext& context) {
+  std::vector<Carried> carried;
+  if (context.carries_encoded && context.shared.encoded.defined()) carried.push_back(&SharedByBlocks::encoded);
+  if (context.makes_biases && !context.shared.bias.defined()) carried.push_back(&SharedByBlocks::bias);
+  if (context.makes_biases && context.shared.encoded.defined() && !context.shared.cross_bias.defined()) {
+    carried.push_back(&SharedByBlocks::cross_bias);
+  }
+  return carried;
+}
+
 Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run, const ModuleRun& modules,
                 std::uint64_t index, std::uint64_t times, const Value& hidden) {
   context.tape.enter(unit_name(run, index), times);
@@ -34,24 +46,24 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
         input);
   };
   if (!recomputed(context, run.first_number + index)) return forward(hidden);
-  const bool two_streams = context.shared.encoded.defined() && context.carries_encoded;
-  auto with_shared = [&context, forward, two_streams, shared = context.shared](std::span<const Value> inputs) {
+  const std::vector<Carried> carried = carried_by(context);
+  auto with_shared = [&context, forward, carried, shared = context.shared](std::span<const Value> inputs) {
     SharedByBlocks before = std::exchange(context.shared, shared);
     std::vector<Value> routed = std::exchange(context.routed, {});
     std::vector<Value> outputs;
     outputs.push_back(forward(inputs[0]));
-    if (two_streams && context.shared.encoded.defined()) outputs.push_back(std::move(context.shared.encoded));
+    for (const Carried member : carried) {
+      if ((context.shared.*member).defined()) outputs.push_back(std::move(context.shared.*member));
+    }
     std::move(context.routed.begin(), context.routed.end(), std::back_inserter(outputs));
     context.shared = std::move(before);
     context.routed = std::move(routed);
     return outputs;
   };
   std::vector<Value> outputs = context.tape.checkpoint_all(with_shared, std::span(&hidden, 1));
-  if (two_streams) {
-    context.shared.encoded = outputs.size() > 1 ? std::move(outputs[1]) : Value();
-  } else {
-    std::move(outputs.begin() + 1, outputs.end(), std::back_inserter(context.routed));
-  }
+  auto next = outputs.begin() + 1;
+  for (const Carried member : carried) context.shared.*member = next == outputs.end() ? Value() : std::move(*next++);
+  std::move(next, outputs.end(), std::back_inserter(context.routed));
   return std::move(outputs[0]);
 }
 
@@ -134,11 +146,12 @@ UnitView required_unit(ForwardContext& context, std::string_view module) {
 
 const HfFamily* find_hf_family(std::string_view model_type) {
   static constexpr std::array kTables{
-      hf_bert_families,     hf_clip_families,         hf_cnf_families,     hf_dbrx_families,   hf_deberta_families,
-      hf_deepseek_families, hf_flow_families,         hf_flux2_families,   hf_gemma3_families, hf_gpt2_families,
-      hf_gpt_neox_families, hf_kimi_vl_families,      hf_llama4_families,  hf_llama_families,  hf_llava_families,
-      hf_mamba2_families,   hf_mamba_families,        hf_mixtral_families, hf_phimoe_families, hf_qwen_vl_families,
-      hf_sd3_families,      hf_sd3_pipeline_families, hf_swin_families,    hf_t5_families,     hf_vision_families};
+      hf_bert_families,    hf_chameleon_families, hf_clip_families,     hf_cnf_families,          hf_dbrx_families,
+      hf_deberta_families, hf_deepseek_families,  hf_dit_families,      hf_flow_families,         hf_flux2_families,
+      hf_gemma3_families,  hf_gpt2_families,      hf_gpt_neox_families, hf_kimi_vl_families,      hf_llama4_families,
+      hf_llama_families,   hf_llava_families,     hf_mamba2_families,   hf_mamba_families,        hf_mixtral_families,
+      hf_phimoe_families,  hf_qwen_vl_families,   hf_sd3_families,      hf_sd3_pipeline_families, hf_swin_families,
+      hf_t5_families,      hf_vision_families};
   for (const auto table : kTables) {
     for (const HfFamily& family : table()) {
       if (family.model_type == model_type) return &family;

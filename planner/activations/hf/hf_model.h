@@ -59,15 +59,17 @@ struct ForwardContext {
   bool never_caches = false;      // models that make a cache outside training only
   bool never_recomputes = false;  // blocks whose class has no gradient_checkpointing
   bool always_eager = false;      // models whose classes know no other attention
-  bool never_packed =
-      false;  // models that say each token's position, so that no batch is taken for several texts in a row
-  bool carries_encoded = false;  // blocks put out what they share as `encoded` too, beside the hidden features
+  bool never_packed = false;      // models that say each token's position: no batch is taken for several texts in a row
+  bool carries_encoded = false;   // blocks put out what they share as `encoded` too, beside the hidden features
+  bool makes_biases = false;      // the first block makes the biases of attention, for all
 
   // What the routers of the blocks have said so far, where the loss has a term of it: for each block that was run.
   std::vector<Value> routed{};
 
-  // What the model's own forward holds until it returns, of what it does not return (Tape::keep).
+  // What variables of the model's own forward hold until it returns, of what it does not return (Tape::keep), and those of the
+  // base model's, which returns before the head.
   std::vector<Value> locals{};
+  std::vector<Value> base_locals{};
 
   // The output of the last of the steps in a row that are recomputed by inversion.
   std::shared_ptr<Value> inverted{};
@@ -92,11 +94,13 @@ struct HfFamily {
 };
 
 std::span<const HfFamily> hf_bert_families();
+std::span<const HfFamily> hf_chameleon_families();
 std::span<const HfFamily> hf_clip_families();
 std::span<const HfFamily> hf_cnf_families();
 std::span<const HfFamily> hf_dbrx_families();
 std::span<const HfFamily> hf_deberta_families();
 std::span<const HfFamily> hf_deepseek_families();
+std::span<const HfFamily> hf_dit_families();
 std::span<const HfFamily> hf_flow_families();
 std::span<const HfFamily> hf_flux2_families();
 std::span<const HfFamily> hf_gemma3_families();

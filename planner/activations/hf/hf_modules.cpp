@@ -5,6 +5,7 @@
 #include <array>
 
 #include "planner/activations/hf/hf_layers.h"
+#include "planner/activations/torch_indexing.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -118,9 +119,13 @@ Value make_older_mask(ForwardContext& context, bool always, std::uint64_t window
 }
 
 Value padding_of_pairs(ForwardContext& context) {
+  return padding_of_pairs(context, context.tokens());
+}
+
+Value padding_of_pairs(ForwardContext& context, std::uint64_t queries) {
   Tape& tape = context.tape;
   const DType dtype = context.setup.policy.parameter;
-  const Shape pairs{context.batch(), 1, context.tokens(), context.tokens()};
+  const Shape pairs{context.batch(), 1, queries, context.tokens()};
   const Value expanded = tape.allocate("to", pairs, dtype);
   const Value inverted = tape.allocate("rsub", pairs, dtype);
   const Value hidden = tape.allocate("to", pairs, DType::boolean);
@@ -156,10 +161,43 @@ Value shifted_loss_of_all(ForwardContext& context, const Value& logits) {
       batch > 1 ? context.tape.allocate("labels", labels, DType::i64) : context.tape.outside(labels, DType::i64));
 }
 
+namespace {
+
+// The logits of each text's last token that is no padding, [b, labels] (GenericForSequenceClassification).
+Value of_last_tokens(ForwardContext& context, const Value& logits) {
+  Tape& tape = context.tape;
+  const Shape tokens{context.batch(), context.tokens()};
+  Value last;
+  {
+    const NoGrad no_grad(tape);
+    const Value is_text = tape.allocate("to", tokens, DType::i32);
+    const Value places = tape.allocate("arange", {tokens[1]}, DType::i32);
+    const Value numbered = tape.allocate("mul", tokens, DType::i32);
+    last = tape.allocate("argmax", {tokens[0]}, DType::i64);
+  }
+  return index_at(logits, std::array{arange(context, tokens[0]), last}, {tokens[0], logits.size(-1)});
+}
+
+}  // namespace
+
+Value label_loss(ForwardContext& context, const Value& hidden) {
+  const auto unit = unit_with(context, "score");
+  if (!unit) return hidden;
+  Tape& tape = context.tape;
+  const Purpose before = tape.set_purpose(Purpose::loss);
+  const Parameters score = (*unit)["score"];
+  // Of each token there is a bias, and the loss is in fp32 (GenericForTokenClassification, ForTokenClassification).
+  Value loss = score.bias.defined()
+                   ? token_loss(to(linear(dropout(hidden, dropout_rate(context, "dropout")), score), DType::f32))
+                   : token_loss(of_last_tokens(context, linear(hidden, score)));
+  tape.set_purpose(before);
+  return loss;
+}
+
 Value language_loss(ForwardContext& context, std::string_view head, const Value& hidden, bool wide) {
   Tape& tape = context.tape;
   const auto unit = unit_with(context, head);
-  if (!unit) return hidden;
+  if (!unit) return label_loss(context, hidden);
   const Purpose before = tape.set_purpose(Purpose::loss);
   Value logits = linear(hidden, (*unit)[head]);
   if (wide) logits = to(logits, DType::f32);

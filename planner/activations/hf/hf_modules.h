@@ -43,6 +43,8 @@ Value make_older_mask(ForwardContext& context, bool always, std::uint64_t window
 
 // The batch's mask as a number for each pair of tokens (modeling_attn_mask_utils.py, _prepare_4d_attention_mask).
 Value padding_of_pairs(ForwardContext& context);
+// For this many queries, as cross-attention has them.
+Value padding_of_pairs(ForwardContext& context, std::uint64_t queries);
 
 // softmax(q k^T x scale + mask) v, all in the model's dtype: eager_attention_forward of BERT, BART, Whisper and others.
 Value eager_attention(const Value& q, const Value& k, const Value& v, const AttentionCall& call);
@@ -57,7 +59,11 @@ Value token_loss(const Value& logits);
 // both, or of one text views.
 Value shifted_loss_of_all(ForwardContext& context, const Value& logits);
 
-// A head's logits of all tokens and their causal loss; `wide`: logits are cast to fp32 as they are made.
+// The loss of a decoder's head "score", which knows labels, not words: of each text or of each token. `hidden` itself where
+// this rank has no such head.
+Value label_loss(ForwardContext& context, const Value& hidden);
+// A head's logits of all tokens and their causal loss; `wide`: logits are cast to fp32 as they are made. label_loss() where
+// this rank has no `head`.
 Value language_loss(ForwardContext& context, std::string_view head, const Value& hidden, bool wide = false);
 
 }  // namespace shardplan::autograd

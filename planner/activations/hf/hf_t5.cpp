@@ -151,6 +151,7 @@ Value t5_stack(ForwardContext& context, const Stack& stack) {
   const Value positions = arange(context, stack.tokens);
   const Value ones = context.tape.allocate("ones", {context.batch(), stack.tokens}, DType::f32);
   const bool decodes = context.shared.encoded.defined();
+  context.makes_biases = true;
   context.shared.mask = decodes ? causal_mask(context, stack.tokens) : keys_mask(context, stack.tokens);
   if (decodes) context.shared.cross_mask = keys_mask(context, context.shared.encoded.size(1));
   const double dropped = dropout_rate(context, stack.name + ".dropout");
@@ -237,8 +238,9 @@ Value sequence_block(ForwardContext& context, const UnitView& block, const Value
   attended("self_attn", {},
            {.mask = context.shared.mask, .dropout = dropout_rate(block, "self_attn.dropout"), .causal = decodes});
   if (decodes) {
-    attended("encoder_attn", context.shared.encoded,
-             {.dropout = dropout_rate(block, "encoder_attn.dropout"), .causal = false});
+    attended(
+        "encoder_attn", context.shared.encoded,
+        {.mask = context.shared.cross_mask, .dropout = dropout_rate(block, "encoder_attn.dropout"), .causal = false});
   }
   if (whisper) hidden = layer_norm(block["final_layer_norm"], hidden);
   hidden = activate(linear(hidden, block["fc1"]), block, "act");
@@ -258,7 +260,9 @@ Value bart_block(ForwardContext& context, const UnitView& block, const Value& in
 Value bart_stack(ForwardContext& context, const Stack& stack) {
   Tape& tape = context.tape;
   const bool decodes = context.shared.encoded.defined();
-  if (context.client.mask == MaskKind::padded) throw NotModelled("texts of different lengths");
+  // _update_full_mask, _update_cross_attn_mask: sdpa takes none where no token is padding.
+  const bool masked = context.client.mask == MaskKind::padded ||
+                      (context.client.mask == MaskKind::ones && context.attention() == AttentionKind::eager);
   // The table of words may lie in another unit: it is the whole model's.
   const std::string table = stack.name + ".embed_tokens";
   const Value words = scale(embedding(stack.ids, required_unit(context, table)[table].weight));
@@ -267,6 +271,9 @@ Value bart_stack(ForwardContext& context, const Stack& stack) {
   if (decodes) {
     ones = tape.allocate("ones", {context.batch(), stack.tokens}, DType::f32);
     if (context.attention() == AttentionKind::eager) context.shared.mask = causal_mask(context, stack.tokens);
+    if (masked) context.shared.cross_mask = padding_of_pairs(context, stack.tokens);
+  } else if (masked) {
+    context.shared.mask = padding_of_pairs(context);
   }
   const Value range = arange(context, stack.tokens);
   const std::uint64_t rows = decodes ? 1 : context.batch();
@@ -277,6 +284,7 @@ Value bart_stack(ForwardContext& context, const Stack& stack) {
   hidden = dropout(hidden, dropout_rate(context, stack.name + ".dropout"));
   hidden = run_blocks(context, bart_block, std::move(hidden), stack.name + ".layers");
   context.shared.mask.reset();
+  context.shared.cross_mask.reset();
   return hidden;
 }
 
@@ -333,7 +341,7 @@ Value whisper_decoder(ForwardContext& context, const std::string& name, const Va
   const Value positions = embedding(places, unit[name + ".embed_positions"].weight);
   Value hidden = add(words, positions);
   hidden = dropout(hidden, dropout_rate(context, name + ".dropout"));
-  if (context.attention() == AttentionKind::eager) context.shared.mask = causal_mask(context, ids.size(1));
+  context.shared.mask = make_causal_mask(context, 0, false, ids.size(1));
   hidden = run_blocks(context, whisper_block, std::move(hidden), name + ".layers");
   context.shared.mask.reset();
   return layer_norm(required_unit(context, name + ".layer_norm")[name + ".layer_norm"], hidden);

@@ -113,6 +113,8 @@ FLUX2 = {"_class_name": "Flux2Transformer2DModel", "in_channels": 8, "num_layers
          "guidance_embeds": False}
 FLUX2_LORA = {"r": 4, "target_modules": ["to_k", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "linear_out", "to_q",
                                          "to_qkv_mlp_proj", "to_add_out", "to_v", "linear_in"]}
+DIT = {"_class_name": "DiT", "input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 64, "depth": 5, "num_heads": 4,
+       "num_classes": 10, "class_dropout_prob": 0.1, "learn_sigma": True}
 DEBERTA = {**ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16, "share_att_key": True,
            "norm_rel_ebd": "layer_norm", "type_vocab_size": 0, "position_biased_input": False}
 SWIN = {"image_size": 52, "patch_size": 4, "embed_dim": 24, "depths": [2, 3, 2], "num_heads": [1, 2, 3], "window_size": 4}
@@ -125,6 +127,14 @@ def towers():
     return [run("sdpa", "bf16", 5, 17), run("sdpa", "fp32", 3, 20), run("eager", "bf16", 3, 11), run("eager", "fp32", 1, 17),
             run("sdpa", "bf16", 3, 20, mask="ones"), run("eager", "fp32", 2, 11, mask="padded"),
             run("sdpa", "bf16", 5, 17, checkpoint=True), run("eager", "fp32", 3, 20, mask="ones", checkpoint=True)]
+
+
+CHAMELEON_VQ = {"base_channels": 32, "channel_multiplier": [1, 2, 2], "num_res_blocks": 2, "embed_dim": 24, "latent_channels": 24,
+                "num_embeddings": 16, "resolution": 32}
+CHAMELEON = {"model_type": "chameleon", "architectures": ["ChameleonForConditionalGeneration"], **TEXT, "num_key_value_heads": 4,
+             "vocabulary_map": {"<image>": 7, **{"IMGIMG" + str(i).translate(str.maketrans("0123456789", "ABCDEFGHIJ")) + "Z": 40 + i
+                                                 for i in range(16)}},
+             "vq_config": CHAMELEON_VQ}
 
 
 CNF = {"model_type": "cnf", "data_dims": 21, "hidden_dims": [96, 75], "time_steps": 3}
@@ -462,6 +472,29 @@ FILES = {
             run("sdpa", "bf16", 3, 40, image=[40, 24], lora=QV), run("sdpa", "bf16", 2, 40, image=[40, 24], lora={"r": 4, "target_modules": ["qkv", "gate_proj", "o_proj"]}),
             run("sdpa", "bf16", 2, 40, image=[40, 24], mask="ones", lora=QV, checkpoint=True)]),
     ],
+    "chameleon": [
+        ("chameleon, words alone", CHAMELEON,
+         [*plain(shapes=SMALL[:1], images=0), run("sdpa", "bf16", 3, 40, images=0), run("sdpa", "bf16", 3, 40, images=0, use_cache=False),
+          run("sdpa", "bf16", 3, 40, images=0, mask="ones"), run("eager", "bf16", 2, 17, images=0, mask="padded"),
+          run("sdpa", "fp32", 2, 17, images=0, mask="padded"), run("sdpa", "bf16", 3, 40, images=0, checkpoint=True),
+          run("eager", "fp32", 3, 40, images=0, mask="ones", checkpoint=True)]),
+        ("chameleon, swin_norm, grouped queries, biases, dropped probabilities",
+         {**CHAMELEON, "num_key_value_heads": 2, "swin_norm": True, "attention_bias": True, "mlp_bias": True, "attention_dropout": 0.1},
+         [*brief(images=0), run("sdpa", "bf16", 3, 40, images=0, mask="ones", checkpoint=True),
+          run("eager", "fp32", 2, 17, images=0, mask="padded")]),
+        ("chameleon, images", CHAMELEON,
+         [run("sdpa", "bf16", 2, 70, images=1), run("eager", "fp32", 1, 80, images=1, mask="ones"),
+          run("sdpa", "bf16", 2, 50, images=2, image=[16, 24], mask="ones", checkpoint=True),
+          run("sdpa", "bf16", 1, 400, images=1), run("eager", "bf16", 2, 30, images=1, image=[21, 14], mask="padded")]),
+        ("chameleon, images, attention in a level of the tokenizer, dropout there, swin_norm",
+         {**CHAMELEON, "swin_norm": True, "vq_config": {**CHAMELEON_VQ, "attn_resolutions": [16], "dropout": 0.1}},
+         [run("sdpa", "bf16", 2, 70, images=1), run("eager", "fp32", 1, 140, images=2, mask="ones")]),
+        ("chameleon, images, no attention in the tokenizer, one block of a level, four levels of equal width",
+         {**CHAMELEON, "vq_config": {**CHAMELEON_VQ, "attn_type": None, "num_res_blocks": 1, "channel_multiplier": [1, 1, 1, 1]}},
+         [run("sdpa", "bf16", 2, 40, images=2), run("eager", "fp32", 3, 20, images=1)]),
+        ("chameleon, adapters: the tokenizer of images is frozen", CHAMELEON,
+         [run("sdpa", "bf16", 2, 70, images=1, lora=QV), run("sdpa", "bf16", 2, 70, images=1, mask="ones", lora=QV, checkpoint=True)]),
+    ],
     "kimi_vl": [
         ("kimi_vl", KIMI_VL, [*images(), *images(image=[32, 24]), *images(images=2)]),
         ("kimi_vl, its tower frozen", KIMI_VL, images(freeze=["vision_tower.*"])),
@@ -486,6 +519,18 @@ FILES = {
         ("sd3 and its encoders, recomputed", SD3_PIPELINE, pipelines(checkpoint=True)),
         ("a small sd3, texts encoded before",
          {key: value for key, value in {**SD3_PIPELINE, "transformer": SMALL_SD3}.items() if not key.startswith("text")}, pipelines()),
+    ],
+    "dit": [
+        ("dit", DIT, [run(attention, dtype, batch, None) for attention, dtype, batch in (
+            ("sdpa", "fp32", 3), ("sdpa", "bf16", 2), ("eager", "fp32", 2), ("eager", "bf16", 3), ("sdpa", "bf16", 1), ("eager", "fp32", 1),
+            ("sdpa", "amp-bf16", 3), ("eager", "amp-bf16", 2))]),
+        ("dit, recomputed", DIT, [run("sdpa", "fp32", 3, None, checkpoint=True), run("eager", "bf16", 2, None, checkpoint=True)]),
+        ("dit, variances not learned, no dropped labels, patches of 1, heads of 9",
+         {**DIT, "learn_sigma": False, "class_dropout_prob": 0.0, "input_size": 6, "patch_size": 1, "hidden_size": 36},
+         [run("sdpa", "fp32", 3, None), run("sdpa", "bf16", 2, None), run("eager", "bf16", 3, None)]),
+        ("dit, three layers of DiT-XL/2", {**DIT, "input_size": 32, "hidden_size": 1152, "depth": 3, "num_heads": 16, "num_classes": 1000},
+         [run("sdpa", "fp32", 8, None), run("sdpa", "bf16", 16, None), run("sdpa", "amp-bf16", 8, None),
+          run("sdpa", "fp32", 8, None, checkpoint=True)]),
     ],
     "flux2": [
         ("flux2", FLUX2, [run("sdpa", "bf16", 2, 21, image=[96, 64]), run("sdpa", "fp32", 3, 21, image=[128, 128]),

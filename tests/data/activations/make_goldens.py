@@ -180,9 +180,17 @@ def batch_of(config, setup):
             batch["input_ids"].of_images = images * height * width // vision.get("spatial_merge_size", 2) ** 2
     if config["model_type"] == "gemma3":
         batch["token_type_ids"] = integers(count, length)
+    if config["model_type"] == "chameleon" and setup.get("images", 1) > 0:
+        vq, images = config["vq_config"], count * setup.get("images", 1)
+        height, width = setup.get("image", 2 * [vq["resolution"]])
+        smaller = 2 ** (len(vq["channel_multiplier"]) - 1)
+        batch["pixel_values"] = torch.zeros(images, 3, height, width, dtype=dtype, device="cuda")
+        batch["input_ids"].of_images = images * (height // smaller) * (width // smaller)
     if "mask" in setup:
         batch["attention_mask"] = integers(count, length)
-    if "Classification" in config["architectures"][0]:
+    if "TokenClassification" in config["architectures"][0]:
+        batch["labels"] = integers(count, length)
+    elif "Classification" in config["architectures"][0]:
         batch["labels"] = integers(count)
     elif length is not None and not has_no_head(config["architectures"][0]):
         batch["labels"] = integers(count, setup.get("target", length))

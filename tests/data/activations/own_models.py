@@ -1,9 +1,10 @@
-"""Models that transformers has no class for: Kimi-VL, Stable Diffusion 3's transformer, flows.
+"""Models that transformers has no class for: Kimi-VL, Stable Diffusion 3's transformer, DiT, flows.
 
     build(config, setup, dtype)   the model and its batch, on the device that is set; call(model, batch) is the loss
 
 Kimi-VL is put together from transformers' DeepSeek-V3 and from MoonViT and its projector, written here with the operations of
 the published class (moonshotai/Kimi-VL-A3B-Instruct, modeling_kimi_vl.py). The transformer of Stable Diffusion 3 is diffusers' own.
+DiT is in own_dit.py.
 Flows are what docs/flow-models.md describes; torchdiffeq integrates the continuous ones.
 """
 import math
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
+
+from own_dit import dit
 
 # --- Kimi-VL --------------------------------------------------------------------------------------------------------------
 
@@ -510,7 +513,7 @@ def cnf(config, setup, dtype):
     return model, batch, lambda: model(batch["points"])
 
 
-BUILDERS = {"kimi_vl": kimi_vl, "SD3Transformer2DModel": sd3, "Flux2Transformer2DModel": flux2,
+BUILDERS = {"kimi_vl": kimi_vl, "DiT": dit, "SD3Transformer2DModel": sd3, "Flux2Transformer2DModel": flux2,
             "StableDiffusion3Pipeline": sd3_pipeline, "glow": glow, "cnf": cnf}
 
 

@@ -287,6 +287,36 @@ TEST(HfRefusals, OfModelsThatSee) {
             std::string::npos);
 }
 
+// Images of Chameleon are words of its text; DiT's are of the one size of its table of positions.
+TEST(HfRefusals, SayWhichImagesAreNotKnown) {
+  const auto refusal = [](std::string_view config, ClientSetup client, std::uint64_t height, std::uint64_t width) {
+    const Model model = model_from_hf_config(JsonDocument(std::string(config), "config.json").root());
+    client.image_height = height;
+    client.image_width = width;
+    return activity_of(model, model.catalog, {}, client).unknown_because;
+  };
+  const auto says = [](const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; };
+  constexpr std::string_view chameleon = R"({"model_type": "chameleon", "num_hidden_layers": 1})";
+  ClientSetup client;
+  client.sequence = 1023;
+  EXPECT_TRUE(
+      says(refusal(chameleon, client, 0, 0), "1024 tokens of images (none with --images 0) in a sequence of 1023"));
+  EXPECT_EQ(refusal(chameleon, client, 512, 256), "");
+  EXPECT_TRUE(says(refusal(chameleon, client, 15, 512), "images smaller than"));
+  client.images = 0;
+  EXPECT_EQ(refusal(chameleon, client, 0, 0), "");
+  client.images = 1;
+  EXPECT_TRUE(
+      says(refusal(R"({"model_type": "chameleon", "num_hidden_layers": 1, "vq_config": {"double_latent": true}})",
+                   client, 256, 256),
+           "double_latent"));
+  client.images = 0;
+  EXPECT_TRUE(says(refusal(R"({"model_type": "kimi_vl"})", client, 0, 0), "texts without images"));
+  EXPECT_EQ(refusal(R"({"_class_name": "DiT", "depth": 1})", {}, 256, 256), "");
+  EXPECT_TRUE(says(refusal(R"({"_class_name": "DiT", "depth": 1})", {}, 512, 512), "anything but 256 x 256 pixels"));
+  EXPECT_TRUE(says(refusal(R"({"_class_name": "DiT", "input_size": 33})", {}, 0, 0), "patch_size does not divide"));
+}
+
 // Of one step of a flow in fp32, without gradients of parameters.
 double flow_peak(const std::string& config, std::uint64_t samples, RecomputeKind recompute) {
   const Model model = model_from_hf_config(JsonDocument(config, "config.json").root());
@@ -348,11 +378,11 @@ TEST(HfCnf, OtherRecomputationIsRefused) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
-                         testing::Values("albert", "amp", "balance", "cnf", "dbrx", "deberta", "decoders", "dinov2",
-                                         "encoders", "experts", "flow", "flux2", "gemma3", "gpt2", "gpt_neox", "jamba",
-                                         "kimi_vl", "llama", "llama4", "llama4_images", "llava", "mamba", "mamba2",
-                                         "partly", "phimoe", "qwen_vl", "sd3", "sd3_pipeline", "siglip", "swin", "t5",
-                                         "towers", "vision"));
+                         testing::Values("albert", "amp", "balance", "chameleon", "cnf", "dbrx", "deberta", "decoders",
+                                         "dinov2", "dit", "encoders", "experts", "flow", "flux2", "gemma3", "gpt2",
+                                         "gpt_neox", "jamba", "kimi_vl", "llama", "llama4", "llama4_images", "llava",
+                                         "mamba", "mamba2", "partly", "phimoe", "qwen_vl", "sd3", "sd3_pipeline",
+                                         "siglip", "swin", "t5", "towers", "vision"));
 
 }  // namespace
 }  // namespace shardplan

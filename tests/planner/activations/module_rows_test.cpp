@@ -137,6 +137,53 @@ TEST(ModuleRows, TwoStreamsOfOneBlock) {
   flux.expect("single_transformer_blocks", {{"attn.to_out", 4608}});
 }
 
+// 256 latent patches; what is linear in the condition is so once for each sample.
+TEST(ModuleRows, AnImageAndItsCondition) {
+  for (const Profile profile : {Profile::hf_sdpa, Profile::hf_eager}) {
+    const Rows rows("dit-xl-2", reads(0, profile));
+    EXPECT_EQ(rows.attention("blocks"), (ModuleRows{256, 256, false}));
+    rows.expect("blocks", {{"norm1", 256},
+                           {"modulate1", 256},
+                           {"attn.qkv", 256},
+                           {"attn.proj", 256},
+                           {"gate1", 256},
+                           {"norm2", 256},
+                           {"modulate2", 256},
+                           {"mlp.fc1", 256},
+                           {"mlp.fc2", 256},
+                           {"gate2", 256},
+                           {"adaLN_modulation.0", 1},
+                           {"adaLN_modulation.1", 1}});
+    rows.expect("", {{"x_embedder.proj", 256},
+                     {"t_embedder.mlp.0", 1},
+                     {"y_embedder.embedding_table", 1},
+                     {"final_layer.linear", 256},
+                     {"final_layer.adaLN_modulation.1", 1}});
+  }
+}
+
+// Five levels of 512 to 32 pixels of a side, of two images; without any, what makes words of them does not run.
+TEST(ModuleRows, ImagesThatAreMadeWords) {
+  ClientSetup client = reads(4096);
+  client.images = 2;
+  const Rows rows("chameleon-7b", client);
+  rows.expect("model.layers", {{"self_attn.q_proj", 4096}, {"self_attn.q_norm", 4096}, {"mlp.down_proj", 4096}});
+  EXPECT_EQ(rows.attention("model.layers"), (ModuleRows{4096, 4096, true}));
+  rows.expect("vqmodel.encoder.down",
+              {{"block.0.conv1", 2 * 512 * 512}, {"block.1.act2", 2 * 512 * 512}, {"downsample.conv", 2 * 256 * 256}});
+  rows.expect("vqmodel", {{"conv_in", 2 * 512 * 512}, {"mid.attn_1.q", 2 * 1024}});
+  EXPECT_EQ(rows.attention("vqmodel.head"), (ModuleRows{2 * 1024, 1024, false}));
+  client.images = 0;
+  const Rows words("chameleon-7b", client);
+  std::size_t idle = 0;
+  for (std::size_t run = 0; run < words.all().size(); ++run) {
+    if (words.model().modules[run].name.find("vqmodel") == std::string::npos) continue;
+    EXPECT_TRUE(words.all()[run].empty()) << words.model().modules[run].name;
+    ++idle;
+  }
+  EXPECT_GT(idle, 0U);
+}
+
 // Of the language model, whose experts have the rows of their router; and of the tower, whose image has 64 x 64 patches.
 TEST(ModuleRows, ATowerBesideALanguageModel) {
   const Rows rows("kimi-vl-a3b", reads(2048));

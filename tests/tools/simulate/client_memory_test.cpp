@@ -28,6 +28,7 @@ struct Case {
   std::uint64_t micro_batch = 1;
   std::uint64_t images = 1;
   std::uint64_t pixels = 0;  // on a side of each
+  const char* precision = "bf16-mixed";
 };
 
 Setup setup_of(const Case& c) {
@@ -36,7 +37,7 @@ Setup setup_of(const Case& c) {
   setup.stage = c.stage;
   setup.accumulation = c.accumulation;
   setup.recompute = c.recompute == RecomputeKind::full ? Recompute::full : Recompute::none;
-  setup.policy = policy_named("bf16-mixed");
+  setup.policy = policy_named(c.precision);
   return setup;
 }
 
@@ -122,6 +123,14 @@ TEST(ClientMemory, AndInOtherSetups) {
     for (const std::uint64_t images : {0U, 1U, 2U}) {
       expect_planned({model, 3, 2, 1200, RecomputeKind::none, 1, 1, Profile::hf_sdpa, 1, images});
       expect_planned({model, 1, 2, 1200, RecomputeKind::full, 1, 2, Profile::hf_eager, 2, images});
+    }
+  }
+  // A graph that goes in the forward; latents and their condition; copies of autocast, of which a folded block has many.
+  for (const RecomputeKind recompute : {RecomputeKind::none, RecomputeKind::full}) {
+    expect_planned({"chameleon-7b", 3, 2, 1280, recompute});
+    expect_planned({"dit-s-2", 2, 3, 0, recompute, 1, 2, Profile::hf_eager, 3});
+    for (const char* model : {"gpt2", "llama-2-7b", "dit-s-2"}) {
+      expect_planned({model, 3, 2, 384, recompute, 1, 1, Profile::hf_sdpa, 2, "amp-bf16"});
     }
   }
   expect_planned({"llama-2-7b", 2, 8, 1024, RecomputeKind::none, 1, 1, Profile::megatron});
