@@ -1,8 +1,11 @@
 // autoencoder_kl.py, vae.py, unet_2d_blocks.py, resnet.py, downsampling.py and attention_processor.py of diffusers 0.39.
-// Images are [b, channels, h, w]. Nothing is kept: its callers do not train it.
+// Images are [b, channels, h, w]. Of the whole encoder nothing is kept: its callers do not train it.
 #include "planner/activations/hf/hf_autoencoder.h"
 
 #include <fmt/format.h>
+
+#include <utility>
+#include <vector>
 
 #include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/hf/hf_modules.h"

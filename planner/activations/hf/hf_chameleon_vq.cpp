@@ -3,8 +3,9 @@
 // goes when the words are there. peft freezes them, as it does all of a model, and then there is none.
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <string>
+#include <string_view>
+#include <utility>
 
 #include "planner/activations/hf/hf_autoencoder.h"
 #include "planner/activations/hf/hf_chameleon.h"

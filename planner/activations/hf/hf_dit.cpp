@@ -8,6 +8,8 @@
 
 #include <array>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "planner/activations/hf/hf_diffusers.h"
 #include "planner/activations/hf/hf_gaussian_diffusion.h"

@@ -1,7 +1,9 @@
 #include "planner/activations/hf/hf_gaussian_diffusion.h"
 
 #include <array>
+#include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "planner/activations/torch_formula.h"
 #include "planner/activations/torch_indexing.h"

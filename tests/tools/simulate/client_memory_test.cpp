@@ -130,7 +130,7 @@ TEST(ClientMemory, AndInOtherSetups) {
     expect_planned({"chameleon-7b", 3, 2, 1280, recompute});
     expect_planned({"dit-s-2", 2, 3, 0, recompute, 1, 2, Profile::hf_eager, 3});
     for (const char* model : {"gpt2", "llama-2-7b", "dit-s-2"}) {
-      expect_planned({model, 3, 2, 384, recompute, 1, 1, Profile::hf_sdpa, 2, "amp-bf16"});
+      expect_planned({model, 3, 2, 384, recompute, 1, 1, Profile::hf_sdpa, 2, 1, 0, "amp-bf16"});
     }
   }
   expect_planned({"llama-2-7b", 2, 8, 1024, RecomputeKind::none, 1, 1, Profile::megatron});
