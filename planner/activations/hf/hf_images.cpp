@@ -2,11 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <span>
-
 #include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/hf/hf_modules.h"
-#include "planner/activations/torch_formula.h"
 #include "planner/activations/torch_indexing.h"
 #include "planner/activations/torch_ops.h"
 
@@ -26,6 +23,12 @@ Value placeholders(ForwardContext& context, const Value& words, const Value& fea
 
 std::uint64_t images_of(const ForwardContext& context) {
   return context.batch() * context.client.images;
+}
+
+std::uint64_t side_of(std::uint64_t square) {
+  std::uint64_t side = 0;
+  while ((side + 1) * (side + 1) <= square) ++side;
+  return side;
 }
 
 Value text_with_images(ForwardContext& context, const TextWithImages& model) {

@@ -24,6 +24,9 @@ Value text_with_images(ForwardContext& context, const TextWithImages& model);
 // How many images the batch has.
 std::uint64_t images_of(const ForwardContext& context);
 
+// How many are on a side of a square of so many.
+std::uint64_t side_of(std::uint64_t square);
+
 // The processor brings every image to the one size that a tower has positions for: throws NotModelled where --image-size says another
 // one than `patches` square patches of `side` pixels.
 void require_image_size(const ForwardContext& context, std::uint64_t patches, std::uint64_t side);

@@ -1,6 +1,7 @@
 // Llama 4 (modeling_llama4.py of transformers 4.57), its language model alone or behind images. Every token passes every expert, times a score that is 0
 // for those that it did not choose. Chunks of attention in layers with positions, all tokens in those without.
 #include <array>
+#include <utility>
 
 #include "planner/activations/hf/hf_decoder.h"
 #include "planner/activations/hf/hf_images.h"
@@ -126,8 +127,9 @@ Value text_and_images(ForwardContext& context) {
 }
 
 Value loss_of_most(ForwardContext& context, Value logits) {
-  if (context.client.keeps_outputs) context.tape.keep(logits);
-  return shifted_loss(context, logits);
+  const Value held = std::move(logits);
+  if (context.client.keeps_outputs) context.tape.keep(held);
+  return shifted_loss(context, held);
 }
 
 // Llama4ForConditionalGeneration

@@ -97,19 +97,13 @@ Value pixel_shuffled(const Value& patches, std::uint64_t side, std::uint64_t shu
   return view(x, {images, left * left, width * shuffle});
 }
 
-std::uint64_t root_of(std::uint64_t square) {
-  std::uint64_t root = 0;
-  while ((root + 1) * (root + 1) <= square) ++root;
-  return root;
-}
-
 // Llama4VisionPixelShuffleMLP.
 Value adapted(ForwardContext& context, const Value& patches) {
   const std::string mlp = in_tower("vision_adapter.mlp");
   const UnitView unit = required_unit(context, mlp + ".fc1");
   const std::uint64_t merged = unit.module(in_tower("vision_adapter.pixel_shuffle")).output;
-  const std::uint64_t side = root_of(patches.size(1));
-  const std::uint64_t shuffle = root_of(merged / patches.size(2));
+  const std::uint64_t side = side_of(patches.size(1));
+  const std::uint64_t shuffle = side_of(merged / patches.size(2));
   if (merged != shuffle * shuffle * patches.size(2) || side % shuffle != 0 || side * side != patches.size(1))
     throw NotModelled(
         fmt::format("a pixel shuffle of {} x {} patches of {} into tokens of {}", side, side, patches.size(2), merged));
@@ -148,7 +142,7 @@ Value llama4_image_features(ForwardContext& context) {
   const std::uint64_t numbers = unit[in_tower("patch_embedding.linear")].module->input;
   constexpr std::uint64_t colours = 3;
   require_image_size(context, unit.tensor(in_tower("positional_embedding_vlm")).size(0) - 1,
-                     root_of(numbers / colours));
+                     side_of(numbers / colours));
   const Value features = encoded_images(context);
   context.tape.keep(features);  // the model returns them
   const UnitView projector = required_unit(context, "multi_modal_projector.linear_1");

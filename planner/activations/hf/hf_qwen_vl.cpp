@@ -20,13 +20,6 @@ constexpr const char* kPatches = "visual.patch_embed.proj";
 constexpr const char* kBlocks = "visual.blocks";
 constexpr const char* kMerger = "visual.merger.mlp.0";
 
-// Root of what is a square.
-std::uint64_t side_of(std::uint64_t square) {
-  std::uint64_t side = 0;
-  while ((side + 1) * (side + 1) <= square) ++side;
-  return side;
-}
-
 std::uint64_t merged_side(ForwardContext& context) {
   const UnitView merger = required_unit(context, kMerger);
   const UnitView patches = required_unit(context, kPatches);

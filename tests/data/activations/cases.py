@@ -438,6 +438,9 @@ FILES = {
                           run("sdpa", "bf16", 3, 29, mask="padded"), run("sdpa", "bf16", 2, 17, mask="ones", checkpoint=True),
                           run("eager", "fp32", 3, 40, checkpoint=True), run("sdpa", "fp32", 1, 23, use_cache=False)]),
         ("llava, Qwen2, all tokens of the last layer", LLAVA_QWEN, [*brief(lengths=(18, 40)), run("sdpa", "bf16", 1, 19, checkpoint=True)]),
+        ("llava, Qwen2, windows from the third layer on", {**LLAVA_QWEN, "text_config": {
+            **LLAVA_QWEN["text_config"], "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}},
+         [run("sdpa", "bf16", 2, 23), run("eager", "fp32", 3, 29, mask="ones")]),
         ("llava, Mistral, the fourth state", LLAVA_MISTRAL, [*brief(), run("eager", "bf16", 2, 35, images=2, checkpoint=True)]),
         ("llava, no image", LLAVA, [*brief(images=0), run("eager", "bf16", 2, 17, images=0, checkpoint=True)]),
         ("llava, its tower frozen", LLAVA, [*brief(freeze=["*vision_tower.*"]), run("sdpa", "bf16", 2, 17, freeze=["*vision_tower.*"], checkpoint=True)]),
@@ -462,6 +465,9 @@ FILES = {
                                                                             "model.norm.*"])])
         for name, config in (("qwen2.5-vl", QWEN25_VL), ("qwen2-vl", QWEN2_VL))
     ] + [
+        ("qwen2-vl, windows from the second layer on", {**QWEN2_VL, "text_config": {**QWEN_TEXT, "use_sliding_window": True, "sliding_window": 16,
+                                                                                   "max_window_layers": 1}},
+         [run("sdpa", "bf16", 2, 23, image=[16, 24]), run("eager", "fp32", 3, 29, mask="ones", image=[16, 24])]),
         ("qwen2.5-vl, adapters", QWEN25_VL, [
             run("sdpa", "bf16", 3, 40, image=[40, 24], lora=QV), run("sdpa", "bf16", 2, 40, image=[40, 24], lora={"r": 4, "target_modules": ["qkv", "gate_proj", "o_proj"]}),
             run("sdpa", "bf16", 2, 40, image=[40, 24], mask="ones", lora=QV, checkpoint=True)]),
