@@ -197,11 +197,21 @@ Value granite(ForwardContext& context) {
                    {.block = granite_block, .embedding_scale = EmbeddingScale::at_once, .scaled_logits = true});
 }
 
+// With use_qk_norm each head has weights of its own, and is normed before heads lie outside.
+Value cohere_heads(const UnitView& block, std::string_view norm, const Value& x, std::uint64_t heads) {
+  if (!block.has(norm)) return split_heads(x, heads);
+  return transpose(cohere_norm(block[norm], view(x, {x.size(0), x.size(1), heads, x.size(2) / heads})));
+}
+
 // Attention and MLP side by side behind one norm.
 Value cohere_block(ForwardContext& context, const UnitView& block, const Value& input) {
   const Value hidden = cohere_norm(block["input_layernorm"], input);
   const Value attention = [&] {
-    Heads heads = project_heads(block, hidden);
+    Heads heads = project(block, hidden);
+    const AttentionSizes& sizes = sizes_of(block);
+    heads.q = cohere_heads(block, "self_attn.q_norm", heads.q, sizes.heads);
+    heads.k = cohere_heads(block, "self_attn.k_norm", heads.k, sizes.kv_heads);
+    heads.v = split_heads(heads.v, sizes.kv_heads);
     rotate(heads.q, heads.k, context.shared.tables, Rotation::interleaved);
     return attended(context, block, heads);
   }();

@@ -108,7 +108,7 @@ class Drawing:
 
     def setup(self, config):
         name, sees = config["model_type"], "patch_size" in config
-        drawn = {"attention": "eager" if name in ("t5", "mt5", "gpt_oss") else self.one("sdpa", "sdpa", "eager"),
+        drawn = {"attention": "eager" if name in ("t5", "mt5", "gpt_oss", "electra") else self.one("sdpa", "sdpa", "eager"),
                  "dtype": self.one("bf16", "fp32"), "batch": self.one(1, 2, 3, 5),
                  "sequence": None if sees else self.one(7, 16, 17, 33, 40, 64, 100, 127),
                  **self.some(checkpoint=(True,)), **({} if sees or name == "whisper" else self.some(mask=("ones", "padded")))}

@@ -128,8 +128,8 @@ double tolerance(std::string_view file, const Policy& policy) {
   if (policy.compute != policy.parameter) return 0.04;  // autocast: casts of gradients at the peak
   if (file == "cnf") return 0.035;
   static const std::set<std::string_view> within_a_percent{
-      "t5",    "balance", "dbrx",   "deberta", "experts", "flow",   "flux2", "gemma3",
-      "jamba", "kimi_vl", "llama4", "mamba",   "mamba2",  "phimoe", "sd3",   "sd3_pipeline"};
+      "t5",    "balance", "dbrx",   "deberta", "drawn",  "experts", "flow", "flux2",       "gemma3",
+      "jamba", "kimi_vl", "llama4", "mamba",   "mamba2", "phimoe",  "sd3",  "sd3_pipeline"};
   return within_a_percent.contains(file) ? 0.01 : 0.001;
 }
 
@@ -180,9 +180,10 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       // A recomputed block runs to its end here, before any gradient of it is there; torch.utils.checkpoint begins where the first node
       // asks for what was saved, and stops where the last one has it: of a mixture's block with the balance of its experts in the loss
       // 1.25 % less at most, of LLaVA's with adapters 1.1 % less. Experts that are all computed hold more while it runs than it leaves
-      // behind: Llama 4 is 1.1 % below torch in one run, and 2.3 and 1.3 % with adapters.
+      // behind: Llama 4 is 1.1 % below torch in one run, and 2.3 and 1.3 % with adapters. Of the models that were drawn one layer of
+      // Gemma with adapters is 2.4 % below, another model 1.2 % above.
       static const std::map<std::string_view, double> wider{
-          {"balance", 0.015}, {"llama4", 0.015}, {"llama4_images", 0.025}, {"llava", 0.015}};
+          {"balance", 0.015}, {"drawn", 0.025}, {"llama4", 0.015}, {"llama4_images", 0.025}, {"llava", 0.015}};
       const bool recomputed = run->client.recompute != RecomputeKind::none && GetParam() != "cnf";
       const auto wide = wider.find(GetParam());
       const double most = !recomputed           ? tolerance(GetParam(), run->setup.policy)
@@ -379,10 +380,10 @@ TEST(HfCnf, OtherRecomputationIsRefused) {
 
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
                          testing::Values("albert", "amp", "balance", "chameleon", "cnf", "dbrx", "deberta", "decoders",
-                                         "dinov2", "dit", "encoders", "experts", "flow", "flux2", "gemma3", "gpt2",
-                                         "gpt_neox", "jamba", "kimi_vl", "llama", "llama4", "llama4_images", "llava",
-                                         "mamba", "mamba2", "partly", "phimoe", "qwen_vl", "sd3", "sd3_pipeline",
-                                         "siglip", "swin", "t5", "towers", "vision"));
+                                         "dinov2", "dit", "drawn", "encoders", "experts", "flow", "flux2", "gemma3",
+                                         "gpt2", "gpt_neox", "jamba", "kimi_vl", "llama", "llama4", "llama4_images",
+                                         "llava", "mamba", "mamba2", "partly", "phimoe", "qwen_vl", "sd3",
+                                         "sd3_pipeline", "siglip", "swin", "t5", "towers", "vision"));
 
 }  // namespace
 }  // namespace shardplan
