@@ -70,21 +70,45 @@ AttentionWindow read_window(ModelConfig& config, std::uint64_t class_default) {
   return {.tokens = config.present("sliding_window") ? config.count("sliding_window", 0) : class_default};
 }
 
+std::optional<std::vector<bool>> read_whole_layers(const ModelConfig& config, std::uint64_t layers) {
+  if (layers > ModelConfig::kMostListed) {
+    config.fail("num_hidden_layers",
+                fmt::format("expected at most {} layers of several kinds, found {}", ModelConfig::kMostListed, layers));
+  }
+  const auto types = config.texts("layer_types");
+  if (!types) return std::nullopt;
+  if (types->size() != layers) {
+    config.fail("layer_types", fmt::format("expected one for each of {} layers, found {}", layers, types->size()));
+  }
+  std::vector<bool> whole;
+  for (const std::string& type : *types) {
+    whole.push_back(type == "full_attention");
+    if (!whole.back() && type != "sliding_attention") {
+      config.fail("layer_types", fmt::format("expected full_attention or sliding_attention, found {}", type));
+    }
+  }
+  return whole;
+}
+
 AttentionWindow read_windows(ModelConfig& config, std::uint64_t class_default, std::uint64_t layers,
                              const std::function<bool(std::uint64_t)>& whole) {
   AttentionWindow window = read_window(config, class_default);
-  const auto types = config.texts("layer_types");
-  if (types && types->size() != layers) {
-    config.fail("layer_types", fmt::format("expected one for each of {} layers, found {}", layers, types->size()));
+  const auto listed = read_whole_layers(config, layers);
+  if (listed && window.tokens == 0 && std::find(listed->begin(), listed->end(), false) != listed->end()) {
+    config.fail("sliding_window", "expected a number of tokens, since layer_types has sliding_attention");
   }
-  for (std::uint64_t i = 0; i < layers; ++i) {
-    const bool sees_all = types ? types->at(i) == "full_attention" : whole(i);
-    if (types && !sees_all && types->at(i) != "sliding_attention") {
-      config.fail("layer_types", fmt::format("expected full_attention or sliding_attention, found {}", types->at(i)));
-    }
-    window.whole.push_back(sees_all);
+  if (window.tokens == 0) return {};
+  for (std::uint64_t i = 0; i < layers; ++i) window.whole.push_back(listed ? listed->at(i) : whole(i));
+  return window;
+}
+
+AttentionWindow read_qwen_windows(ModelConfig& config, std::uint64_t layers, std::uint64_t first_by_default) {
+  if (!config.flag("use_sliding_window", false)) {
+    read_whole_layers(config, layers);
+    return {};
   }
-  return window.tokens == 0 ? AttentionWindow{} : window;
+  const std::uint64_t first = config.count("max_window_layers", first_by_default);
+  return read_windows(config, 4096, layers, [&](std::uint64_t i) { return i < first; });
 }
 
 Modules windowed(Modules modules, const AttentionWindow& window) {
@@ -109,6 +133,7 @@ Modules partly_rotated(const ModelConfig& config, Modules modules, double class_
 
 Modules clipped_projections(const ModelConfig& config, const Architecture& a) {
   if (!config.has("clip_qkv")) return {};
+  config.factor("clip_qkv", 1);
   return activation("self_attn.clip_qkv", "clamp", (a.heads + 2 * a.kv_heads) * a.head_size);
 }
 
@@ -166,7 +191,7 @@ std::span<const Head> decoder_heads() {
       {"ForCausalLM", "model", "lm_head", HeadOutput::vocabulary, false},
       {"Model", "", "", HeadOutput::none, false},
       {"ForSequenceClassification", "model", "score", HeadOutput::labels, false},
-      {"ForTokenClassification", "model", "score", HeadOutput::labels, true},
+      {"ForTokenClassification", "model", "score", HeadOutput::labels, true, 0.1},
       {"ForQuestionAnswering", "transformer", "qa_outputs", HeadOutput::span, true},
   };
   return heads;
@@ -177,7 +202,7 @@ std::span<const Head> mistral_heads() {
       {"ForCausalLM", "model", "lm_head", HeadOutput::vocabulary, false},
       {"Model", "", "", HeadOutput::none, false},
       {"ForSequenceClassification", "model", "score", HeadOutput::labels, false},
-      {"ForTokenClassification", "model", "score", HeadOutput::labels, true},
+      {"ForTokenClassification", "model", "score", HeadOutput::labels, true, 0.1},
       {"ForQuestionAnswering", "model", "qa_outputs", HeadOutput::span, true},
   };
   return heads;

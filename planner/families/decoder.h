@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -35,10 +36,15 @@ struct AttentionWindow {
 };
 // sliding_window, for all layers; absent, it is the class's.
 AttentionWindow read_window(ModelConfig& config, std::uint64_t class_default);
-// And layer_types, "full_attention" or "sliding_attention" for each of the layers; absent, `whole` says of each by its
-// number. Throws ConfigError where the list says something else, or of another number of layers.
+// Which layers see all by layer_types, "full_attention" or "sliding_attention" for each; nothing where the file has no list.
+// Throws ConfigError where it says something else, or of another number of layers.
+std::optional<std::vector<bool>> read_whole_layers(const ModelConfig& config, std::uint64_t layers);
+// sliding_window, for the layers that layer_types says; absent, for those whose number `whole` says no to. Throws ConfigError
+// where layers in a window have none.
 AttentionWindow read_windows(ModelConfig& config, std::uint64_t class_default, std::uint64_t layers,
                              const std::function<bool(std::uint64_t)>& whole);
+// Qwen's: only where use_sliding_window says so, for the layers from max_window_layers on if there is no list.
+AttentionWindow read_qwen_windows(ModelConfig& config, std::uint64_t layers, std::uint64_t first_by_default);
 // The same modules with every attention in this window.
 Modules windowed(Modules modules, const AttentionWindow& window);
 // With a part of each head rotated: partial_rotary_factor.

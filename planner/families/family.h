@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -31,6 +32,8 @@ struct Head {
   std::string_view module;  // the head's name
   HeadOutput output = HeadOutput::none;
   bool bias = false;
+  // Before it, if anything: the class's where the file has neither classifier_dropout nor hidden_dropout.
+  std::optional<double> dropout{};
 };
 
 struct Family {

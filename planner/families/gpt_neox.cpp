@@ -44,7 +44,7 @@ constexpr Head kPhiHeads[] = {
     {"ForCausalLM", "model", "lm_head", HeadOutput::vocabulary, true},
     {"Model", "", "", HeadOutput::none, false},
     {"ForSequenceClassification", "model", "score", HeadOutput::labels, false},
-    {"ForTokenClassification", "model", "score", HeadOutput::labels, true},
+    {"ForTokenClassification", "model", "score", HeadOutput::labels, true, 0.1},
 };
 
 struct FusedOptions {

@@ -6,14 +6,20 @@
 namespace shardplan {
 namespace {
 
+struct DecoderOptions {
+  bool tied = false;  // the head to the embedding, if the file does not say
+  double embedding_dropout = 0;
+};
+
 // Adds embedding, equal blocks, final norm and head.
 void decoder(ModelBuilder& model, const Architecture& a, const Modules& block, Modules norm,
-             bool tied_by_default = false, double embedding_dropout = 0) {
+             const DecoderOptions& options = {}) {
   model.describe(a);
-  model.add(join({embedding("embed_tokens", a.vocabulary, a.hidden), dropout("embedding_dropout", embedding_dropout)}));
+  model.add(join(
+      {embedding("embed_tokens", a.vocabulary, a.hidden), dropout("embedding_dropout", options.embedding_dropout)}));
   model.blocks("layers", a.layers, block);
   model.add(std::move(norm));
-  model.head("embed_tokens", tied_by_default);
+  model.head("embed_tokens", options.tied);
 }
 
 // Of the probabilities.
@@ -61,13 +67,6 @@ void mistral(ModelConfig& config, ModelBuilder& model) {
       rms_norm("norm", a.hidden));
 }
 
-// Layers from max_window_layers on may have a window.
-AttentionWindow read_qwen_windows(ModelConfig& config, const Architecture& a) {
-  if (!config.flag("use_sliding_window", false)) return {};
-  const std::uint64_t first = config.count("max_window_layers", 28);
-  return read_windows(config, 4096, a.layers, [&](std::uint64_t i) { return i < first; });
-}
-
 // Llama with biases on queries, keys and values alone (modeling_qwen2.py).
 void qwen2(ModelConfig& config, ModelBuilder& model) {
   const Architecture a = read_grouped_decoder(config, {.vocabulary = 151936,
@@ -79,7 +78,7 @@ void qwen2(ModelConfig& config, ModelBuilder& model) {
                                                        .max_positions = 32768});
   decoder(model, a,
           join({windowed(split_attention("self_attn", a, {.bias = true, .dropout = attention_dropout(config)}),
-                         read_qwen_windows(config, a)),
+                         read_qwen_windows(config, a.layers, 28)),
                 mlp(config, a), norms_before(a)}),
           rms_norm("norm", a.hidden));
 }
@@ -96,7 +95,7 @@ void qwen3(ModelConfig& config, ModelBuilder& model) {
                                                        .max_positions = 32768});
   decoder(model, a,
           join({windowed(self_attention(config, a, config.flag("attention_bias", false), query_and_key_norms(a)),
-                         read_qwen_windows(config, a)),
+                         read_qwen_windows(config, a.layers, 28)),
                 mlp(config, a), norms_before(a)}),
           rms_norm("norm", a.hidden));
 }
@@ -118,13 +117,13 @@ void olmo(ModelConfig& config, ModelBuilder& model) {
       plain_norm("norm", a.hidden));
 }
 
-// Norms after attention and MLP instead of before, and on all queries and all keys at once.
 Architecture read_olmo2(ModelConfig& config) {
   return read_grouped_decoder(
       config,
       {.vocabulary = 50304, .hidden = 4096, .intermediate = 11008, .layers = 32, .heads = 32, .max_positions = 2048});
 }
 
+// Norms after attention and MLP instead of before, and on all queries and all keys at once.
 void olmo2_in_window(ModelConfig& config, ModelBuilder& model, const Architecture& a, const AttentionWindow& window) {
   decoder(model, a,
           join({windowed(self_attention(config, a, config.flag("attention_bias", false),
@@ -157,6 +156,13 @@ Modules norms_per_head(const ModelConfig& config, const Architecture& a) {
   const Modules norm = layer_norm("", a.head_size, false);
   return join({repeated("q_layernorm.norms", a.heads, norm), repeated("k_layernorm.norms", a.kv_heads, norm)});
 }
+
+constexpr Head kStableLmHeads[] = {
+    {"ForCausalLM", "model", "lm_head", HeadOutput::vocabulary, false},
+    {"Model", "", "", HeadOutput::none, false},
+    {"ForSequenceClassification", "model", "score", HeadOutput::labels, false},
+    {"ForTokenClassification", "model", "score", HeadOutput::labels, true, 0.0},  // its class has a hidden_dropout
+};
 
 // LayerNorm with biases; with a parallel residual only one (modeling_stablelm.py).
 void stablelm(ModelConfig& config, ModelBuilder& model) {
@@ -200,7 +206,7 @@ void cohere(ModelConfig& config, ModelBuilder& model) {
   decoder(model, a,
           join({self_attention(config, a, config.flag("attention_bias", false), norms), mlp(config, a),
                 layer_norm("input_layernorm", a.hidden, false)}),
-          layer_norm("norm", a.hidden, false), true);
+          layer_norm("norm", a.hidden, false), {.tied = true});
 }
 
 // Gemma differs from Llama in its wide heads, its GELU and its tied head (modeling_gemma.py).
@@ -220,7 +226,7 @@ void gemma(ModelConfig& config, ModelBuilder& model) {
   decoder(model, a,
           join({self_attention(config, a, config.flag("attention_bias", false)), gemma_mlp(config, a, "hidden_act"),
                 norms_before(a)}),
-          rms_norm("norm", a.hidden), true);
+          rms_norm("norm", a.hidden), {.tied = true});
 }
 
 // Scores and logits, divided by a number, pass tanh and are multiplied by it again; null, or absent where the class has
@@ -257,7 +263,7 @@ void gemma2(ModelConfig& config, ModelBuilder& model) {
           join({gemma2_block(config, a, {}, window), has_softcap(config, "attn_logit_softcapping", true)
                                                          ? activation("self_attn.softcap", "tanh", a.heads)
                                                          : Modules{}}),
-          rms_norm("norm", a.hidden), true);
+          rms_norm("norm", a.hidden), {.tied = true});
   cap_logits(config, model, a, true);
 }
 
@@ -274,7 +280,8 @@ void gemma3_text(ModelConfig& config, ModelBuilder& model) {
   const std::uint64_t pattern = config.size("sliding_window_pattern", 6);
   const AttentionWindow window =
       read_windows(config, 4096, a.layers, [&](std::uint64_t i) { return (i + 1) % pattern == 0; });
-  decoder(model, a, gemma2_block(config, a, query_and_key_norms(a), window), rms_norm("norm", a.hidden), true);
+  decoder(model, a, gemma2_block(config, a, query_and_key_norms(a), window), rms_norm("norm", a.hidden),
+          {.tied = true});
   cap_logits(config, model, a, false);
 }
 
@@ -316,7 +323,7 @@ void starcoder2(ModelConfig& config, ModelBuilder& model) {
                 plain_mlp("mlp", "c_fc", "c_proj", a.hidden, a.intermediate, function, bias),
                 layer_norm("input_layernorm", a.hidden), layer_norm("post_attention_layernorm", a.hidden),
                 dropout("self_attn.residual_dropout", dropped), dropout("mlp.residual_dropout", dropped)}),
-          layer_norm("norm", a.hidden), true, config.number("embedding_dropout", 0));
+          layer_norm("norm", a.hidden), {.tied = true, .embedding_dropout = config.number("embedding_dropout", 0)});
 }
 
 // LayerNorm, squared ReLU in a plain MLP (modeling_nemotron.py).
@@ -392,7 +399,7 @@ std::span<const Family> llama_families() {
       {"olmo", "Olmo", decoder_heads(), {}, olmo},
       {"olmo2", "Olmo2", decoder_heads(), {}, olmo2},
       {"olmo3", "Olmo3", decoder_heads(), {}, olmo3},
-      {"stablelm", "StableLm", decoder_heads(), {}, stablelm},
+      {"stablelm", "StableLm", kStableLmHeads, {}, stablelm},
       {"cohere", "Cohere", decoder_heads(), {}, cohere},
       {"gemma", "Gemma", decoder_heads(), {}, gemma},
       {"gemma2", "Gemma2", decoder_heads(), {}, gemma2},

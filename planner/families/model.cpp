@@ -223,10 +223,12 @@ void ModelBuilder::head(const std::string& embedding, bool tied_by_default) {
   if (language_model && config_.ties_embeddings(tied_by_default)) {
     last = tied(std::move(last), whole(embedding) + ".weight");
   }
-  // GenericForTokenClassification
-  if (head.module == "score" && head.suffix == "ForTokenClassification") {
-    const std::string_view rate = config_.has("classifier_dropout") ? "classifier_dropout" : "hidden_dropout";
-    add_outside(dropout("dropout", config_.number(rate, 0.1)));
+  if (head.dropout) {
+    double rate = *head.dropout;
+    for (const char* attribute : {"hidden_dropout", "classifier_dropout"}) {
+      if (config_.has(attribute)) rate = config_.number(attribute, 0);
+    }
+    add_outside(dropout("dropout", rate));
   }
   add_outside(std::move(last));
 }

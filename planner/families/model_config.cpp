@@ -112,7 +112,7 @@ double ModelConfig::number(std::string_view attribute, double class_default) con
   const JsonView value = find(attribute);
   if (!value.exists()) return class_default;
   const double number = value.as_number();
-  if (!(number >= 0)) value.fail_expected("a number from 0");
+  if (!(number >= 0 && number <= 1)) value.fail_expected("a number from 0 to 1");
   return number;
 }
 

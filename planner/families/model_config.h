@@ -43,7 +43,7 @@ class ModelConfig {
   bool flag(std::string_view attribute, bool class_default) const;
   // A positive factor: mlp_ratio 4.0.
   double factor(std::string_view attribute, double class_default) const;
-  // A number from 0: a probability.
+  // A number from 0 to 1: a probability.
   double number(std::string_view attribute, double class_default) const;
   // A place in a list, below 0 counted from behind its end.
   std::int64_t index(std::string_view attribute, std::int64_t class_default) const;

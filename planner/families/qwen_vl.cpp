@@ -98,11 +98,7 @@ void text_model(ModelConfig& config, ModelBuilder& model) {
                                                      .heads = 64,
                                                      .kv_heads = 8,
                                                      .max_positions = 32768});
-  AttentionWindow window;
-  if (config.flag("use_sliding_window", false)) {
-    const std::uint64_t first = config.count("max_window_layers", 80);
-    window = read_windows(config, 4096, a.layers, [&](std::uint64_t i) { return i < first; });
-  }
+  const AttentionWindow window = read_qwen_windows(config, a.layers, 80);
   model.describe(a);
   model.add(embedding("embed_tokens", a.vocabulary, a.hidden));
   model.blocks(

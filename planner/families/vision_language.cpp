@@ -135,7 +135,7 @@ void llama4_text(ModelConfig& config, ModelBuilder& model) {
 
 // What pixel_shuffle makes of a patch's features: those of 1 / ratio^2 neighbours.
 std::uint64_t shuffled_width(const ModelConfig& config, std::uint64_t width) {
-  const double ratio = config.number("pixel_shuffle_ratio", 0.5);
+  const double ratio = config.factor("pixel_shuffle_ratio", 0.5);
   constexpr double least = 1.0 / 64;
   if (!(ratio >= least && ratio <= 1))
     config.fail("pixel_shuffle_ratio", fmt::format("expected a number from 1/64 to 1, found {}", ratio));

@@ -90,13 +90,14 @@ Value make_causal_mask(ForwardContext& context, std::uint64_t window, bool image
   const NoGrad no_grad(tape);
   const bool eager = context.attention() == AttentionKind::eager;
   const Shape tokens{context.batch(), s};
+  const MaskKind given = tokens_of_text != 0 ? MaskKind::none : context.client.mask;
   Value padding;
-  if (context.client.mask != MaskKind::none) padding = tape.allocate("to", tokens, DType::boolean);
+  if (given != MaskKind::none) padding = tape.allocate("to", tokens, DType::boolean);
   Value texts;
-  const bool may_be_packed = context.client.mask == MaskKind::none && !context.use_cache() && !context.never_packed;
+  const bool may_be_packed = given == MaskKind::none && !context.use_cache() && !context.never_packed;
   if (may_be_packed && !images) texts = packed_texts(context, s);
   const bool windowed = window != 0 && window <= s;
-  const bool whole = context.client.mask != MaskKind::padded && !texts.defined() && !windowed;
+  const bool whole = given != MaskKind::padded && !texts.defined() && !windowed;
   if (!eager && whole && !images) return {};
   Value mask = visible(context, padding, texts, window != 0, images, s);
   if (!eager) return mask;

@@ -13,7 +13,7 @@ namespace shardplan::autograd {
 //          attention_mask and a model without a cache are taken for packed texts, which need one.
 // `window`: tokens that a token sees, itself included; 0: all. Shorter than the text it needs a mask.
 // `images`: tokens of an image see all of it, which needs a mask too (or_mask_function).
-// `tokens_of_text`: of a decoder that does not read the batch's own text; 0: the batch's.
+// `tokens_of_text`: of a decoder whose text is not the batch's own, which has no attention_mask either; 0: the batch's.
 Value make_causal_mask(ForwardContext& context, std::uint64_t window = 0, bool images = false,
                        std::uint64_t tokens_of_text = 0);
 

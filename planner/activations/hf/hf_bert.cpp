@@ -83,7 +83,8 @@ Value embeddings(ForwardContext& context, const UnitView& unit, const std::strin
   } else {
     places = tape.outside({1, context.tokens()}, DType::i64);  // a buffer
   }
-  const Value words = embedding(tape.outside(tokens, DType::i64), table("word_embeddings").weight);
+  const Value words =
+      embedding_output(context, embedding(tape.outside(tokens, DType::i64), table("word_embeddings").weight));
   Value sum;
   if (unit.has(base + "embeddings.token_type_embeddings")) {
     const Value types = embedding(tape.outside(tokens, DType::i64), table("token_type_embeddings").weight);

@@ -208,7 +208,7 @@ Value base_model(ForwardContext& context, BlockForward block, bool older) {
   const std::string base = prefix_of(context, "wte");
   const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
   const UnitView unit = required_unit(context, base + "wte");
-  const Value words = embedding(ids, unit[base + "wte"].weight);
+  const Value words = embedding_output(context, embedding(ids, unit[base + "wte"].weight));
   const Value places = arange(context, context.tokens()).viewed({1, context.tokens()});
   Value positions;
   Value hidden = words;
@@ -232,7 +232,7 @@ Value gpt2_lm(ForwardContext& context, BlockForward block) {
 // Its blocks are no GradientCheckpointingLayer: the class takes the wish and keeps everything.
 Value bigcode_lm(ForwardContext& context) {
   if (context.client.recompute != RecomputeKind::none) {
-    throw NotModelled("recomputation, which transformers 4.57 accepts and does not do");
+    throw NotModelled("recomputation (transformers 4.57 accepts it and keeps everything)");
   }
   return gpt2_lm(context, bigcode_block);
 }

@@ -70,7 +70,7 @@ Value decoder(ForwardContext& context, BlockForward block, const DecoderNames& n
   const auto whole = [&](std::string_view name) { return base + std::string(name); };
   const UnitView unit = required_unit(context, whole(names.words));
   const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
-  const Value words = embedding(ids, unit[whole(names.words)].weight);
+  const Value words = embedding_output(context, embedding(ids, unit[whole(names.words)].weight));
   const Value positions = arange(context, context.tokens());
   context.shared.mask = make_mask(context);
   Value hidden = dropout(words, dropout_rate(context, whole(names.dropout)));
@@ -261,7 +261,7 @@ Value bloom_lm(ForwardContext& context, BlockForward block) {
   Value hidden;
   {
     const Value ids = tape.outside({context.batch(), context.tokens()}, DType::i64);
-    const Value words = embedding(ids, unit[base + "word_embeddings"].weight);
+    const Value words = embedding_output(context, embedding(ids, unit[base + "word_embeddings"].weight));
     const Value positions = arange(context, context.tokens());
     hidden = layer_norm(unit[base + "word_embeddings_layernorm"], words);
     const Value ones = tape.allocate("ones", {context.batch(), context.tokens()}, DType::f32);
@@ -359,7 +359,8 @@ Value opt_lm(ForwardContext& context, BlockForward block) {
   Value hidden;
   {
     const Shape tokens{context.batch(), context.tokens()};
-    Value words = embedding(tape.outside(tokens, DType::i64), unit[base + "embed_tokens"].weight);
+    Value words =
+        embedding_output(context, embedding(tape.outside(tokens, DType::i64), unit[base + "embed_tokens"].weight));
     const Value range = arange(context, context.tokens());
     const Value ones = tape.allocate("ones", tokens, DType::f32);
     context.shared.mask = make_older_mask(context, true);

@@ -310,7 +310,7 @@ Value causal_lm(ForwardContext& context, const CausalLm& model) {
   if (!head) {
     context.locals.clear();
     if (!context.routed.empty()) throw NotModelled("output_router_logits of layers on other ranks");
-    Value loss = label_loss(context, hidden);
+    Value loss = label_loss(context, model.head, hidden);
     tape.release_kept();
     return loss;
   }

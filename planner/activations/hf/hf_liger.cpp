@@ -145,10 +145,17 @@ Value liger_llama(ForwardContext& context) {
   return causal_lm(context, {.block = liger_block, .norm = liger_norm, .fused_loss = fused_linear_cross_entropy});
 }
 
+Value liger_qwen2(ForwardContext& context) {
+  return causal_lm(context, {.block = liger_block,
+                             .norm = liger_norm,
+                             .masks = Masks::window_if_asked,
+                             .fused_loss = fused_linear_cross_entropy});
+}
+
 }  // namespace
 
 std::span<const HfFamily> hf_liger_families() {
-  static constexpr HfFamily families[] = {{"llama", liger_llama}, {"mistral", liger_llama}, {"qwen2", liger_llama}};
+  static constexpr HfFamily families[] = {{"llama", liger_llama}, {"mistral", liger_llama}, {"qwen2", liger_qwen2}};
   return families;
 }
 

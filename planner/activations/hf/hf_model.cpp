@@ -7,6 +7,7 @@
 #include <iterator>
 #include <utility>
 
+#include "base/error.h"
 #include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
 
@@ -53,7 +54,9 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
     std::vector<Value> outputs;
     outputs.push_back(forward(inputs[0]));
     for (const Carried member : carried) {
-      if ((context.shared.*member).defined()) outputs.push_back(std::move(context.shared.*member));
+      const bool defined = (context.shared.*member).defined();
+      SHARDPLAN_CHECK(defined || carried.size() == 1, "of several things that a block carries on one is missing");
+      if (defined) outputs.push_back(std::move(context.shared.*member));
     }
     std::move(context.routed.begin(), context.routed.end(), std::back_inserter(outputs));
     context.shared = std::move(before);

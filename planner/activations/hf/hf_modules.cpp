@@ -180,7 +180,21 @@ Value of_last_tokens(ForwardContext& context, const Value& logits) {
 
 }  // namespace
 
-Value label_loss(ForwardContext& context, const Value& hidden) {
+namespace {
+
+// A head that has no loss here is a linear module behind everything else.
+void refuse_other_heads(const ForwardContext& context, std::string_view words) {
+  if (has_module(context, words) || has_module(context, "score")) return;
+  const ModuleRun& last = context.model.modules.back();
+  for (const Module& m : last.modules) {
+    if (!last.numbered && m.kind == ModuleKind::linear) throw NotModelled(fmt::format("the head {}", m.name));
+  }
+}
+
+}  // namespace
+
+Value label_loss(ForwardContext& context, std::string_view words, const Value& hidden) {
+  refuse_other_heads(context, words);
   const auto unit = unit_with(context, "score");
   if (!unit) return hidden;
   Tape& tape = context.tape;
@@ -197,7 +211,7 @@ Value label_loss(ForwardContext& context, const Value& hidden) {
 Value language_loss(ForwardContext& context, std::string_view head, const Value& hidden, bool wide) {
   Tape& tape = context.tape;
   const auto unit = unit_with(context, head);
-  if (!unit) return label_loss(context, hidden);
+  if (!unit) return label_loss(context, head, hidden);
   const Purpose before = tape.set_purpose(Purpose::loss);
   Value logits = linear(hidden, (*unit)[head]);
   if (wide) logits = to(logits, DType::f32);

@@ -59,9 +59,9 @@ Value token_loss(const Value& logits);
 // both, or of one text views.
 Value shifted_loss_of_all(ForwardContext& context, const Value& logits);
 
-// The loss of a decoder's head "score", which knows labels, not words: of each text or of each token. `hidden` itself where
-// this rank has no such head.
-Value label_loss(ForwardContext& context, const Value& hidden);
+// The loss of a decoder's head "score", which knows labels, not words: of each text or of each token. `hidden` itself of a bare
+// model, and where the head, `words` or this one, is another rank's. Throws NotModelled of any other head.
+Value label_loss(ForwardContext& context, std::string_view words, const Value& hidden);
 // A head's logits of all tokens and their causal loss; `wide`: logits are cast to fp32 as they are made. label_loss() where
 // this rank has no `head`.
 Value language_loss(ForwardContext& context, std::string_view head, const Value& hidden, bool wide = false);

@@ -147,7 +147,7 @@ struct Stack {
 
 Value t5_stack(ForwardContext& context, const Stack& stack) {
   const std::string words = stack.name + ".embed_tokens";
-  const Value embedded = embedding(stack.ids, required_unit(context, words)[words].weight);
+  const Value embedded = embedding_output(context, embedding(stack.ids, required_unit(context, words)[words].weight));
   const Value positions = arange(context, stack.tokens);
   const Value ones = context.tape.allocate("ones", {context.batch(), stack.tokens}, DType::f32);
   const bool decodes = context.shared.encoded.defined();
@@ -162,6 +162,7 @@ Value t5_stack(ForwardContext& context, const Stack& stack) {
   for (Value* value :
        {&context.shared.mask, &context.shared.bias, &context.shared.cross_mask, &context.shared.cross_bias})
     value->reset();
+  context.makes_biases = false;
   return dropout(hidden, dropped);
 }
 
@@ -265,6 +266,7 @@ Value bart_stack(ForwardContext& context, const Stack& stack) {
                       (context.client.mask == MaskKind::ones && context.attention() == AttentionKind::eager);
   // The table of words may lie in another unit: it is the whole model's.
   const std::string table = stack.name + ".embed_tokens";
+  // Not the module that peft asks for a gradient, which is the model's `shared`: see embedding_output().
   const Value words = scale(embedding(stack.ids, required_unit(context, table)[table].weight));
   const UnitView unit = required_unit(context, stack.name + ".embed_positions");
   Value ones;
@@ -334,7 +336,7 @@ Value whisper_encoder(ForwardContext& context, const std::string& name) {
 Value whisper_decoder(ForwardContext& context, const std::string& name, const Value& ids) {
   Tape& tape = context.tape;
   const std::string table = name + ".embed_tokens";
-  const Value words = embedding(ids, required_unit(context, table)[table].weight);
+  const Value words = embedding_output(context, embedding(ids, required_unit(context, table)[table].weight));
   const UnitView unit = required_unit(context, name + ".embed_positions");
   const Value range = arange(context, ids.size(1));
   const Value places = tape.allocate("repeat", ids.shape(), DType::i64);

@@ -22,6 +22,9 @@ import torch_step
 
 ACTIVATIONS = ("silu", "gelu", "relu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "tanh")
 DROPPED = (0.1,)
+QUERIES_AND_VALUES = ("all-linear", ["q_proj", "v_proj"])
+ADAPTED = {**{name: QUERIES_AND_VALUES for name in ("llama", "qwen2", "mistral", "gemma", "gemma2", "qwen3", "bart")},
+           "gpt2": (["c_attn"], ["c_attn", "c_proj"]), "t5": (["q", "v"],), "bert": (["query", "value"],)}
 
 
 class Drawing:
@@ -114,8 +117,8 @@ class Drawing:
                  **self.some(checkpoint=(True,)), **({} if sees or name == "whisper" else self.some(mask=("ones", "padded")))}
         if name in ("t5", "mt5", "bart", "whisper"):
             drawn["target"] = self.one(9, 20, 33, 64)
-        if name in ("llama", "qwen2", "mistral", "gemma", "qwen3") and self.random.random() < 0.3:
-            drawn["lora"] = {"r": self.one(4, 8), "target_modules": self.one("all-linear", ["q_proj", "v_proj"])}
+        if name in ADAPTED and self.random.random() < 0.3:
+            drawn["lora"] = {"r": self.one(4, 8), "target_modules": self.one(*ADAPTED[name])}
         elif name in ("llama", "qwen2", "gemma2", "olmo2", "mixtral") and self.random.random() < 0.3:
             drawn["freeze"] = [self.one("model.embed_tokens.*", "*.mlp.*", "*norm.weight", "*.self_attn.*", "*.layers.0.*")]
         return drawn
@@ -184,8 +187,13 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--to", default=os.path.join(make_goldens.FOLDER, "drawn.json"))
-    parser.add_argument("families", nargs="*", metavar="FAMILY")
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=" ".join(FAMILIES))
     options = parser.parse_args()
+    unknown = sorted(set(options.families) - set(FAMILIES))
+    if unknown:
+        parser.error(f"unknown FAMILY {unknown[0]}")
+    if options.families and options.to == parser.get_default("to"):
+        parser.error("--to FILE is needed where families are named: drawn.json is of all")
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     torch_step.work_without_gpu()

@@ -318,6 +318,25 @@ TEST(HfRefusals, SayWhichImagesAreNotKnown) {
   EXPECT_TRUE(says(refusal(R"({"_class_name": "DiT", "input_size": 33})", {}, 0, 0), "patch_size does not divide"));
 }
 
+// A head without a loss here is refused by its name; a bare model has none, and the head of another rank is none of this one's.
+TEST(HfRefusals, OfHeads) {
+  const auto refusal = [](std::string_view type, std::string_view architecture) {
+    const std::string config =
+        fmt::format(R"({{"model_type": "{}", "architectures": ["{}"], "pad_token_id": 0}})", type, architecture);
+    const Model model = model_from_hf_config(JsonDocument(config, "config.json").root());
+    ClientSetup client;
+    client.sequence = 16;
+    return activity_of(model, model.catalog, {}, client).unknown_because;
+  };
+  for (const char* known :
+       {"LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaForTokenClassification", "LlamaModel"}) {
+    EXPECT_EQ(refusal("llama", known), "") << known;
+  }
+  EXPECT_NE(refusal("llama", "LlamaForQuestionAnswering").find("the head qa_outputs"), std::string::npos);
+  EXPECT_NE(refusal("gpt2", "GPT2ForTokenClassification").find("the head classifier"), std::string::npos);
+  EXPECT_NE(refusal("gpt_bigcode", "GPTBigCodeForTokenClassification").find("the head classifier"), std::string::npos);
+}
+
 // Of one step of a flow in fp32, without gradients of parameters.
 double flow_peak(const std::string& config, std::uint64_t samples, RecomputeKind recompute) {
   const Model model = model_from_hf_config(JsonDocument(config, "config.json").root());

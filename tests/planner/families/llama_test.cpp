@@ -2,6 +2,8 @@
 #include <fmt/ranges.h>
 #include <gtest/gtest.h>
 
+#include <stdexcept>
+
 #include "planner/formats/hf_config.h"
 #include "tests/planner/families/config_text.h"
 #include "tests/support/config_error.h"
@@ -235,6 +237,48 @@ TEST(Llama, BadConfigsAreOneErrorWithFileAndKey) {
   }
   expect_config_error([] { llama({{"architectures", "[3]"}}); }, "config.json", "architectures[0]",
                       "expected a string, found 3");
+}
+
+const AttentionSizes& attention_of(const Model& model) {
+  for (const ModuleRun& run : model.modules) {
+    for (const Module& module : run.modules) {
+      if (module.attention) return *module.attention;
+    }
+  }
+  throw std::logic_error("a model without attention");
+}
+
+TEST(Windows, AreOfTheLayersThatTheFileOrTheClassNames) {
+  const auto whole = [](const Keys& changes) { return attention_of(llama(changes)).whole; };
+  const auto window = [](const Keys& changes) { return attention_of(llama(changes)).window; };
+  const Keys qwen{{"model_type", "\"qwen3\""}, {"use_sliding_window", "true"}, {"max_window_layers", "2"}};
+  EXPECT_EQ(whole(qwen), (std::vector<bool>{true, true, false}));
+  Keys listed = qwen;
+  listed["layer_types"] = R"(["sliding_attention", "full_attention", "sliding_attention"])";
+  EXPECT_EQ(whole(listed), (std::vector<bool>{false, true, false}));
+  EXPECT_EQ(window(listed), 4096U);
+  EXPECT_EQ(window({{"model_type", "\"qwen3\""}}), 0U);
+  EXPECT_EQ(whole({{"model_type", "\"gemma2\""}}), (std::vector<bool>{false, true, false}));
+  // Mistral's class reads no layer_types.
+  EXPECT_EQ(whole({{"model_type", "\"mistral\""}, {"layer_types", R"(["full_attention"])"}}), std::vector<bool>{});
+  EXPECT_EQ(window({{"model_type", "\"mistral\""}, {"sliding_window", "null"}}), 0U);
+}
+
+TEST(Windows, ListsThatSaySomethingElseAreErrors) {
+  const auto fails = [](const Keys& changes, const char* key, const char* problem) {
+    expect_config_error([&] { llama(changes); }, "config.json", key, problem);
+  };
+  const auto gemma = [](const char* types) { return Keys{{"model_type", "\"gemma2\""}, {"layer_types", types}}; };
+  fails(gemma(R"(["full_attention"])"), "layer_types", "expected one for each of 3 layers, found 1");
+  fails(gemma(R"(["full_attention", "x", "full_attention"])"), "layer_types",
+        "expected full_attention or sliding_attention, found x");
+  fails({{"model_type", "\"qwen3\""}, {"layer_types", R"(["x", "x", "x"])"}}, "layer_types", "found x");
+  Keys without = gemma(R"(["full_attention", "full_attention", "sliding_attention"])");
+  without["sliding_window"] = "null";
+  fails(without, "sliding_window", "since layer_types has sliding_attention");
+  fails({{"model_type", "\"olmo3\""}, {"num_hidden_layers", "2147483647"}}, "num_hidden_layers",
+        "expected at most 65536 layers of several kinds");
+  fails({{"model_type", "\"olmo\""}, {"clip_qkv", "-3"}}, "clip_qkv", "expected a positive number");
 }
 
 TEST(Llama, ModelsBeyond64BitsAreErrorsNotWraps) {
