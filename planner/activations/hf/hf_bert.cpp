@@ -233,13 +233,23 @@ Value head_of_first_token(const UnitView& unit, const Value& hidden) {
   return linear(dropout(features, unit, "classifier.dropout"), unit["classifier.out_proj"]);
 }
 
-// A bare model: what its pooler makes of the first token is no part of the loss, and lives until the model has returned.
-void pool_aside(ForwardContext& context, const Value& hidden) {
-  const auto unit = unit_with(context, "pooler.dense");
-  if (!unit) return;
-  const NoGrad no_grad(context.tape);
-  context.tape.keep(activate(linear(first_token(hidden), (*unit)["pooler.dense"]), *unit, "pooler.activation"));
-  context.tape.release_kept();
+// What a pooler makes of the first token; `hidden` itself where there is none.
+Value pooled(const ForwardContext& context, const UnitView& unit, const Value& hidden) {
+  const std::string base = unit.has("pooler.dense") ? "" : prefix_of(context, "embeddings.word_embeddings");
+  const std::string pooler = base + (unit.has(base + "pooler") ? "pooler" : "pooler.dense");  // the first is ALBERT's
+  if (!unit.has(pooler)) return hidden;
+  const Value features = linear(dropout(first_token(hidden), unit, base + "pooler.dropout"), unit[pooler]);
+  return activate(features, unit, base + "pooler.activation");
+}
+
+// Of words, and of whether two texts follow one another (BertForPreTraining, AlbertForPreTraining).
+Value pretraining_loss(ForwardContext& context, const UnitView& unit, const WordHead& words, std::string_view pair,
+                       const Value& hidden) {
+  const Value first = pooled(context, unit, hidden);
+  const Value logits = word_logits(unit, words, hidden);
+  const Value order = linear(dropout(first, dropout_rate(context, "dropout")), unit[pair]);
+  const Value of_words = token_loss(logits);
+  return add(of_words, token_loss(order));
 }
 
 }  // namespace
@@ -251,10 +261,10 @@ Value encoder_loss(ForwardContext& context, const Value& hidden) {
   for (const WordHead& head : kWordHeads) {
     const auto unit = unit_with(context, head.decoder);
     if (!unit) continue;
-    if (unit->has("cls.seq_relationship") || unit->has("sop_classifier.classifier")) {
-      throw NotModelled("two heads at once");
+    for (const char* pair : {"cls.seq_relationship", "sop_classifier.classifier"}) {
+      if (unit->has(pair)) loss = pretraining_loss(context, *unit, head, pair, hidden);
     }
-    loss = token_loss(word_logits(*unit, head, hidden));
+    if (!loss.defined()) loss = token_loss(word_logits(*unit, head, hidden));
     tape.set_purpose(before);
     return loss;
   }
@@ -267,16 +277,11 @@ Value encoder_loss(ForwardContext& context, const Value& hidden) {
   if (model.empty()) {
     tape.set_purpose(before);
     pool_aside(context, hidden);
-    return hidden;
+    return total(hidden);
   }
   const UnitView unit = required_unit(context, "classifier");
-  const std::string base = unit.has("pooler.dense") ? "" : model;
-  Value features = hidden;
-  const std::string pooler = base + (unit.has(base + "pooler") ? "pooler" : "pooler.dense");  // the first is ALBERT's
-  if (unit.has(pooler)) {
-    features = linear(dropout(first_token(hidden), unit, base + "pooler.dropout"), unit[pooler]);
-    features = activate(features, unit, base + "pooler.activation");
-  } else if (unit.has("pre_classifier")) {
+  Value features = pooled(context, unit, hidden);
+  if (unit.has("pre_classifier")) {
     features = activate(linear(first_token(hidden), unit["pre_classifier"]), unit, "pre_classifier.activation");
   }
   features = dropout(features, dropout_rate(context, "dropout"));

@@ -146,6 +146,14 @@ Value first_token(const Value& x) {
   return slice(x, {x.size(0), x.size(2)});
 }
 
+void pool_aside(ForwardContext& context, const Value& hidden) {
+  const auto unit = unit_with(context, "pooler.dense");
+  if (!unit) return;
+  const NoGrad no_grad(context.tape);
+  context.tape.keep(activate(linear(first_token(hidden), (*unit)["pooler.dense"]), *unit, "pooler.activation"));
+  context.tape.release_kept();
+}
+
 Value token_loss(const Value& logits) {
   return cross_entropy(view(logits, {logits.elements() / logits.size(-1), logits.size(-1)}));
 }
@@ -182,19 +190,20 @@ Value of_last_tokens(ForwardContext& context, const Value& logits) {
 
 namespace {
 
-// A head that has no loss here is a linear module behind everything else.
-void refuse_other_heads(const ForwardContext& context, std::string_view words) {
-  if (has_module(context, words) || has_module(context, "score")) return;
+// Without a head what is trained is the sum of the features. A head that has no loss here is a linear module behind everything else.
+Value sum_of_features(ForwardContext& context, const Value& hidden) {
   const ModuleRun& last = context.model.modules.back();
+  if (last.numbered) return hidden;
   for (const Module& m : last.modules) {
-    if (!last.numbered && m.kind == ModuleKind::linear) throw NotModelled(fmt::format("the head {}", m.name));
+    if (m.kind == ModuleKind::linear) throw NotModelled(fmt::format("the head {}", m.name));
   }
+  return unit_with(context, last.modules.back().name) ? total(hidden) : hidden;
 }
 
 }  // namespace
 
 Value label_loss(ForwardContext& context, std::string_view words, const Value& hidden) {
-  refuse_other_heads(context, words);
+  if (!has_module(context, words) && !has_module(context, "score")) return sum_of_features(context, hidden);
   const auto unit = unit_with(context, "score");
   if (!unit) return hidden;
   Tape& tape = context.tape;

@@ -52,6 +52,9 @@ Value eager_attention(const Value& q, const Value& k, const Value& v, const Atte
 // x[:, 0] of [b, s, h].
 Value first_token(const Value& x);
 
+// Of a bare encoder: what its pooler makes of the first token is no part of the loss, and lives until the model has returned.
+void pool_aside(ForwardContext& context, const Value& hidden);
+
 // Mean cross entropy of every token in the logits' dtype, with labels of the batch.
 Value token_loss(const Value& logits);
 
@@ -59,8 +62,8 @@ Value token_loss(const Value& logits);
 // both, or of one text views.
 Value shifted_loss_of_all(ForwardContext& context, const Value& logits);
 
-// The loss of a decoder's head "score", which knows labels, not words: of each text or of each token. `hidden` itself of a bare
-// model, and where the head, `words` or this one, is another rank's. Throws NotModelled of any other head.
+// The loss of a decoder's head "score", which knows labels, not words: of each text or of each token; of a bare model the
+// sum of its features. `hidden` itself where that is another rank's. Throws NotModelled of any other head than `words`.
 Value label_loss(ForwardContext& context, std::string_view words, const Value& hidden);
 // A head's logits of all tokens and their causal loss; `wide`: logits are cast to fp32 as they are made. label_loss() where
 // this rank has no `head`.

@@ -86,6 +86,10 @@ Value class_loss(ForwardContext& context, const UnitView& head, const Value& fea
 
 Value vit(ForwardContext& context, BlockForward block) {
   const Value hidden = vit_encoder(context, block);
+  if (!has_module(context, "classifier")) {
+    pool_aside(context, hidden);
+    return total(hidden);
+  }
   const UnitView head = required_unit(context, "classifier");
   return class_loss(context, head, first_token(hidden));
 }
@@ -93,6 +97,7 @@ Value vit(ForwardContext& context, BlockForward block) {
 // The classifier reads the model's own token beside the mean of the patches.
 Value dinov2(ForwardContext& context, BlockForward block) {
   const Value hidden = vit_encoder(context, block);
+  if (!has_module(context, "classifier")) return total(hidden);
   const UnitView head = required_unit(context, "classifier");
   const Value token = first_token(hidden);
   const Value others = slice(hidden, {hidden.size(0), hidden.size(1) - 1, hidden.size(2)});

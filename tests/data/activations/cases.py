@@ -301,9 +301,10 @@ FILES = {
         ("distilbert", model("distilbert", "DistilBertForMaskedLM", vocab_size=96, dim=128, hidden_dim=320, n_layers=3,
                              n_heads=4, max_position_embeddings=128), brief()),
         ("albert", model("albert", "AlbertForMaskedLM", **ENCODER, embedding_size=64), brief()),
-        ("deberta-v2", model("deberta-v2", "DebertaV2ForMaskedLM", **ENCODER, relative_attention=True,
-                             pos_att_type=["p2c", "c2p"], position_buckets=16, share_att_key=True,
-                             norm_rel_ebd="layer_norm", type_vocab_size=0), brief(attentions=("eager",))),
+        ("bert, both heads of its first training", model("bert", "BertForPreTraining", **ENCODER),
+         [*brief(), *brief(mask="padded")[:1], run("sdpa", "bf16", 5, 40, checkpoint=True)]),
+        ("albert, both heads of its first training", model("albert", "AlbertForPreTraining", **ENCODER, embedding_size=48,
+                                                            classifier_dropout_prob=0.1), brief()),
     ],
     "t5": [
         ("t5", model("t5", "T5ForConditionalGeneration", **T5),
@@ -361,6 +362,8 @@ FILES = {
     "dinov2": [
         ("dinov2, dropped paths", model("dinov2", "Dinov2ForImageClassification", **{**VISION, "intermediate_size": 512}, mlp_ratio=4,
                                         drop_path_rate=0.2), brief(lengths=(None, None))),
+        ("dinov2, no head", model("dinov2", "Dinov2Model", **{**VISION, "intermediate_size": 512}, mlp_ratio=4), brief(lengths=(None, None))),
+        ("vit, no head", model("vit", "ViTModel", **VISION), brief(lengths=(None, None))),
     ],
     "siglip": [
         ("siglip, a classifier", model("siglip", "SiglipForImageClassification",

@@ -188,6 +188,8 @@ def batch_of(config, setup):
         batch["input_ids"].of_images = images * (height // smaller) * (width // smaller)
     if "mask" in setup:
         batch["attention_mask"] = integers(count, length)
+    if "ForPreTraining" in config["architectures"][0]:
+        batch["next_sentence_label" if config["model_type"] == "bert" else "sentence_order_label"] = integers(count)
     if "TokenClassification" in config["architectures"][0]:
         batch["labels"] = integers(count, length)
     elif "Classification" in config["architectures"][0]:
