@@ -268,14 +268,14 @@ std::string_view placed(const ForwardContext& context, std::string_view module) 
   return bare ? module.substr(base.size()) : module;
 }
 
-// What the first block reads; of a later stage of a pipeline, what has come from the one before.
+// What the first block reads; of a later stage of a pipeline, what has come from the one before, which waits for its gradient.
 Value first_features(ForwardContext& context, const CausalLm& model) {
   Tape& tape = context.tape;
   const std::string_view name = placed(context, model.embedding);
   const auto unit = unit_with(context, name);
   if (!unit) {
     const Shape shape{context.batch(), context.tokens(), context.model.architecture.hidden};
-    return tape.allocate("received", shape, context.setup.policy.parameter);
+    return Tape::requiring_grad(tape.allocate("received", shape, context.setup.policy.parameter));
   }
   if (model.embed != nullptr) return model.embed(context);
   const Value tokens = tape.outside({context.batch(), context.tokens()}, DType::i64);

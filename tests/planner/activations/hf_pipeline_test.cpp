@@ -161,7 +161,8 @@ TEST(HfPipeline, LaterStagesAreThoseOfTheLanguageModel) {
   }
 }
 
-// Each block of a pipeline keeps what it keeps in the whole model. The first of a stage keeps what they all share, too.
+// Each block of a pipeline keeps what it keeps in the whole model, and the first of a stage what the first of the model does: what its
+// blocks share besides, and its input waits for a gradient too.
 TEST(HfPipeline, BlocksKeepWhatTheyKeepInTheWholeModel) {
   for (const auto& [config, stack] :
        {std::pair<std::string, std::string>{llava(), "language_model.model.layers"}, {qwen25_vl(), "model.layers"}}) {
@@ -171,6 +172,7 @@ TEST(HfPipeline, BlocksKeepWhatTheyKeepInTheWholeModel) {
     std::size_t compared = 0;
     for (const Activity& stage : stages_of(model, 3, step)) {
       const auto blocks = saved_by_block(stage, stack);
+      EXPECT_EQ(blocks.begin()->second, whole.begin()->second) << blocks.begin()->first;
       for (auto block = std::next(blocks.begin()); block != blocks.end(); ++block, ++compared) {
         EXPECT_EQ(block->second, whole.at(block->first)) << block->first;
       }
