@@ -117,21 +117,29 @@ constexpr Family kQwen25Tower{"qwen2_5_vl_vision", "Qwen2_5_VL", kTowerHeads, {}
 constexpr Family kText{"qwen2_vl_text", "Qwen2VL", kTextHeads, {}, text_model};
 
 // Older files have what is the language model's beside vision_config (configuration_qwen2_5_vl.py).
-void both(ModelConfig& config, ModelBuilder& model, const Family& tower) {
-  model.nested("visual", config.nested("vision_config", tower, "VisionModel"), Part::tower);
+// `width`: the tower's key of what its merger makes of a token, which takes the place of a word.
+void both(ModelConfig& config, ModelBuilder& model, const Family& tower, std::string_view width) {
+  const ModelConfig vision = config.nested("vision_config", tower, "VisionModel");
   const bool older = !config.has("text_config");
-  model.nested("", older ? config.as(kText, "ForCausalLM") : config.nested("text_config", kText, "ForCausalLM"),
-               Part::main);
+  const ModelConfig text = older ? config.as(kText, "ForCausalLM") : config.nested("text_config", kText, "ForCausalLM");
+  const std::uint64_t merged = vision.optional_size(width).value_or(3584);
+  const std::uint64_t words = width_of(text, 8192);
+  if (merged != words) {
+    vision.fail(width, fmt::format("expected {}, as {}hidden_size of the language model, {}", words,
+                                   older ? "" : "text_config.", vision.found(width, merged)));
+  }
+  model.nested("visual", vision, Part::tower);
+  model.nested("", text, Part::main);
 }
 
 }  // namespace
 
 void qwen2_vl(ModelConfig& config, ModelBuilder& model) {
-  both(config, model, kQwen2Tower);
+  both(config, model, kQwen2Tower, "hidden_size");
 }
 
 void qwen2_5_vl(ModelConfig& config, ModelBuilder& model) {
-  both(config, model, kQwen25Tower);
+  both(config, model, kQwen25Tower, "out_hidden_size");
 }
 
 }  // namespace shardplan

@@ -7,6 +7,7 @@
 #include "tools/memcalc/error_bar.h"
 #include "tools/memcalc/output.h"
 #include "tools/memcalc/text_parts.h"
+#include "tools/memcalc/uncounted.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -172,12 +173,12 @@ std::string error_bar_line(const PlanOptions& options, const DeviceMemory& devic
 std::string client_lines(const PlanOptions& options, const Planned& planned, const Style& style) {
   const DeviceMemory& device = planned.worst().device;
   if (!device.peak_allocated) {
-    const std::vector<std::string>& notes = planned.report.notes;
-    const bool noted = std::any_of(notes.begin(), notes.end(), [](const std::string& note) {
-      return note.starts_with("activations are not counted");
-    });
-    const char* why = noted || options.sequence ? "not counted (see the note)" : "not counted: say --seq";
-    return fmt::format("  {:<22}{:>24}\n", "activations, loss", why);
+    const std::string& why = planned.uncounted[planned.report.worst];
+    if (!why.empty()) {
+      return fmt::format("  {:<22}{:>24}   {}{}{}\n", "activations, loss", "not counted", style.dim, why, style.off);
+    }
+    return fmt::format("  {:<22}{:>24}\n", "activations, loss",
+                       options.sequence ? "not counted" : "not counted: say --seq");
   }
   const ClientSetup client = options.whole_client();
   const PeakMemory& peak = device.at_peak;
@@ -186,7 +187,7 @@ std::string client_lines(const PlanOptions& options, const Planned& planned, con
     text += fmt::format("  {:<22}{:>24}   {}{}{}\n", what, in_gb(bytes.value_or(Bytes{})), style.dim, words, style.off);
   };
   add("activations", peak.activations,
-      fmt::format("{}, {}, recompute {}", name(client.profile), samples_text(planned.catalog, client),
+      fmt::format("{}, {}, recompute {}", name(client.profile), samples_text(planned, client),
                   recompute_words(client.recompute, client.recompute_every)));
   add("loss", peak.loss,
       fmt::format("logits and what is made of them, {}", loss_words(client.loss, client.loss_chunks)));
@@ -272,6 +273,10 @@ std::string verdict(const Planned& planned, const Style& style) {
                        in_gb(needed - planned.gpu->bytes));
   } else if (planned.fits == true) {
     text = fmt::format("{}It fits{} and leaves {}", style.good, style.off, in_gb(planned.gpu->bytes - needed));
+  } else if (const std::string unknown = left_out(planned); !unknown.empty()) {
+    text = planned.gpu ? fmt::format("{}Whether it fits is not known:{} {}; of {}, the {} leaves {}", style.bold,
+                                     style.off, unknown, rank.role, what, in_gb(planned.gpu->bytes - needed))
+                       : fmt::format("Each GPU of {} needs {}; {}", rank.role, both(needed), unknown);
   } else if (planned.gpu && counted) {
     text = fmt::format("{}The {} fits{} and leaves {} for {}", style.good, what, style.off,
                        in_gb(planned.gpu->bytes - needed),

@@ -13,6 +13,7 @@
 #include "planner/formats/read_model.h"
 #include "planner/snapshot.h"
 #include "planner/world_report.h"
+#include "tools/memcalc/uncounted.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -58,7 +59,7 @@ void add_snapshots(const PlanOptions& options, Sized& sized) {
 Sized size_on_two_axes(const PlanOptions& options, const Catalog& catalog) {
   const auto [others, experts] = split_by_data_axis(catalog);
   const Setup setup = expert_setup(options.setup);
-  Sized sized{.report = {}, .held = others, .plan = {}, .experts = {}, .terms = {}};
+  Sized sized{.report = {}, .held = others, .plan = {}, .experts = {}, .terms = {}, .uncounted = {}};
   if (options.engine == Engine::paper) {
     sized.report = with_experts(report_paper(others, options.setup), report_paper(experts, setup));
     return sized;
@@ -139,7 +140,7 @@ void add_activations(const PlanOptions& options, const Model& model, const Catal
     add_client(sized.report.ranks.front().device, engine_holds(options, sized), *client.holds);
     add_reserved(options, model, catalog, stage, sized);
   } else {
-    sized.report.notes.push_back(fmt::format("activations are not counted: {}", client.unknown_because));
+    sized.uncounted = client.unknown_because;
   }
 }
 
@@ -159,6 +160,7 @@ Planned plan_and_report(const PlanOptions& options, Model model) {
     Sized& of_kind = sized.emplace_back(size_kind(options, planned.kinds[i].catalog));
     add_activations(options, model, planned.kinds[i].catalog, i, of_kind);
     reports.push_back(of_kind.report);
+    planned.uncounted.push_back(of_kind.uncounted);
   }
   planned.report = world_report(planned.kinds, std::move(reports));
   Sized& worst = sized[planned.report.worst];
@@ -166,7 +168,10 @@ Planned plan_and_report(const PlanOptions& options, Model model) {
   planned.plan = std::move(worst.plan);
   planned.experts = std::move(worst.experts);
   planned.terms = std::move(worst.terms);
+  planned.samples = samples_of(model);
   planned.catalog = std::move(model.catalog);
+  add_uncounted_notes(planned);
+  add_notes_of_samples(options, planned.samples, planned.catalog.family, planned.report.notes);
   add_notes(options, planned.catalog, planned.report);
   if (planned.gpu && least_device_bytes(planned.worst()) > planned.gpu->bytes) {
     planned.fits = false;
@@ -274,7 +279,7 @@ Sized size_kind(const PlanOptions& options, const Catalog& catalog) {
   if (ours && experts_apart(options.setup.parallel) && holds_experts(catalog)) {
     return size_on_two_axes(options, catalog);
   }
-  Sized sized{.report = {}, .held = catalog, .plan = {}, .experts = {}, .terms = {}};
+  Sized sized{.report = {}, .held = catalog, .plan = {}, .experts = {}, .terms = {}, .uncounted = {}};
   if (!ours) {
     EngineOptions engine = options.engine_options;
     engine.gpus_per_node = options.node_gpus();
@@ -324,10 +329,9 @@ EngineHolds engine_holds(const PlanOptions& options, const Sized& sized) {
     if (options.client.fresh_gradients) held.gradients = Bytes{};
     if (options.client.roots_at_once) updating.workspace = second_moments(device);
     return {.computing = held, .updating = updating};
-  } else {
-    // The arena is one allocation, whatever of it is in use: alignment and packing count too.
-    held.workspace = sized.report.ranks.front().arenas->device - sum(held);
   }
+  // The arena is one allocation, whatever of it is in use: alignment and packing count too.
+  held.workspace = sized.report.ranks.front().arenas->device - sum(held);
   return {.computing = held, .updating = held};
 }
 

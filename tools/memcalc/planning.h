@@ -12,6 +12,7 @@
 #include "planner/parallel.h"
 #include "planner/report.h"
 #include "tools/memcalc/options.h"
+#include "tools/memcalc/samples.h"
 
 namespace shardplan::memcalc {
 
@@ -32,7 +33,8 @@ struct PlannedOptimizer {
 };
 
 struct Planned {
-  Catalog catalog;               // the whole model
+  Catalog catalog;  // the whole model
+  Samples samples = Samples::texts;
   std::vector<RankKind> kinds;   // in the order of report.ranks
   Catalog held;                  // by the worst kind of rank; of experts apart, the others
   std::optional<StepPlan> plan;  // engine shardplan: of `held`
@@ -40,6 +42,8 @@ struct Planned {
   std::optional<PlannedOptimizer> experts;
   std::optional<EngineTerms> terms;  // engines deepspeed, fsdp2 and megatron: of `held`
   Report report;
+  std::vector<std::string>
+      uncounted;  // of each kind of rank, why its activations are not counted; empty where they are
   std::optional<Capacity> gpu;
   // false: what is known to be needed is more than the GPU has. Nothing: it may fit, the rest is not counted yet, or no
   // GPU was named.
@@ -69,6 +73,7 @@ struct Sized {
   std::optional<StepPlan> plan;
   std::optional<PlannedOptimizer> experts;
   std::optional<EngineTerms> terms;
+  std::string uncounted;  // why activations are not counted; empty where they are, or where nobody asked
 };
 Sized size_kind(const PlanOptions& options, const Catalog& catalog);
 

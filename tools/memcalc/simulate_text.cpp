@@ -131,10 +131,10 @@ std::string one_stage(const SimulatedStage& stage) {
 std::string simulate_text(const Simulated& simulated) {
   const Setup& setup = simulated.options.setup;
   const Catalog& catalog = simulated.stages[0].planned.catalog;
-  std::string text =
-      fmt::format("{}  {} parameters\n{} GPUs of {} in nodes of {}, {}, {} per GPU and micro-batch\n\n", catalog.name,
-                  with_commas(parameter_elements(catalog)), with_commas(setup.world_size), simulated.cluster.name,
-                  simulated.gpus_per_node, setup.policy.name, samples_text(catalog, simulated.options.whole_client()));
+  std::string text = fmt::format("{}  {} parameters\n{} GPUs of {} in nodes of {}, {}, {} per GPU and micro-batch\n\n",
+                                 catalog.name, with_commas(parameter_elements(catalog)), with_commas(setup.world_size),
+                                 simulated.cluster.name, simulated.gpus_per_node, setup.policy.name,
+                                 samples_text(simulated.stages[0].planned, simulated.options.whole_client()));
   if (simulated.stages.size() == 1) {
     text += one_stage(simulated.stages[0]);
   } else {

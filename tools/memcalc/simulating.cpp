@@ -78,7 +78,7 @@ std::string subtitle(const Simulated& simulated) {
   const Setup& setup = simulated.options.setup;
   return fmt::format("{} GPUs of {}, {}, {}, {} per GPU and micro-batch", with_commas(setup.world_size),
                      simulated.cluster.name, setup.policy.name, states_of(setup.optimizer).name,
-                     samples_text(simulated.stages[0].planned.catalog, simulated.options.whole_client()));
+                     samples_text(simulated.stages[0].planned, simulated.options.whole_client()));
 }
 
 std::string stages_svg(const Simulated& simulated) {

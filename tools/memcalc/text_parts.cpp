@@ -33,9 +33,14 @@ std::string axes_words(const Setup& setup) {
 
 }  // namespace
 
-std::string samples_text(const Catalog& model, const ClientSetup& client) {
-  if (client.sequence > 0) return fmt::format("{} x {} tokens", client.micro_batch, with_commas(client.sequence));
-  return plural(client.micro_batch, model.family == "cnf" ? "point" : "image");
+std::string samples_text(const Planned& planned, const ClientSetup& client) {
+  const std::string tokens = with_commas(client.sequence);
+  if (planned.samples == Samples::texts && client.sequence == 0) return plural(client.micro_batch, "sequence");
+  if (planned.samples == Samples::texts) return fmt::format("{} x {} tokens", client.micro_batch, tokens);
+  if (planned.samples == Samples::points) return plural(client.micro_batch, "point");
+  std::string images = plural(client.micro_batch, "image");
+  if (planned.samples == Samples::images || client.sequence == 0) return images;
+  return fmt::format("{} with {} tokens of text each", images, tokens);
 }
 
 std::string heading(const PlanOptions& options, const Planned& planned, const Style& style) {

@@ -95,11 +95,9 @@ Value loss_of_words(ForwardContext& context, Value logits) {
 }
 
 Value chameleon(ForwardContext& context) {
-  const bool reads_words =
-      unit_with(context, "model.embed_tokens").has_value();  // not so of a later stage of a pipeline
   return causal_lm(context, {.block = chameleon_block,
                              .stack = "model.layers",
-                             .embed = reads_words ? embedded : nullptr,
+                             .embed = embedded,
                              .loss = loss_of_words,
                              .own_tables = true});
 }

@@ -39,13 +39,15 @@ Value text_with_images(ForwardContext& context, const TextWithImages& model) {
   if (context.client.images == 0) return words;
   words = embedding_output(context, words);
   const Value features = model.features(context);
-  const std::uint64_t tokens = features.elements() / features.size(-1);
-  if (tokens > context.batch() * context.tokens()) {
-    throw NotModelled(
-        fmt::format("{} tokens of images in a sequence of {}", tokens / context.batch(), context.tokens()));
-  }
+  require_places(context, features);
   required_unit(context, model.embedding);  // what follows is the embedding's again
   return masked_scatter(words, placeholders(context, words, features), features);
+}
+
+void require_places(const ForwardContext& context, const Value& features) {
+  const std::uint64_t tokens = features.elements() / features.size(-1);
+  if (tokens <= context.batch() * context.tokens()) return;
+  throw NotModelled(fmt::format("{} tokens of images in a sequence of {}", tokens / context.batch(), context.tokens()));
 }
 
 void require_image_size(const ForwardContext& context, std::uint64_t patches, std::uint64_t side) {

@@ -21,6 +21,9 @@ struct TextWithImages {
 // (hf_modules.h) where images have more tokens than the texts.
 Value text_with_images(ForwardContext& context, const TextWithImages& model);
 
+// Throws NotModelled where images have more tokens than the texts.
+void require_places(const ForwardContext& context, const Value& features);
+
 // How many images the batch has.
 std::uint64_t images_of(const ForwardContext& context);
 

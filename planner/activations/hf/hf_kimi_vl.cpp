@@ -120,7 +120,6 @@ std::vector<Value> merged(ForwardContext& context, const Value& x, const Grid& g
 // Features of the images' tokens, [tokens, hidden].
 Value image_features(ForwardContext& context) {
   const std::string base = prefix_of(context, "patch_embed.proj");
-  if (context.client.images == 0) throw NotModelled("texts without images (--images 0)");
   const UnitView tower = required_unit(context, base + "patch_embed.proj");
   const Grid grid = grid_of(context, tower, base);
   const std::string stack = base + "encoder.blocks";
@@ -153,20 +152,16 @@ Value embedded(ForwardContext& context) {
   const Value words = embedding(ids, unit[name].weight);
   if (context.client.images == 0) throw NotModelled("texts without images (--images 0)");
   const Value features = image_features(context);
-  if (features.size(0) > context.batch() * context.tokens()) {
-    throw NotModelled(
-        fmt::format("{} tokens of images in a sequence of {}", features.size(0) / context.batch(), context.tokens()));
-  }
+  require_places(context, features);
   required_unit(context, name);  // what follows is the embedding's again
-  Value merged = overwritten(words, features, context.tape.allocate("eq", {ids.elements()}, DType::boolean));
-  context.tape.keep(merged);  // the caller of the language model holds it
-  return merged;
+  return overwritten(words, features, context.tape.allocate("eq", {ids.elements()}, DType::boolean));
 }
 
 Value kimi_vl(ForwardContext& context) {
   return causal_lm(context, {.block = deepseek_v3_block,
                              .stack = "language_model.model.layers",
                              .embed = embedded,
+                             .holds_input = true,
                              .embedding = "language_model.model.embed_tokens",
                              .last_norm = "language_model.model.norm",
                              .head = "language_model.lm_head"});

@@ -268,27 +268,38 @@ std::string_view placed(const ForwardContext& context, std::string_view module) 
   return bare ? module.substr(base.size()) : module;
 }
 
+// What the first block reads; of a later stage of a pipeline, what has come from the one before, which waits for its gradient.
+Value first_features(ForwardContext& context, const CausalLm& model) {
+  Tape& tape = context.tape;
+  const std::string_view name = placed(context, model.embedding);
+  const auto unit = unit_with(context, name);
+  if (!unit) {
+    const Shape shape{context.batch(), context.tokens(), context.model.architecture.hidden};
+    return Tape::requiring_grad(tape.allocate("received", shape, context.setup.policy.parameter));
+  }
+  if (model.embed != nullptr) return model.embed(context);
+  const Value tokens = tape.outside({context.batch(), context.tokens()}, DType::i64);
+  const Value words = embedding(tokens, (*unit)[name].weight);
+  return dropout(words, dropout_rate(context, placed(context, model.embedding_dropout)));
+}
+
 // What the base model returns: its locals, the first hidden features among them, are gone by then.
 Value base_model(ForwardContext& context, const CausalLm& model) {
   Tape& tape = context.tape;
   const Architecture& a = context.model.architecture;
   const AttentionSizes& sizes = attention_of(context, model.stack);
-  Value embedded;
-  if (model.embed != nullptr) {
-    embedded = model.embed(context);
-  } else if (const auto unit = unit_with(context, placed(context, model.embedding))) {
-    const Value tokens = tape.outside({context.batch(), context.tokens()}, DType::i64);
-    embedded = embedding(tokens, (*unit)[placed(context, model.embedding)].weight);
-    embedded = dropout(embedded, dropout_rate(context, placed(context, model.embedding_dropout)));
-  } else {
-    embedded = tape.allocate("received", {context.batch(), context.tokens(), a.hidden}, context.setup.policy.parameter);
-  }
+  Value embedded = first_features(context, model);
+  if (model.holds_input) context.locals.push_back(embedded);
   if (model.embedding_scale == EmbeddingScale::at_once) embedded = scale(embedded);
   if (embedding_requires_grad(context)) embedded = Tape::requiring_grad(embedded);
   const Value positions = tape.allocate("arange", {context.tokens()}, DType::i64);
   make_masks(context, model, sizes);
   const std::uint64_t features = sizes.rotary_size != 0 ? sizes.rotary_size : a.head_size;
-  if (!model.own_tables) context.shared.tables = make_rotary(context, features, model.rotation);
+  if (model.tables != nullptr) {
+    context.shared.tables = model.tables(context);
+  } else if (!model.own_tables) {
+    context.shared.tables = make_rotary(context, features, model.rotation);
+  }
   if (model.two_tables) context.shared.window_tables = make_rotary(context, features, model.rotation);
   Value hidden = model.embedding_scale == EmbeddingScale::after_masks ? scale(embedded) : embedded;
   hidden = dropout(hidden, dropout_rate(context, placed(context, model.late_dropout)));

@@ -68,8 +68,10 @@ enum class Masks : std::uint8_t {
 
 struct CausalLm {
   BlockForward block;
-  std::string_view stack = {};                        // of its blocks; all if it is empty
-  Value (*embed)(ForwardContext& context) = nullptr;  // where it is not words alone that the blocks read
+  std::string_view stack = {};  // of its blocks; all if it is empty
+  // Where it is not words alone that the blocks read: on the rank that has the embedding of words.
+  Value (*embed)(ForwardContext& context) = nullptr;
+  bool holds_input = false;  // what the blocks read is a local of the model around the base model
   Norm norm = rms_norm;
   std::string_view embedding = "model.embed_tokens";
   std::string_view embedding_dropout = {};
@@ -88,7 +90,8 @@ struct CausalLm {
   bool masks_of_images = false;
   bool two_tables = false;  // of cosines and sines, likewise
   bool never_caches = false;
-  bool own_tables = false;  // blocks make their own
+  bool own_tables = false;                                    // blocks make their own
+  RotaryTables (*tables)(ForwardContext& context) = nullptr;  // where they are not make_rotary's
   RouterSays routers_say = RouterSays::logits;
   // Head and loss of the last features, where they are one; else logits and causal_loss.
   Value (*fused_loss)(ForwardContext& context, const Parameters& head, const Value& hidden) = nullptr;

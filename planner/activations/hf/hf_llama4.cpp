@@ -1,5 +1,6 @@
-// Llama 4 (modeling_llama4.py of transformers 4.57), its language model alone or behind images. Every token passes every expert, times a score that is 0
-// for those that it did not choose. Chunks of attention in layers with positions, all tokens in those without.
+// Llama 4 (modeling_llama4.py of transformers 4.57), its language model alone or behind images. Every token passes every expert,
+// times a score that is 0 for those that it did not choose. Chunks of attention in layers with positions, all tokens in those
+// without.
 #include <array>
 #include <utility>
 
@@ -118,12 +119,9 @@ Value llama4_text(ForwardContext& context) {
                    {.block = llama4_block, .norm = llama4_norm, .rotation = Rotation::complex, .masks = Masks::both});
 }
 
-// The model holds what its language model reads until it has the loss.
 Value text_and_images(ForwardContext& context) {
-  Value embedded =
-      text_with_images(context, {.embedding = "language_model.model.embed_tokens", .features = llama4_image_features});
-  context.locals.push_back(embedded);
-  return embedded;
+  return text_with_images(context,
+                          {.embedding = "language_model.model.embed_tokens", .features = llama4_image_features});
 }
 
 Value loss_of_most(ForwardContext& context, Value logits) {
@@ -137,6 +135,7 @@ Value llama4(ForwardContext& context) {
   return causal_lm(context, {.block = llama4_block,
                              .stack = "language_model.model.layers",
                              .embed = text_and_images,
+                             .holds_input = true,
                              .norm = llama4_norm,
                              .embedding = "language_model.model.embed_tokens",
                              .last_norm = "language_model.model.norm",

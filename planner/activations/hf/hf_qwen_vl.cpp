@@ -29,7 +29,9 @@ std::uint64_t merged_side(ForwardContext& context) {
 // The patches of one image, in rows and columns.
 Grid grid_of(ForwardContext& context) {
   const ClientSetup& client = context.client;
-  if (client.image_height == 0) throw NotModelled("images without their pixels (--image-size)");
+  if (client.image_height == 0) {
+    throw NotModelled("images of unknown size (say --image-size HEIGHTxWIDTH, or --images 0)");
+  }
   const std::uint64_t patch = required_unit(context, kPatches)[kPatches].weight.size(-1);
   const std::uint64_t token = patch * merged_side(context);
   if (client.image_height % token != 0 || client.image_width % token != 0) {
@@ -179,9 +181,7 @@ RotaryTables text_tables(ForwardContext& context) {
 }
 
 Value text_and_images(ForwardContext& context) {
-  Value embedded = text_with_images(context, {.embedding = "model.embed_tokens", .features = image_features});
-  context.shared.tables = text_tables(context);
-  return embedded;
+  return text_with_images(context, {.embedding = "model.embed_tokens", .features = image_features});
 }
 
 // apply_multimodal_rotary_pos_emb: each layer puts together its own tables of parts of the three.
@@ -208,7 +208,7 @@ Value qwen_vl(ForwardContext& context) {
                              .stack = "model.layers",
                              .embed = text_and_images,
                              .masks = Masks::window_if_asked,
-                             .own_tables = true});
+                             .tables = text_tables});
 }
 
 }  // namespace
