@@ -286,7 +286,8 @@ Value clip(ForwardContext& context) {
 // Each text with each image: whether they belong together.
 Value siglip(ForwardContext& context) {
   if (has_module(context, "classifier")) return siglip_classes(context);
-  if (!has_module(context, fmt::format("{}head.attention", kImages))) throw NotModelled("images without a pooling head");
+  if (!has_module(context, fmt::format("{}head.attention", kImages)))
+    throw NotModelled("images without a pooling head");
   Tape& tape = context.tape;
   const Value hidden = siglip_features(context, kImages, context.batch());
   Value image = pooled_by_attention(context, kImages, hidden);
@@ -328,7 +329,10 @@ Value clip_image_state(ForwardContext& context, const std::string& base, std::ui
     return clip_pooled(context, base, last);
   };
   if (hidden.requires_grad()) {
+    // What is forgotten goes while the last of them runs, so each has to be there: equal ones stand for each other in passes alone.
+    const bool unfolded = std::exchange(context.unfolded, true);
     context.tape.forgetting(rest, hidden);
+    context.unfolded = unfolded;
   } else {
     const NoGrad not_in_the_loss(context.tape);
     rest(hidden);

@@ -453,6 +453,9 @@ FILES = {
           run("sdpa", "bf16", 1, 23, lora={"r": 4, "target_modules": ["gate_proj", "down_proj"]}),
           run("sdpa", "bf16", 3, 40, mask="ones", checkpoint=True, lora={"r": 4, "target_modules": ["gate_proj", "down_proj"]}),
           run("eager", "fp32", 3, 40, checkpoint=True, lora=QV)]),
+        *[(f"llava, state {state}", {**LLAVA, "vision_feature_layer": state},
+           [run("sdpa", "bf16", 2, 23), run("sdpa", "fp32", 2, 40, images=2), run("eager", "fp32", 3, 40), run("sdpa", "bf16", 2, 17, checkpoint=True)])
+          for state in (0, 1)],
     ],
     "qwen_vl": [
         (name, config, [run("sdpa", "bf16", 2, 23, image=[40, 24]), run("sdpa", "fp32", 3, 40, image=[24, 64], images=1),

@@ -63,7 +63,8 @@ std::map<std::string, std::uint64_t> saved_by_block(const Activity& activity, st
 }
 
 constexpr std::string_view kText =
-    R"("hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "head_dim": 16)";
+    R"("hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 4, )"
+    R"("num_key_value_heads": 2, "vocab_size": 128, "head_dim": 16)";
 
 std::string llava() {
   return fmt::format(R"({{"model_type": "llava", "text_config": {{"model_type": "llama", {}}},
