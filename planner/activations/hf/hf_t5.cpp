@@ -87,6 +87,8 @@ Value t5_attention(ForwardContext& context, const UnitView& block, const std::st
       positions = relative_bias(context, block[table], q.size(2));
     } else {
       positions = context.tape.allocate("zeros", {1, heads, q.size(2), k.size(2)}, scores.dtype());
+      // The class asks for a gradient of them when blocks are computed again.
+      if (context.client.recompute != RecomputeKind::none) positions = Tape::requiring_grad(positions);
     }
     bias = add(positions, context.shared.mask);
   }
