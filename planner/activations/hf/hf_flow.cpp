@@ -52,8 +52,7 @@ bool is_affine(const UnitView& block) {
 
 // The weight of the 1x1 convolution: its own tensor, or order x lower x (upper + diagonal).
 Value permutation_weight(const UnitView& block, std::uint64_t channels) {
-  const Value weight = block.tensor("permutation.weight");
-  if (weight.defined()) return weight;
+  if (Value weight = block.tensor("permutation.weight"); weight.defined()) return weight;
   Tape& tape = block.tensor("permutation.lower").tape();
   const Shape square{channels, channels};
   const Value order = tape.outside(square, block.tensor("permutation.lower").dtype());

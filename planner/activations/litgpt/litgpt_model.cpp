@@ -88,11 +88,10 @@ Value mean_of(Tape& tape, const std::vector<Value>& chunks) {
 
 // Parts of x along the sequence; their gradients are joined.
 std::vector<Value> parts_of(const Value& x) {
-  const Value whole = x;
   std::vector<Value> parts;
   for (const std::uint64_t size : chunk_sizes(x.size(1))) {
     parts.push_back(
-        whole.viewed({x.size(0), size, x.size(2)}).laid_out(x.size(0) > 1 ? Layout::with_gaps : Layout::in_order));
+        x.viewed({x.size(0), size, x.size(2)}).laid_out(x.size(0) > 1 ? Layout::with_gaps : Layout::in_order));
   }
   return x.tape().record("split", std::span(&x, 1), std::move(parts), {},
                          [shape = x.shape(), dtype = x.dtype()](Tape& t, std::span<const Value>, std::vector<Value>&) {
