@@ -151,8 +151,7 @@ class ArenaBuilder {
   void place_role(BufferRole role) {
     bool first_on_device = true;
     bool first_pinned = true;
-    for (std::size_t run = 0; run < plan_.layout.runs.size(); ++run) {
-      const LayoutRun& layout_run = plan_.layout.runs[run];
+    for (const LayoutRun& layout_run : plan_.layout.runs) {
       const Elsewhere away = elsewhere(role);
       const std::uint64_t units = std::min(away.units - std::min(away.units, layout_run.first_unit), layout_run.count);
       for (std::size_t i = 0; i < layout_run.unit.buffers.size(); ++i) {
