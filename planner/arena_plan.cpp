@@ -151,7 +151,8 @@ class ArenaBuilder {
   void place_role(BufferRole role) {
     bool first_on_device = true;
     bool first_pinned = true;
-    for (const LayoutRun& layout_run : plan_.layout.runs) {
+    for (std::size_t run = 0; run < plan_.layout.runs.size(); ++run) {
+      const LayoutRun& layout_run = plan_.layout.runs[run];
       const Elsewhere away = elsewhere(role);
       const std::uint64_t units = std::min(away.units - std::min(away.units, layout_run.first_unit), layout_run.count);
       for (std::size_t i = 0; i < layout_run.unit.buffers.size(); ++i) {
@@ -186,8 +187,7 @@ class ArenaBuilder {
     place(BufferRole::values, kValuesBuffer);
     BlockPlan& blocks = plan_.blocks;
     std::uint64_t turns = 0;  // blocks of (unit, flat buffer): each a turn of the ring
-    for (std::size_t run = 0; run < plan_.layout.runs.size(); ++run) {
-      const LayoutRun& layout_run = plan_.layout.runs[run];
+    for (const LayoutRun& layout_run : plan_.layout.runs) {
       const Elsewhere away = elsewhere(BufferRole::master);
       if (away.tier != Tier::file || layout_run.first_unit >= away.units || layout_run.count == 0) continue;
       const std::uint64_t units = std::min(away.units - layout_run.first_unit, layout_run.count);

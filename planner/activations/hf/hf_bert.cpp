@@ -9,6 +9,8 @@
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_formula.h"
+#include "planner/activations/torch_indexing.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -242,6 +244,24 @@ Value pooled(const ForwardContext& context, const UnitView& unit, const Value& h
   return activate(features, unit, base + "pooler.activation");
 }
 
+// Whether each token that the batch's mask leaves is the text's own, by BCEWithLogitsLoss of labels in fp32 (ElectraForPreTraining).
+Value discriminator_loss(ForwardContext& context, const UnitView& unit, const std::string& name, const Value& hidden) {
+  Tape& tape = context.tape;
+  const Value features = activate(linear(hidden, unit[name + ".dense"]), unit, name + ".activation");
+  Value logits = linear(features, unit[name + ".dense_prediction"]);
+  logits = view(logits, {logits.size(0), logits.size(1)});
+  if (context.client.mask != MaskKind::none) {
+    logits = index_at(logits, tape.allocate("eq", logits.shape(), DType::boolean), {logits.elements()});
+  }
+  const Value labels = tape.allocate("to", logits.shape(), DType::f32);
+  return tape.record("binary_cross_entropy_with_logits", std::span(&logits, 1), tape.allocate("loss", {}, DType::f32),
+                     {logits, labels}, [meta = meta_of(logits)](Tape& t, std::span<const Value>, std::vector<Value>&) {
+                       std::vector<Value> gradients;
+                       gradients.push_back(fresh(t, "binary_cross_entropy_with_logits backward", meta));
+                       return gradients;
+                     });
+}
+
 // Of words, and of whether two texts follow one another (BertForPreTraining, AlbertForPreTraining).
 Value pretraining_loss(ForwardContext& context, const UnitView& unit, const WordHead& words, std::string_view pair,
                        const Value& hidden) {
@@ -252,32 +272,21 @@ Value pretraining_loss(ForwardContext& context, const UnitView& unit, const Word
   return add(of_words, token_loss(order));
 }
 
-}  // namespace
-
-Value encoder_loss(ForwardContext& context, const Value& hidden) {
-  Tape& tape = context.tape;
-  const Purpose before = tape.set_purpose(Purpose::loss);
-  Value loss;
+// The loss of the head that the model has.
+Value loss_of_head(ForwardContext& context, const Value& hidden) {
   for (const WordHead& head : kWordHeads) {
     const auto unit = unit_with(context, head.decoder);
     if (!unit) continue;
     for (const char* pair : {"cls.seq_relationship", "sop_classifier.classifier"}) {
-      if (unit->has(pair)) loss = pretraining_loss(context, *unit, head, pair, hidden);
+      if (unit->has(pair)) return pretraining_loss(context, *unit, head, pair, hidden);
     }
-    if (!loss.defined()) loss = token_loss(word_logits(*unit, head, hidden));
-    tape.set_purpose(before);
-    return loss;
+    return token_loss(word_logits(*unit, head, hidden));
   }
   if (const auto unit = unit_with(context, "classifier.out_proj")) {
-    loss = token_loss(head_of_first_token(*unit, hidden));
-    tape.set_purpose(before);
-    return loss;
+    return token_loss(head_of_first_token(*unit, hidden));
   }
-  const std::string model = prefix_of(context, "embeddings.word_embeddings");
-  if (model.empty()) {
-    tape.set_purpose(before);
-    pool_aside(context, hidden);
-    return total(hidden);
+  if (const auto unit = unit_with(context, "discriminator_predictions.dense")) {
+    return discriminator_loss(context, *unit, "discriminator_predictions", hidden);
   }
   const UnitView unit = required_unit(context, "classifier");
   Value features = pooled(context, unit, hidden);
@@ -285,8 +294,19 @@ Value encoder_loss(ForwardContext& context, const Value& hidden) {
     features = activate(linear(first_token(hidden), unit["pre_classifier"]), unit, "pre_classifier.activation");
   }
   features = dropout(features, dropout_rate(context, "dropout"));
-  loss = token_loss(linear(features, unit["classifier"]));
-  tape.set_purpose(before);
+  return token_loss(linear(features, unit["classifier"]));
+}
+
+}  // namespace
+
+Value encoder_loss(ForwardContext& context, const Value& hidden) {
+  if (prefix_of(context, "embeddings.word_embeddings").empty()) {  // no head
+    pool_aside(context, hidden);
+    return total(hidden);
+  }
+  const Purpose before = context.tape.set_purpose(Purpose::loss);
+  Value loss = loss_of_head(context, hidden);
+  context.tape.set_purpose(before);
   return loss;
 }
 

@@ -303,6 +303,7 @@ FILES = {
         ("albert", model("albert", "AlbertForMaskedLM", **ENCODER, embedding_size=64), brief()),
         ("bert, both heads of its first training", model("bert", "BertForPreTraining", **ENCODER),
          [*brief(), *brief(mask="padded")[:1], run("sdpa", "bf16", 5, 40, checkpoint=True)]),
+        ("electra, its discriminator", model("electra", "ElectraForPreTraining", **ENCODER, embedding_size=64), brief(attentions=("eager",))),
         ("albert, both heads of its first training", model("albert", "AlbertForPreTraining", **ENCODER, embedding_size=48,
                                                             classifier_dropout_prob=0.1), brief()),
     ],

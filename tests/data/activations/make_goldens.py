@@ -188,7 +188,7 @@ def batch_of(config, setup):
         batch["input_ids"].of_images = images * (height // smaller) * (width // smaller)
     if "mask" in setup:
         batch["attention_mask"] = integers(count, length)
-    if "ForPreTraining" in config["architectures"][0]:
+    if config["architectures"][0] in ("BertForPreTraining", "AlbertForPreTraining"):
         batch["next_sentence_label" if config["model_type"] == "bert" else "sentence_order_label"] = integers(count)
     if "TokenClassification" in config["architectures"][0]:
         batch["labels"] = integers(count, length)
