@@ -26,7 +26,9 @@ json::string word(std::string_view text) {
 }
 
 json::array shape_json(const Shape& shape) {
-  return json::array(shape.begin(), shape.end());
+  json::array sizes;
+  for (const std::uint64_t size : shape) sizes.emplace_back(size);
+  return sizes;
 }
 
 json::object saved_json(const SavedByUnit& unit) {
