@@ -15,7 +15,9 @@ std::thread start_thread(std::function<void()> job) {
   }
 }
 
-Background::~Background() { abandon(); }
+Background::~Background() {
+  abandon();
+}
 
 void Background::start(std::function<void()> job) {
   SHARDPLAN_CHECK(!busy(), "a job is started before the one before it was waited for");

@@ -215,7 +215,8 @@ void add_client(CLI::App* app, PlanOptions& options) {
   constexpr const char* kGroup = "The client's code";
   add_count(app, "--seq", options.sequence, "tokens per sequence; without it activations are not counted");
   add_count(app, "--micro-batch", options.micro_batch, "sequences per micro-batch (1)");
-  add_count(app, "--images", options.client.images, "images in each sequence, for a model that reads both; 0: text alone (1)");
+  add_count(app, "--images", options.client.images,
+            "images in each sequence, for a model that reads both; 0: text alone (1)");
   add_read(app, "--image-size", "their pixels, HEIGHTxWIDTH (the size that the model was made for)",
            [&options](const std::string& text) { set_image_size(options, text); });
   add_word<std::optional<Profile>>(

@@ -277,7 +277,8 @@ TEST(HfRefusals, OfModelsThatSee) {
     EXPECT_EQ(refusal(config, 0), "") << config;
   }
   // Of images of any size, which the processor brings to whole tokens.
-  const std::string any_size = R"({"model_type": "qwen2_5_vl", "vision_config": {"depth": 2, "out_hidden_size": 8192}})";
+  const std::string any_size =
+      R"({"model_type": "qwen2_5_vl", "vision_config": {"depth": 2, "out_hidden_size": 8192}})";
   EXPECT_EQ(refusal(any_size, 0), "");
   EXPECT_EQ(refusal(any_size, 2, 280), "");
   EXPECT_NE(refusal(any_size, 1).find("--image-size"), std::string::npos);
