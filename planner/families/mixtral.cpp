@@ -90,7 +90,7 @@ void phimoe(ModelConfig& config, ModelBuilder& model) {
 }
 
 // One window for all layers, if it is asked for.
-AttentionWindow read_qwen_window(ModelConfig& config) {
+AttentionWindow read_window_if_used(ModelConfig& config) {
   return config.flag("use_sliding_window", false) ? read_window(config, 4096) : AttentionWindow{};
 }
 
@@ -151,7 +151,7 @@ void qwen2_moe(ModelConfig& config, ModelBuilder& model) {
               windowed(split_attention(
                            "self_attn", a,
                            {.bias = config.flag("qkv_bias", true), .dropout = config.number("attention_dropout", 0)}),
-                       read_qwen_window(config)),
+                       read_window_if_used(config)),
               experts);
   norm_and_head(model, a);
 }
@@ -181,7 +181,7 @@ void qwen3_moe(ModelConfig& config, ModelBuilder& model) {
                                 .output_bias = bias,
                                 .norms = join({rms_norm("q_norm", a.head_size), rms_norm("k_norm", a.head_size)}),
                                 .dropout = config.number("attention_dropout", 0)}),
-               read_qwen_window(config)),
+               read_window_if_used(config)),
       experts);
   norm_and_head(model, a);
 }

@@ -46,20 +46,11 @@ Value mlp(const UnitView& block, const Value& x) {
   return gated_mlp(block, "mlp", x);
 }
 
-// ChameleonSwinDecoderLayer: norms behind attention and MLP.
-Value swin_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  Value residual = input;
-  Value hidden = attention(context, block, input);
-  hidden = rms_norm(block["input_layernorm"], hidden);
-  hidden = add(residual, hidden);
-  residual = hidden;
-  hidden = mlp(block, hidden);
-  hidden = rms_norm(block["post_attention_layernorm"], hidden);
-  return add(residual, hidden);
-}
-
 Value chameleon_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  if (block.has("residual")) return swin_block(context, block, input);
+  if (block.has("residual")) {  // ChameleonSwinDecoderLayer
+    return block_with_norms_behind(context, block, input, rms_norm, "input_layernorm", "post_attention_layernorm",
+                                   attention, mlp);
+  }
   return block_of(context, block, input, rms_norm, attention, mlp);
 }
 

@@ -53,4 +53,18 @@ Value block_of(ForwardContext& context, const UnitView& block, const Value& inpu
   return add(residual, hidden);
 }
 
+// x + first(attention(x)), then x + second(mlp(x)): norms of these names behind both.
+template <typename Attention, typename Mlp>
+Value block_with_norms_behind(ForwardContext& context, const UnitView& block, const Value& input, Norm norm,
+                              std::string_view first, std::string_view second, Attention attention, Mlp mlp) {
+  Value residual = input;
+  Value hidden = attention(context, block, input);
+  hidden = norm(block[first], hidden);
+  hidden = add(residual, hidden);
+  residual = hidden;
+  hidden = mlp(block, hidden);
+  hidden = norm(block[second], hidden);
+  return add(residual, hidden);
+}
+
 }  // namespace shardplan::autograd

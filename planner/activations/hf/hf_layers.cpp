@@ -255,7 +255,7 @@ void make_masks(ForwardContext& context, const CausalLm& model, const AttentionS
   const bool images = model.masks_of_images;
   const bool asked = windowed && (sizes.whole.empty() ||
                                   std::find(sizes.whole.begin(), sizes.whole.end(), false) != sizes.whole.end());
-  const bool whole = model.masks == Masks::one ? !windowed : true;
+  const bool whole = model.masks != Masks::one || !windowed;
   const bool window = model.masks == Masks::both || (model.masks == Masks::one ? windowed : asked);
   if (whole) context.shared.mask = make_causal_mask(context, 0, images);
   if (window) context.shared.window_mask = make_causal_mask(context, sizes.window, images);

@@ -158,14 +158,8 @@ Value olmo2_attention(ForwardContext& context, const UnitView& block, const Valu
 }
 
 Value olmo2_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  Value residual = input;
-  Value hidden = olmo2_attention(context, block, input);
-  hidden = rms_norm_in_fp32(block["post_attention_layernorm"], hidden);
-  hidden = add(residual, hidden);
-  residual = hidden;
-  hidden = mlp(block, hidden);
-  hidden = rms_norm_in_fp32(block["post_feedforward_layernorm"], hidden);
-  return add(residual, hidden);
+  return block_with_norms_behind(context, block, input, rms_norm_in_fp32, "post_attention_layernorm",
+                                 "post_feedforward_layernorm", olmo2_attention, mlp);
 }
 
 Value olmo2(ForwardContext& context) {

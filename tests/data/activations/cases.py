@@ -314,6 +314,8 @@ FILES = {
                                           tie_word_embeddings=False), brief(attentions=("eager",), target=9)),
         ("bart", model("bart", "BartForConditionalGeneration", **BART),
          brief(target=9) + brief(target=33)),
+        ("bart, texts of different lengths", model("bart", "BartForConditionalGeneration", **BART),
+         [*brief(mask="padded", target=9), *brief(mask="ones", target=33)]),
         ("bart, dropout of attention", model("bart", "BartForConditionalGeneration", **BART, attention_dropout=0.1,
                                              activation_dropout=0.1), brief(target=9)),
         ("whisper", model("whisper", "WhisperForConditionalGeneration", **WHISPER), brief()),

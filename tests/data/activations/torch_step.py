@@ -129,8 +129,8 @@ def added(a, b):
 
 
 class Answers(TorchDispatchMode):
-    """What the data would decide. A condition on a tensor holds or not (is no token padding?); a random number is never less
-    than a probability of 0 (layer drop). Of N choices of an expert, expert i of E gets
+    """What the data would decide. A condition on a tensor holds or not (is no token padding?), but that a tensor of ones is one (a mask
+    that the model makes itself) always holds; a random number is never less than a probability of 0 (layer drop). Of N choices of an expert, expert i of E gets
     floor((i + 1) N / E) - floor(i N / E); all have some. A tensor of integers that follow from this has them as its
     attribute `known`, as a list or a number, and so has what is made of it. Times and rates, which torch.arange and
     torch.linspace make of floats, have their values as the attribute `clock`, a tensor on the CPU, and so has what is made
@@ -151,6 +151,8 @@ class Answers(TorchDispatchMode):
                 with _disable_current_modes():
                     return args[0].clock.item()
             if args[0].dtype == torch.bool:
+                if hasattr(args[0], "all_one"):
+                    return True
                 return self.condition and not hasattr(args[0], "from_less_than")
         if func is torch.ops.aten.nonzero.default and self.experts:
             return self.nonzero(args[0])
@@ -190,6 +192,9 @@ class Answers(TorchDispatchMode):
 
     def carry(self, func, args, result):
         aten, source = torch.ops.aten, args[0] if args else None
+        if func is aten.ones.default or hasattr(source, "all_one") and (
+                func is aten.all.default or func is aten.eq.Scalar and args[1] == 1):
+            result.all_one = True
         # Choices of each expert: one-hot rows of each token.
         if func is aten.sum.dim_IntList and hasattr(source, "chosen") and args[1] == [0]:
             choices = source.shape[0] * source.chosen

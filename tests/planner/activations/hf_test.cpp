@@ -127,9 +127,10 @@ std::string listed(const Activity& activity) {
 double tolerance(std::string_view file, const Policy& policy) {
   if (policy.compute != policy.parameter) return 0.04;  // autocast: casts of gradients at the peak
   if (file == "cnf") return 0.035;
+  if (file == "drawn") return 0.002;  // mT5 among them
   static const std::set<std::string_view> within_a_percent{
-      "t5",    "balance", "dbrx",   "deberta", "drawn",  "experts", "flow", "flux2",       "gemma3",
-      "jamba", "kimi_vl", "llama4", "mamba",   "mamba2", "phimoe",  "sd3",  "sd3_pipeline"};
+      "t5",    "balance", "dbrx",   "deberta", "experts", "flow",   "flux2", "gemma3",
+      "jamba", "kimi_vl", "llama4", "mamba",   "mamba2",  "phimoe", "sd3",   "sd3_pipeline"};
   return within_a_percent.contains(file) ? 0.01 : 0.001;
 }
 
