@@ -54,7 +54,7 @@ Choice most_probable(const Routing& routing, const Value& logits, DType dtype) {
 }
 
 Value jittered(const UnitView& block, std::string_view name, const Value& x) {
-  if (dropout_rate(block, fmt::format("{}.input_jitter", name)) == 0) return x;
+  if (!block.has(fmt::format("{}.input_jitter", name))) return x;
   return mul_in_place(x, x.tape().allocate("uniform", x.shape(), x.dtype()));
 }
 
