@@ -106,7 +106,7 @@ Value wide_attention(ForwardContext& context, Value q, Value k, const Value& v, 
     const Value least = tape.allocate("full", {}, DType::f32);
     weights = where({}, weights);
   } else {
-    weights = div(weights, tape.allocate("scale_attn", {}, v.dtype()));
+    weights = scale(weights);
   }
   if (context.shared.mask.defined()) weights = add(weights, context.shared.mask);
   weights = to(softmax(weights), v.dtype());

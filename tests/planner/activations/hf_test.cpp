@@ -149,6 +149,11 @@ std::uint64_t hidden_bytes(const Model& model, const json::object& config, const
   return layers * tokens * number(config.at("num_experts_per_tok")) * (number(config.at("hidden_size")) + 1) * 4;
 }
 
+// GPT-J divides by an attribute of each layer, a number that the script makes on the GPU: where a model is loaded it stays on the CPU.
+std::uint64_t bytes_on_the_host(const Model& model, const Run& run) {
+  return model.catalog.family == "gptj" ? model.architecture.layers * bits(run.setup.policy.compute) / 8 : 0;
+}
+
 class HfActivations : public testing::TestWithParam<std::string> {};
 
 TEST_P(HfActivations, SavedTensorsAndPeak) {
@@ -173,7 +178,7 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       ASSERT_TRUE(exact.activity) << exact.unknown_because;
       // What a checkpoint keeps is not in PyTorch's graph, so not in the golden.
       if (run->client.recompute == RecomputeKind::none) {
-        EXPECT_EQ(saved_bytes(*exact.activity),
+        EXPECT_EQ(saved_bytes(*exact.activity) + bytes_on_the_host(model, *run),
                   number(entry.at("saved_bytes")) + hidden_bytes(model, c.at("config").as_object(), *run))
             << listed(*exact.activity);
       }
