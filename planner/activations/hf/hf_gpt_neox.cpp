@@ -5,6 +5,7 @@
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_indexing.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -282,7 +283,9 @@ Value bloom_lm(ForwardContext& context, BlockForward block) {
 Value mpt_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
   const AttentionSizes& sizes = *block.module("attn.attention").attention;
   const std::uint64_t width = sizes.heads * sizes.head_size;
-  std::vector<Value> parts = split(linear(hidden, block["attn.Wqkv"]), std::array{width, width, width});
+  Value fused = linear(hidden, block["attn.Wqkv"]);
+  if (block.has("attn.clip_qkv")) fused = clamp(fused, 2);
+  std::vector<Value> parts = split(fused, std::array{width, width, width});
   for (Value& part : parts) part = split_heads(part, sizes.heads);
   Value k = parts[1];
   Value v = parts[2];

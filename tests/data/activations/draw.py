@@ -24,7 +24,9 @@ ACTIVATIONS = ("silu", "gelu", "relu", "gelu_new", "gelu_pytorch_tanh", "quick_g
 DROPPED = (0.1,)
 QUERIES_AND_VALUES = ("all-linear", ["q_proj", "v_proj"])
 ADAPTED = {**{name: QUERIES_AND_VALUES for name in ("llama", "qwen2", "mistral", "gemma", "gemma2", "qwen3", "bart")},
-           "gpt2": (["c_attn"], ["c_attn", "c_proj"]), "t5": (["q", "v"],), "bert": (["query", "value"],)}
+           "gpt2": (["c_attn"], ["c_attn", "c_proj"], "all-linear"), "t5": (["q", "v"], "all-linear"), "bert": (["query", "value"], "all-linear"),
+           **{name: ("all-linear",) for name in ("roberta", "distilbert", "mixtral", "qwen2_moe", "phi3", "opt", "gpt_neox", "falcon", "bloom",
+                                                 "phi", "whisper", "vit", "dinov2", "deepseek_v3", "olmo2", "gptj")}}
 
 
 EAGER = ("t5", "mt5", "gpt_oss", "electra", "gptj", "gpt_neo", "bloom", "mpt", "deberta-v2", "swin", "mamba", "falcon_mamba", "mamba2")
@@ -205,6 +207,8 @@ class Drawing:
             drawn["target"] = self.one(9, 20, 33, 64)
         if name in ADAPTED and self.random.random() < 0.3:
             drawn["lora"] = {"r": self.one(4, 8), "target_modules": self.one(*ADAPTED[name])}
+            if drawn["lora"]["target_modules"] == "all-linear" and "vocab_size" in config and "Classification" in config["architectures"][0]:
+                del drawn["lora"]  # whether the classifier is meant follows from peft's task
         elif name in ("llama", "qwen2", "gemma2", "olmo2", "mixtral") and self.random.random() < 0.3:
             drawn["freeze"] = [self.one("model.embed_tokens.*", "*.mlp.*", "*norm.weight", "*.self_attn.*", "*.layers.0.*")]
         return drawn
