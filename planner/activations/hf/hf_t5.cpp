@@ -88,7 +88,7 @@ Value t5_attention(ForwardContext& context, const UnitView& block, const std::st
     } else {
       positions = context.tape.allocate("zeros", {1, heads, q.size(2), k.size(2)}, scores.dtype());
       // The class asks for a gradient of them when blocks are computed again.
-      if (context.client.recompute != RecomputeKind::none) positions = Tape::requiring_grad(positions);
+      if (context.client.recompute != RecomputeKind::none) positions = context.tape.leaf(positions);
     }
     bias = add(positions, context.shared.mask);
   }
