@@ -377,7 +377,7 @@ class Tape {
   Purpose purpose_ = Purpose::activation;
   bool grad_enabled_ = true;
   bool training_ = true;
-  bool keeps_saved_ = true;  // false in the forward of what one node stands for
+  bool keeps_saved_ = true;       // false in the forward of what one node stands for
   std::shared_ptr<Frame> frame_;  // of the checkpoint whose forward runs
   Frame* again_ = nullptr;        // of the one whose function runs again
   bool stopped_ = false;          // it has come as far as it must: what else it makes is not made

@@ -14,8 +14,8 @@ struct Tape::Frame {
   std::vector<Value> inputs;
   std::optional<DType> autocast;
   Purpose purpose = Purpose::activation;
-  std::vector<Value> chosen{};                   // by the policy of a selective checkpoint
-  std::vector<std::weak_ptr<Value>> holders{};   // of all that its nodes would have saved, in order
+  std::vector<Value> chosen{};                  // by the policy of a selective checkpoint
+  std::vector<std::weak_ptr<Value>> holders{};  // of all that its nodes would have saved, in order
   std::size_t filled = 0;
   bool ran_again = false;
 };
@@ -86,7 +86,9 @@ void Tape::run_again(Frame& frame) {
   const Purpose purpose = set_purpose(frame.purpose);
   const bool enabled = set_grad_enabled(true);
   autocast_ = frame.autocast;
+  const std::size_t first = nodes_.size();
   frame.function(frame.inputs);
+  nodes_.resize(first);
   end_autocast();
   SHARDPLAN_CHECK(stopped_, "a function that saves as much each time it runs");
   stopped_ = false;
@@ -261,9 +263,8 @@ Value Tape::selective_checkpoint(std::function<Value(const Value&)> function, co
   const auto selected = [function = std::move(function), make_policy](const Value& x) {
     Tape& tape = x.tape();
     const bool again = tape.again_ != nullptr;
-    Selection selection{.policy = make_policy(),
-                        .taking = again,
-                        .chosen = again ? tape.again_->chosen : tape.frame_->chosen};
+    Selection selection{
+        .policy = make_policy(), .taking = again, .chosen = again ? tape.again_->chosen : tape.frame_->chosen};
     tape.selection_ = &selection;
     Value output = function(x);
     tape.selection_ = nullptr;

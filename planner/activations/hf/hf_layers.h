@@ -89,7 +89,8 @@ struct CausalLm {
   bool older_mask = false;                           // as older models make it (make_older_mask)
   Masks masks = Masks::one;
   bool masks_of_images = false;
-  bool two_tables = false;  // of cosines and sines, likewise
+  bool two_tables = false;        // of cosines and sines, likewise
+  bool hands_all_tables = false;  // see ForwardContext
   bool never_caches = false;
   bool own_tables = false;                                    // blocks make their own
   RotaryTables (*tables)(ForwardContext& context) = nullptr;  // where they are not make_rotary's

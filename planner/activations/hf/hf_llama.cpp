@@ -98,6 +98,7 @@ Value gemma3(ForwardContext& context) {
                              .embedding_scale = EmbeddingScale::in_module,
                              .masks = Masks::both,
                              .two_tables = true,
+                             .hands_all_tables = true,
                              .never_caches = true});
 }
 
