@@ -101,7 +101,7 @@ void Tape::backward(Value output, Value gradient) {
   const Pass pass = std::exchange(pass_, Pass::backward);
   const bool enabled = set_grad_enabled(false);
   accumulate(output.edge_, std::move(gradient));
-  output.reset();
+  if (output.elements() > 1) output.reset();  // a loss is its caller's
   run(0);
   nodes_.clear();
   set_grad_enabled(enabled);

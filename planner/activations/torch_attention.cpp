@@ -141,7 +141,7 @@ Value plain_attention(const Value& query, const Value& key, const Value& value, 
     }
     bias = additive(lower, q.dtype());
   } else if (bias.defined() && bias.dtype() == DType::boolean) {
-    bias = additive(bias, q.dtype());
+    bias = additive(bias, query.dtype());
   }
   const std::uint64_t times = q.size(1) / key.size(1);
   const Value k = repeat_heads(wide_key, times);
