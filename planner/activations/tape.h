@@ -234,6 +234,9 @@ class Tape {
   bool training() const { return training_; }
   bool set_training(bool training);  // returns what it was
 
+  // Said by a formula that has all gradients but for shapes and dtypes of the operands: what a checkpoint made again for its node goes.
+  void evaluated();
+
   // torch.autocast: operations that it lists take their operands in this dtype, and others in fp32 (torch_ops.cpp). A trained
   // parameter is cast once; the copy is kept until autocast ends. What a checkpoint computes again, it does under its own.
   void begin_autocast(DType dtype) { autocast_ = dtype; }
@@ -381,6 +384,7 @@ class Tape {
   std::shared_ptr<Frame> frame_;  // of the checkpoint whose forward runs
   Frame* again_ = nullptr;        // of the one whose function runs again
   bool stopped_ = false;          // it has come as far as it must: what else it makes is not made
+  std::vector<Value>* unpacked_ = nullptr;  // what was made again for the node that runs
   Selection* selection_ = nullptr;
   std::vector<Value>* asked_for_ = nullptr;  // gradients of parameters that are returned instead of kept, by parameter
 };

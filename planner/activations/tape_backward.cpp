@@ -86,6 +86,7 @@ void Tape::run(std::size_t first) {
     std::vector<Value> incoming = std::move(node.gradients);
     unpack(node);
     std::vector<Value> gradients = node.formula(*this, node.saved, incoming);
+    unpacked_ = nullptr;
     incoming.clear();
     node.saved.clear();
     node.frame.reset();

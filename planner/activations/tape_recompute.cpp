@@ -99,9 +99,14 @@ void Tape::run_again(Frame& frame) {
 }
 
 void Tape::unpack(Node& node) {
+  unpacked_ = node.frame != nullptr ? &node.saved : nullptr;
   if (node.frame == nullptr) return;
   if (!node.frame->ran_again) run_again(*node.frame);
   for (const auto& holder : node.holders) node.saved.push_back(std::move(*holder));
+}
+
+void Tape::evaluated() {
+  if (unpacked_ != nullptr) unpacked_->clear();
 }
 
 std::vector<Value> Tape::kept_by(const Frame& frame) {
