@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "planner/activations/megatron_client.h"
+#include "planner/expert_load.h"
 #include "planner/policy.h"
 
 namespace shardplan {
@@ -81,6 +82,7 @@ struct ClientSetup {
   // The caller empties torch's cache of free memory before the longest batch comes.
   bool empties_cache = false;
   double adapter_dropout = 0;  // of the inputs of low-rank adapters
+  ExpertLoad expert_load{};
   MegatronClient megatron{};   // of profile megatron
   LitGptVersion litgpt = LitGptVersion::current;
   bool operator==(const ClientSetup&) const = default;

@@ -75,6 +75,9 @@ std::string hf_refuses(const Model& model, const Catalog& held, const Setup& set
     return fmt::format("profile {} has the loss of its models alone, not --loss {}", profile,
                        loss_words(client.loss, client.loss_chunks));
   }
+  if (client.expert_load.capacity_factor) {
+    return fmt::format("profile {} drops no tokens (--moe-capacity-factor)", profile);
+  }
   if (std::string why = flow_refuses(model, client.recompute); !why.empty()) return why;
   if (client.recompute == RecomputeKind::selective) {
     return fmt::format("profile {} does not know recompute {} yet", profile,

@@ -143,11 +143,14 @@ Value plain_attention(const Value& query, const Value& key, const Value& value, 
   } else if (bias.defined() && bias.dtype() == DType::boolean) {
     bias = additive(bias, query.dtype());
   }
-  const std::uint64_t times = q.size(1) / key.size(1);
-  const Value k = repeat_heads(wide_key, times);
-  const Value v = repeat_heads(wide_value, times);
-  const Value scaled = scale(k);
-  const Shape pairs{q.size(0), q.size(1), q.size(2), k.size(2)};
+  const auto repeated = [&, times = q.size(1) / key.size(1)](const Value& x) {
+    // Expanded, one text's heads are a view of one; several texts' are copied to be one batch.
+    const bool view = options.broadcasts && x.size(0) == 1;
+    return view ? expand(x, {1, q.size(1), x.size(2), x.size(3)}) : repeat_heads(x, times);
+  };
+  const Value v = repeated(wide_value);
+  const Value scaled = options.broadcasts ? repeated(scale(wide_key)) : scale(repeated(wide_key));
+  const Shape pairs{q.size(0), q.size(1), q.size(2), key.size(2)};
   Value scores = batched_matmul(q, scaled, pairs);
   if (bias.defined()) scores = add(scores, bias);
   scores = softmax(scores);

@@ -182,7 +182,9 @@ Value falcon_attention(ForwardContext& context, const UnitView& block, const Val
     mixed = falcon_eager(context, heads);
   } else {
     mixed = scaled_dot_product_attention(heads.q, heads.k, heads.v,
-                                         {.mask = context.shared.mask, .causal = !context.shared.mask.defined()});
+                                         {.mask = context.shared.mask,
+                                          .causal = !context.shared.mask.defined(),
+                                          .broadcasts = heads.k.size(1) < heads.q.size(1)});
   }
   mixed = view(transpose(mixed), {hidden.size(0), hidden.size(1), sizes.heads * sizes.head_size});
   return linear(mixed, block["self_attention.dense"]);

@@ -43,6 +43,7 @@ struct SharedByBlocks {
   std::vector<Value> modulations{};  // what those of all blocks have in common: scales, shifts and gates
   Grid grid{};                       // of the images behind the first layer
   Value distances{};                 // between tokens
+  Value before_last{};  // the input of what was last in the stage before, which a variable holds until the next returns
   Value cross_mask{};
   Value cross_bias{};
 };

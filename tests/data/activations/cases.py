@@ -289,6 +289,20 @@ FILES = {
             ("gpt_oss", "eager", model("gpt_oss", "GptOssForCausalLM", **GROUPED, head_dim=32, num_local_experts=4,
                                        num_experts_per_tok=2, sliding_window=16)))
     ],
+    "imbalance": [
+        (f"{name}, imbalance", config,
+         [run(attention, "bf16", 2, 17, imbalance=1.7), run(attention, "bf16", 3, 40, imbalance="inf"),
+          run(attention, "fp32", 3, 40, imbalance=2.5, mask="ones", checkpoint=True)])
+        for name, attention, config in (
+            ("mixtral", "sdpa", model("mixtral", "MixtralForCausalLM", **EXPERTS)),
+            ("qwen2_moe", "sdpa", model("qwen2_moe", "Qwen2MoeForCausalLM", **QWEN_EXPERTS, shared_expert_intermediate_size=96)),
+            ("olmoe", "eager", model("olmoe", "OlmoeForCausalLM", **GROUPED, num_experts=6, num_experts_per_tok=3)),
+            ("gpt_oss", "eager", model("gpt_oss", "GptOssForCausalLM", **GROUPED, head_dim=32, num_local_experts=4,
+                                       num_experts_per_tok=2, sliding_window=16)),
+            ("dbrx", "sdpa", model("dbrx", "DbrxForCausalLM", **DBRX)),
+            ("deepseek_v2", "sdpa", model("deepseek_v2", "DeepseekV2ForCausalLM", **MLA_V2)),
+            ("deepseek_v3", "sdpa", model("deepseek_v3", "DeepseekV3ForCausalLM", **MLA)))
+    ],
     "encoders": [
         ("bert", model("bert", "BertForMaskedLM", **ENCODER), brief()),
         ("bert, no dropout", model("bert", "BertForMaskedLM", **ENCODER, hidden_dropout_prob=0.0,

@@ -257,7 +257,7 @@ def built(config, setup):
 
 
 def measured(config, setup, shared_too):
-    with torch_step.fake_gpu(setup.get("mask") != "padded", experts_of(config)):
+    with torch_step.fake_gpu(setup.get("mask") != "padded", experts_of(config), float(setup.get("imbalance", 1))):
         model, inputs, forward = built(config, setup)
         saved = [] if setup.get("checkpoint") else torch_step.saved_tensors(model, forward, inputs)
         step = torch_step.step_memory(model, forward, inputs)
