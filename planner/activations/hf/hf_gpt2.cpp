@@ -24,6 +24,7 @@ Value eager_attention(ForwardContext& context, const Value& q, const Value& k, c
   }
   if (context.shared.mask.defined()) weights = add(weights, context.shared.mask);
   weights = dropout(softmax(weights), dropped);
+  context.block_locals.push_back(weights);
   const Value output = batched_matmul(weights, v, q.shape());
   return view(transpose(output), {q.size(0), q.size(2), q.size(1) * q.size(3)});
 }

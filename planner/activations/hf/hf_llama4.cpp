@@ -63,8 +63,9 @@ Value attention(ForwardContext& context, const UnitView& block, const Value& hid
   const std::uint64_t times = sizes.heads / sizes.kv_heads;
   const Value k = repeat_kv(heads.k, times);
   const Value v = repeat_kv(heads.v, times);
-  const Value mixed = eager_attention(
-      heads.q, k, v, {.mask = mask_of(context, block, sizes), .dropout = dropout_rate(block, "self_attn.dropout")});
+  const Value mixed =
+      eager_attention(context, heads.q, k, v,
+                      {.mask = mask_of(context, block, sizes), .dropout = dropout_rate(block, "self_attn.dropout")});
   return linear(mixed, block["self_attn.o_proj"]);
 }
 

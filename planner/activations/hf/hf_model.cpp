@@ -57,7 +57,11 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
   context.tape.enter(unit_name(run, index), times);
   const UnitView unit(context.tape, modules.modules, run, index, context.parameter_dtype(),
                       context.client.adapter_dropout);
-  const auto forward = [&context, block, unit](const Value& input) { return block(context, unit, input); };
+  const auto forward = [&context, block, unit](const Value& input) {
+    Value output = block(context, unit, input);
+    context.block_locals.clear();
+    return output;
+  };
   if (!recomputed(context, run.first_number + index)) return forward(hidden);
   const std::vector<Carried> carried = carried_by(context);
   auto with_shared = [&context, forward, carried,

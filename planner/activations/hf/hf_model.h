@@ -73,6 +73,8 @@ struct ForwardContext {
   // base model's, which returns before the head.
   std::vector<Value> locals{};
   std::vector<Value> base_locals{};
+  // And those of a block's, until it returns.
+  std::vector<Value> block_locals{};
 
   // The output of the last of the steps in a row that are recomputed by inversion.
   std::shared_ptr<Value> inverted{};

@@ -188,8 +188,8 @@ struct Attended {
   Value q, k, v;
 };
 
-Value attend_in_dtype(const ForwardContext& context, const Attended& a, const AttentionCall& call) {
-  if (context.attention() == AttentionKind::eager) return eager_attention(a.q, a.k, a.v, call);
+Value attend_in_dtype(ForwardContext& context, const Attended& a, const AttentionCall& call) {
+  if (context.attention() == AttentionKind::eager) return eager_attention(context, a.q, a.k, a.v, call);
   return attend(context, a.q, a.k, a.v, call);
 }
 
