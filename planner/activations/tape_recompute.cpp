@@ -174,9 +174,13 @@ Value Tape::reentrant_checkpoint(Function function, std::span<const Value> input
   }
   node.formula = [function = std::move(function), trained = std::move(trained), autocast = autocast_](
                      Tape& tape, std::span<const Value> saved, std::vector<Value>& incoming) {
+    // The function's backward is Python: what it computed again and the gradient of that live until it returns.
+    const Value gradient = incoming[0];
+    Value made;
     const Functions once_more = [&](std::span<const Value> again) {
       std::vector<Value> results;
       results.push_back(function(again));
+      made = results[0].detached();
       return results;
     };
     return tape.recompute(once_more, saved, trained, autocast, incoming);
