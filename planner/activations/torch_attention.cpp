@@ -141,7 +141,7 @@ Value plain_attention(const Value& query, const Value& key, const Value& value, 
     }
     bias = additive(lower, q.dtype());
   } else if (bias.defined() && bias.dtype() == DType::boolean) {
-    bias = additive(bias, q.dtype());
+    bias = additive(bias, query.dtype());
   }
   const auto repeated = [&, times = q.size(1) / key.size(1)](const Value& x) {
     // Expanded, one text's heads are a view of one; several texts' are copied to be one batch.

@@ -239,8 +239,7 @@ bool embedding_requires_grad(const ForwardContext& context) {
 
 Value embedding_output(const ForwardContext& context, const Value& x) {
   if (!embedding_requires_grad(context) || x.requires_grad()) return x;
-  const Value leaf = Tape::requiring_grad(x);
-  return x.tape().record("requires_grad_", std::span(&leaf, 1), x, {x}, same_gradient(x));
+  return x.tape().leaf(x);
 }
 
 namespace {
@@ -279,7 +278,9 @@ Value first_features(ForwardContext& context, const CausalLm& model) {
   }
   if (model.embed != nullptr) return model.embed(context);
   const Value tokens = tape.outside({context.batch(), context.tokens()}, DType::i64);
-  const Value words = embedding(tokens, (*unit)[name].weight);
+  Value words = embedding(tokens, (*unit)[name].weight);
+  if (model.embedding_scale == EmbeddingScale::in_module) words = scale(words);
+  words = embedding_output(context, words);
   return dropout(words, dropout_rate(context, placed(context, model.embedding_dropout)));
 }
 
@@ -291,8 +292,7 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
   Value embedded = first_features(context, model);
   if (model.holds_input) context.locals.push_back(embedded);
   if (model.embedding_scale == EmbeddingScale::at_once) embedded = scale(embedded);
-  if (embedding_requires_grad(context)) embedded = Tape::requiring_grad(embedded);
-  const Value positions = tape.allocate("arange", {context.tokens()}, DType::i64);
+  context.shared.positions = tape.allocate("arange", {context.tokens()}, DType::i64);
   make_masks(context, model, sizes);
   const std::uint64_t features = sizes.rotary_size != 0 ? sizes.rotary_size : a.head_size;
   if (model.tables != nullptr) {
@@ -314,6 +314,7 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
 Value causal_lm(ForwardContext& context, const CausalLm& model) {
   Tape& tape = context.tape;
   context.never_caches = model.never_caches;
+  context.hands_all_tables = model.hands_all_tables;
   Value hidden = base_model(context, model);
   context.shared = {};
   context.base_locals.clear();

@@ -352,7 +352,7 @@ Value mixture_of_experts(MegatronContext& context, const MegatronLayer& layer, c
     return mlp(context, input, layer.experts->shared_ffn, layer.gated, false, {});
   };
   const bool recomputed = context.selects(&MegatronClient::Modules::shared_experts);
-  return add(output, recomputed ? context.tape.checkpoint(shared, x) : shared(x));
+  return add(output, recomputed ? context.tape.reentrant_checkpoint(shared, x) : shared(x));
 }
 
 Value feed_forward(MegatronContext& context, const MegatronLayer& layer, const Value& hidden) {
@@ -360,12 +360,12 @@ Value feed_forward(MegatronContext& context, const MegatronLayer& layer, const V
     return mlp(context, norm(context, input, layer.rms_norm), layer.ffn, layer.gated, layer.bias, after_norm(context));
   };
   if (!layer.experts) {
-    return context.selects(&MegatronClient::Modules::mlp) ? context.tape.checkpoint(normed_mlp, hidden)
+    return context.selects(&MegatronClient::Modules::mlp) ? context.tape.reentrant_checkpoint(normed_mlp, hidden)
                                                           : normed_mlp(hidden);
   }
   const auto experts = [&context, &layer](const Value& input) { return mixture_of_experts(context, layer, input); };
   const Value normed = norm(context, hidden, layer.rms_norm);
-  return context.selects(&MegatronClient::Modules::moe) ? context.tape.checkpoint(experts, normed) : experts(normed);
+  return context.selects(&MegatronClient::Modules::moe) ? context.tape.reentrant_checkpoint(experts, normed) : experts(normed);
 }
 
 }  // namespace
