@@ -151,9 +151,11 @@ Value plain_attention(const Value& query, const Value& key, const Value& value, 
   };
   const Value k = options.broadcasts ? wide_key : repeated(wide_key);
   const Value v = repeated(wide_value);
-  const Value scaled = options.broadcasts ? repeated(scale(k)) : scale(k);
   const Shape pairs{q.size(0), q.size(1), q.size(2), key.size(2)};
-  Value scores = batched_matmul(q, scaled, pairs);
+  Value scores = [&] {
+    const Value scaled = options.broadcasts ? repeated(scale(k)) : scale(k);
+    return batched_matmul(q, scaled, pairs);
+  }();
   if (bias.defined()) scores = add(scores, bias);
   scores = softmax(scores);
   scores = dropout(scores, options.dropout);
