@@ -148,7 +148,8 @@ void Tape::mark() {
       return;
     }
   }
-  marks_.push_back({events_.size(), unit_, pass_});
+  // What was before any unit belongs to the first.
+  marks_.push_back({marks_.empty() ? 0 : events_.size(), unit_, pass_});
 }
 
 std::uint32_t Tape::add_storage(std::string_view operation, const Shape& shape, DType dtype, Purpose purpose) {

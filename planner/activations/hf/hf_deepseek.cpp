@@ -155,9 +155,11 @@ Value v2_experts(const ForwardContext& context, const UnitView& block, const Val
   }
   const Value all = cat(outputs, sorted.shape());
   const Value placed = scattered(all, order, all.shape());
-  Value wide = to(view(placed, {tokens, routing.chosen, x.size(1)}), weights.dtype());
-  wide = mul_in_place(wide, view(weights, {tokens, routing.chosen, 1}));
-  return to(sum_over(wide, x.shape()), x.dtype());
+  const Value sum = [&] {
+    const Value wide = to(view(placed, {tokens, routing.chosen, x.size(1)}), weights.dtype());
+    return sum_over(mul_in_place(wide, view(weights, {tokens, routing.chosen, 1})), x.shape());
+  }();
+  return to(sum, x.dtype());
 }
 
 Value v2_mixture(const ForwardContext& context, const UnitView& block, const Value& hidden) {

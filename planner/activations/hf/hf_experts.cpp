@@ -69,6 +69,7 @@ Value mixture(ForwardContext& context, const UnitView& block, const ExpertNames&
   const Choice choice = options.choose(routing, logits, x.dtype());
   Value sum = tape.allocate("zeros", x.shape(), x.dtype());
   const Value mask = tape.allocate("one_hot", {tokens, routing.chosen, routing.experts}, DType::i64);
+  const Value with_tokens = tape.allocate("nonzero", {options.all_run ? 0 : routing.experts, 1}, DType::i64);
   for (std::uint64_t i = 0; i < routing.experts; ++i) {
     const std::uint64_t count = choices_of(context, i, routing, tokens);
     if (count == 0 && !options.all_run) continue;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes drawn.json: models and set-ups that a seed draws, of which nobody thought, each measured once.
 
-    python3 tests/data/activations/draw.py [--seed N] [--rounds N] [--to FILE] [FAMILY ...]
+    python3 tests/data/activations/draw.py [--seed N] [--rounds N] [--checkpoint] [--to FILE] [FAMILY ...]
 
 Of each run it keeps what make_goldens.py keeps but for the lists of tensors. What a class fails on is said and left out. Needs
 what make_goldens.py needs. To look for what is not covered yet, take other seeds and another file.
@@ -299,14 +299,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--checkpoint", action="store_true", help="blocks of all models are recomputed")
     parser.add_argument("--to", default=os.path.join(make_goldens.FOLDER, "drawn.json"))
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=" ".join(FAMILIES))
     options = parser.parse_args()
     unknown = sorted(set(options.families) - set(FAMILIES))
     if unknown:
         parser.error(f"unknown FAMILY {unknown[0]}")
-    if options.families and options.to == parser.get_default("to"):
-        parser.error("--to FILE is needed where families are named: drawn.json is of all")
+    if (options.families or options.checkpoint) and options.to == parser.get_default("to"):
+        parser.error("--to FILE is needed where families are named or all are recomputed: drawn.json is of all")
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     torch_step.work_without_gpu()
@@ -316,7 +317,7 @@ def main():
         drawing = Drawing(f"{options.seed} {family}")
         for i in range(options.rounds):
             config = FAMILIES[family](drawing)
-            setup = drawing.setup(config)
+            setup = {**drawing.setup(config), **({"checkpoint": True} if options.checkpoint else {})}
             try:
                 run = measured(config, setup)
             except (RuntimeError, TypeError, ValueError) as error:

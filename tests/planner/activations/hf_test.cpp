@@ -127,17 +127,16 @@ std::string listed(const Activity& activity) {
   return lines;
 }
 
-// Of the peak, where saved bytes always agree to the byte. T5's embedding, which encoder, decoder and head use, is the one
-// that differs: its gradients are added up in another order. A continuous flow's forward differentiates: what its backward runs first
-// follows from how many nodes autograd's own thread has numbered before, in this step and in earlier ones.
-double tolerance(std::string_view file, const Policy& policy) {
+// Of the peak, where saved bytes always agree to the byte. Not explained: a tensor of one token's features in mamba2, a copy of a
+// gradient in gemma3's tower with eager attention, what an inverted layer makes of a gradient in glow and nice. A continuous flow's
+// forward differentiates: what its backward runs first follows from how many nodes autograd's own thread has numbered before, in
+// this step and in earlier ones.
+double tolerance(const std::string& file, const Policy& policy) {
   if (policy.compute != policy.parameter) return 0.04;  // autocast: casts of gradients at the peak
-  if (file == "cnf") return 0.035;
-  if (file == "drawn") return 0.002;  // mT5 among them
-  static const std::set<std::string_view> within_a_percent{
-      "t5",    "balance", "dbrx",   "deberta", "experts", "flow",   "flux2", "gemma3",      "imbalance",
-      "jamba", "kimi_vl", "llama4", "mamba",   "mamba2",  "phimoe", "sd3",   "sd3_pipeline"};
-  return within_a_percent.contains(file) ? 0.01 : 0.001;
+  static const std::map<std::string_view, double> wider{{"cnf", 0.035},  {"drawn", 0.002},  {"drawn_recomputed", 0.002},
+                                                        {"flow", 0.004}, {"gemma3", 0.008}, {"mamba2", 0.003}};
+  const auto wide = wider.find(file);
+  return wide == wider.end() ? 0.001 : wide->second;
 }
 
 // What an operation in place on a view keeps is inside the view's CopySlices node, where the goldens' script does not see it:
@@ -189,19 +188,8 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       const auto measured = static_cast<double>(number(step.at("peak")));
       const double planned =
           static_cast<double>(resident(step)) + static_cast<double>(sum(peak_of(*rounded.activity).held));
-      // A recomputed block runs to its end here, before any gradient of it is there; torch.utils.checkpoint begins where the first node
-      // asks for what was saved, and stops where the last one has it: of a mixture's block with the balance of its experts in the loss
-      // 1.25 % less at most, of LLaVA's with adapters 1.1 % less. Experts that are all computed hold more while it runs than it leaves
-      // behind: Llama 4 is 1.1 % below torch in one run, and 2.3 and 1.3 % with adapters. Of the models that were drawn one layer of
-      // Gemma with adapters is 2.4 % below, another model 1.2 % above.
-      static const std::map<std::string_view, double> wider{
-          {"balance", 0.015}, {"drawn", 0.025}, {"llama4", 0.015}, {"llama4_images", 0.025}, {"llava", 0.015}};
-      const bool recomputed = run->client.recompute != RecomputeKind::none && GetParam() != "cnf";
-      const auto wide = wider.find(GetParam());
-      const double most = !recomputed           ? tolerance(GetParam(), run->setup.policy)
-                          : wide == wider.end() ? 0.01
-                                                : wide->second;
-      EXPECT_NEAR(planned / measured, 1.0, most) << planned << " against " << measured;
+      EXPECT_NEAR(planned / measured, 1.0, tolerance(GetParam(), run->setup.policy))
+          << planned << " against " << measured;
       ++compared;
     }
   }
@@ -412,10 +400,11 @@ TEST(HfCnf, OtherRecomputationIsRefused) {
 
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
                          testing::Values("albert", "amp", "balance", "chameleon", "cnf", "dbrx", "deberta", "decoders",
-                                         "dinov2", "dit", "drawn", "encoders", "experts", "flow", "flux2", "gemma3",
-                                         "gpt2", "gpt_neox", "imbalance", "jamba", "kimi_vl", "llama", "llama4",
-                                         "llama4_images", "llava", "mamba", "mamba2", "partly", "phimoe", "qwen_vl",
-                                         "sd3", "sd3_pipeline", "siglip", "swin", "t5", "towers", "ulysses", "vision"));
+                                         "dinov2", "dit", "drawn", "drawn_recomputed", "encoders", "experts", "flow",
+                                         "flux2", "gemma3", "gpt2", "gpt_neox", "imbalance", "jamba", "kimi_vl",
+                                         "llama", "llama4", "llama4_images", "llava", "mamba", "mamba2", "partly",
+                                         "phimoe", "qwen_vl", "sd3", "sd3_pipeline", "siglip", "swin", "t5", "towers",
+                                         "ulysses", "vision"));
 
 }  // namespace
 }  // namespace shardplan
