@@ -292,7 +292,7 @@ Value mpt_attention(ForwardContext& context, const UnitView& block, const Value&
   cache(context, k, v);
   const Shape pairs{hidden.size(0), sizes.heads, hidden.size(1), hidden.size(1)};
   Value scores = scale(batched_matmul(parts[0], k, pairs));
-  scores = add(scores, context.shared.bias);
+  scores = add(scores, slice(context.shared.bias, {sizes.heads, 1, hidden.size(1)}));
   scores = where(context.shared.mask, scores);
   Value weights = to(softmax(scores), v.dtype());
   weights = dropout(weights, block, "attn.attn_dropout");
@@ -312,7 +312,7 @@ Value mpt_block(ForwardContext& context, const UnitView& block, const Value& inp
 Value mpt_mask(ForwardContext& context) {
   Tape& tape = context.tape;
   const Architecture& a = context.model.architecture;
-  context.shared.bias = tape.allocate("alibi", {a.heads, 1, context.tokens()}, DType::f32);
+  context.shared.bias = tape.allocate("alibi", {a.heads, 1, a.max_positions}, DType::f32);
   const Shape pairs{context.batch(), 1, context.tokens(), context.tokens()};
   const Value mask = tape.allocate("mask", pairs, context.setup.policy.parameter);
   return tape.allocate("to", pairs, DType::boolean);

@@ -132,7 +132,7 @@ class Drawing:
         return cases.model("distilbert", "DistilBertFor" + self.one("MaskedLM", "SequenceClassification", "TokenClassification"),
                            vocab_size=self.one(96, 501), dim=heads * self.one(8, 16, 20), hidden_dim=self.one(100, 320),
                            n_layers=self.one(1, 2, 4), n_heads=heads, max_position_embeddings=self.one(130, 160), **self.some(
-                               dropout=(0.0,), attention_dropout=(0.0,), activation=("relu",), sinusoidal_pos_embds=(True,)))
+                               dropout=(0.0,), attention_dropout=(0.0,), activation=("relu",)))
 
     def deberta(self):
         return cases.model("deberta-v2", self.one("DebertaV2ForMaskedLM", "DebertaV2ForSequenceClassification", "DebertaV2ForTokenClassification"),
