@@ -239,7 +239,10 @@ Value bloom_attention(ForwardContext& context, const UnitView& block, const Valu
   v = view(v, folded);
   const Value scores = view(matmul(q, k, {folded[0], tokens, tokens}), pairs);
   Value weights = context.shared.mask.defined() ? add(scores, context.shared.mask) : scores;
-  weights = to(softmax(to(weights, DType::f32)), q.dtype());
+  {
+    const Value probabilities = softmax_in(weights, DType::f32);
+    weights = to(probabilities, q.dtype());
+  }
   weights = dropout(weights, block, "self_attention.attention_dropout");
   Value mixed = matmul(view(weights, {folded[0], tokens, tokens}), v, folded);
   mixed = transpose(view(mixed, {batch, sizes.heads, tokens, sizes.head_size}));
