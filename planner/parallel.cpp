@@ -198,6 +198,11 @@ std::vector<std::uint64_t> layers_of_pieces(std::uint64_t layers, const Parallel
     if (p.loss_is_a_layer) --counts.back();
     return counts;
   }
+  if (p.more_layers_behind_first && !p.first_stage_layers && !p.last_stage_layers) {
+    std::vector<std::uint64_t> counts(pieces, layers / pieces);
+    std::for_each_n(counts.begin() + 1, layers % pieces, [](std::uint64_t& count) { ++count; });
+    return counts;
+  }
   const std::vector<std::uint64_t> of_ranks = layers_of_ranks(layers, p);
   std::vector<std::uint64_t> counts;
   for (std::uint64_t v = 0; v < p.virtual_stages; ++v) {

@@ -242,6 +242,10 @@ class Tape {
   // The copy of a trained fp32 parameter, undefined at first; null for any other value.
   Value* cached_cast(const Value& value);
 
+  // A second gradient of this value is added to the first in a new tensor, whatever else holds that: it is a DTensor, or another
+  // subclass of torch.Tensor (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
+  void adds_apart(const Value& value);
+
   // x.requires_grad_(True) of a value without a history: gradients come as far as this.
   static Value requiring_grad(const Value& value);
 
@@ -311,6 +315,7 @@ class Tape {
     Formula formula;  // none for a leaf
     std::vector<Value> gradients;
     std::vector<Value> chosen;  // by the policy of a selective checkpoint
+    bool adds_in_place = true;  // gradients to each other
   };
   // What a selective checkpoint chose: filled in its forward, taken one by one in its backward.
   struct Selection {
@@ -344,7 +349,7 @@ class Tape {
                                std::vector<Value>& gradients);
   void run(std::size_t first);
   void accumulate(const Edge& edge, Value gradient);
-  void accumulate(Value& sum, Value gradient);
+  void accumulate(Value& sum, Value gradient, bool in_place = true);
   void accumulate_parameter(Gradient& sum, Value gradient);
   bool adds_in_place(const Value& sum) const;
 
