@@ -309,13 +309,13 @@ class Tape {
     std::string_view parameter;  // of the first input that is one
     std::uint32_t unit = 0;
     Purpose purpose = Purpose::activation;
+    bool adds_in_place = true;  // gradients to each other
     std::vector<Edge> inputs;
     std::vector<Value> saved;
     std::uint32_t outputs = 1;
     Formula formula;  // none for a leaf
     std::vector<Value> gradients;
     std::vector<Value> chosen;  // by the policy of a selective checkpoint
-    bool adds_in_place = true;  // gradients to each other
   };
   // What a selective checkpoint chose: filled in its forward, taken one by one in its backward.
   struct Selection {
