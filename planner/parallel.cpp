@@ -149,8 +149,9 @@ void add_pipeline_notes(const Catalog& model, const std::string& stack, std::uin
   const bool even = p.piece_layers.empty() && !p.first_stage_layers && !p.last_stage_layers &&
                     !p.embedding_is_a_layer && !p.loss_is_a_layer;
   if (even && layers % p.pipeline != 0) {
-    notes.push_back(fmt::format("{} layers do not divide into {} stages: the first {} have one more", layers,
-                                p.pipeline, layers % p.pipeline));
+    notes.push_back(fmt::format("{} layers do not divide into {} stages: the first {} {}have one more", layers,
+                                p.pipeline, layers % p.pipeline,
+                                p.more_layers_behind_first ? "behind the first one " : ""));
   }
   if (std::any_of(model.runs.begin(), model.runs.end(),
                   [&](const UnitRun& run) { return run.numbered && run.name != stack && run.name != "mtp.layers"; })) {

@@ -9,13 +9,14 @@ Value received(Tape& tape, Shape shape, DType dtype) {
   return Tape::requiring_grad(tape.allocate("received", std::move(shape), dtype));
 }
 
-Value sent(const Value& hidden) {
-  Tape& tape = hidden.tape();
+Value sent(const Value& end, bool keeps_gradient) {
+  Tape& tape = end.tape();
   return tape.record(
-      "send", std::span(&hidden, 1), tape.allocate("sent", {0}, hidden.dtype()), {},
-      [shape = hidden.shape(), dtype = hidden.dtype()](Tape& t, std::span<const Value>, std::vector<Value>&) {
+      "send", std::span(&end, 1), tape.allocate("sent", {0}, end.dtype()), {},
+      [shape = end.shape(), dtype = end.dtype(), keeps_gradient](Tape& t, std::span<const Value>, std::vector<Value>&) {
         std::vector<Value> gradients;
         gradients.push_back(t.allocate("received gradient", shape, dtype));
+        if (keeps_gradient) t.keep(gradients[0]);
         return gradients;
       });
 }

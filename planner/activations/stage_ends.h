@@ -8,7 +8,8 @@ namespace shardplan::autograd {
 // What has come from the stage before. Its gradient goes back there.
 Value received(Tape& tape, Shape shape, DType dtype);
 
-// What the next stage gets is let go of here once it was sent; in the backward a gradient as large comes back.
-Value sent(const Value& hidden);
+// What comes out at the end of a stage's forward, features for the next one or the loss, is let go of here; a gradient as large is
+// made in the backward. `keeps_gradient`: who called the backward holds that until Tape::release_kept.
+Value sent(const Value& end, bool keeps_gradient = false);
 
 }  // namespace shardplan::autograd

@@ -8,6 +8,7 @@
 #include "tools/memcalc/engine_flags.h"
 #include "tools/memcalc/export.h"
 #include "tools/memcalc/flags.h"
+#include "tools/memcalc/torchtitan_flags.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -234,8 +235,9 @@ void add_client(CLI::App* app, PlanOptions& options) {
            [&options](const std::string& text) { set_recompute(options, text); });
   add_read(app, "--loss", "eager, fused or chunked=N (eager)",
            [&options](const std::string& text) { set_loss(options, text); });
-  for (const char* flag :
-       {"--seq", "--micro-batch", "--images", "--image-size", "--profile", "--attention", "--recompute", "--loss"}) {
+  add_torchtitan_flags(app, options.client);
+  for (const char* flag : {"--seq", "--micro-batch", "--images", "--image-size", "--profile", "--attention",
+                           "--recompute", "--loss", "--disable-loss-parallel", "--context-rotate-method"}) {
     app->get_option(flag)->group(kGroup);
   }
 }
@@ -292,6 +294,7 @@ void settle(PlanOptions& options, PlanFlags& flags, const std::set<std::string>&
   }
   options.lora = resolve(flags.lora);
   options.client.adapter_dropout = flags.lora.dropout.value_or(0);
+  settle_torchtitan(options, given);
   options.setup.parallel.vocabulary_multiple =
       options.vocabulary_multiple.value_or(options.engine == Engine::megatron ? 128 : 1);
   divide_world(options.setup);

@@ -283,6 +283,8 @@ Sized size_kind(const PlanOptions& options, const Catalog& catalog) {
   if (!ours) {
     EngineOptions engine = options.engine_options;
     engine.gpus_per_node = options.node_gpus();
+    const bool pipelined = options.setup.parallel.pipeline > 1 && options.whole_client().profile == Profile::torchtitan;
+    engine.fsdp2.gradient_sync = engine.fsdp2.gradient_sync && !pipelined;
     sized.terms = terms_of(options.engine, catalog, options.setup, engine);
     sized.report = report_of(options.engine, catalog, options.setup, *sized.terms);
   } else if (options.engine == Engine::paper) {

@@ -7,8 +7,10 @@
 #include "base/checked.h"
 #include "planner/activations/stage_ends.h"
 #include "planner/activations/torch_ops.h"
+#include "planner/activations/torch_programs/torch_context_parallel.h"
 #include "planner/activations/torch_programs/torch_decoder.h"
 #include "planner/activations/torch_programs/torch_tensor_parallel.h"
+#include "planner/units.h"
 
 namespace shardplan {
 namespace autograd {
@@ -34,8 +36,26 @@ Value repeated(const Value& x, std::uint64_t heads) {
   return x.size(2) == 1 ? expand(x, shape) : copied(x, shape);
 }
 
-// Attention.forward. Of the text's tokens whole, this rank's heads.
-Value attention_of(const UnitView& block, const Value& x, std::uint64_t ranks) {
+// How a text and its layers are shared out.
+struct Shares {
+  std::uint64_t tensor = 1;
+  ContextRing ring{};
+};
+
+Shares shares_of(const ForwardContext& context) {
+  const Parallelism& parallel = context.setup.parallel;
+  return {parallel.tensor, {parallel.context, context.client.context_gathers}};
+}
+
+// F.scaled_dot_product_attention, which context parallelism puts its own in the place of.
+Value mixed_values(const Value& q, const Value& k, const Value& v, const ContextRing& ring) {
+  if (ring.ranks > 1) return ring_attention(q, k, v, ring);
+  return scaled_dot_product_attention(q, k, v, {.mask = {}, .causal = true});
+}
+
+// Attention.forward. Of the tokens this rank's heads.
+Value attention_of(const UnitView& block, const Value& x, const Shares& shares) {
+  const std::uint64_t ranks = shares.tensor;
   const AttentionSizes& sizes = attention_sizes_of(block);
   const auto heads_of = [&](const char* name, std::uint64_t heads) {
     return view(adapted_linear(block, name, x), {x.size(0), x.size(1), heads / ranks, sizes.head_size});
@@ -49,7 +69,7 @@ Value attention_of(const UnitView& block, const Value& x, std::uint64_t ranks) {
   q = transpose(q);
   k = transpose(keys);
   v = transpose(values);
-  Value mixed = scaled_dot_product_attention(q, k, v, {.mask = {}, .causal = true});
+  Value mixed = mixed_values(q, k, v, shares.ring);
   mixed = view(transpose(mixed), {x.size(0), x.size(1), sizes.heads / ranks * sizes.head_size});
   return adapted_linear(block, "self_attn.o_proj", mixed);
 }
@@ -63,10 +83,11 @@ Value normed_layer(const Parameters& norm, const Value& x, std::uint64_t ranks, 
   return scattered(layer(text), ranks);
 }
 
-Value whole_block(const UnitView& block, const Value& input, std::uint64_t ranks) {
+Value whole_block(const UnitView& block, const Value& input, const Shares& shares) {
+  const std::uint64_t ranks = shares.tensor;
   const Value attended = [&] {
     const Value attention = normed_layer(block["input_layernorm"], input, ranks,
-                                         [&](const Value& x) { return attention_of(block, x, ranks); });
+                                         [&](const Value& x) { return attention_of(block, x, shares); });
     return add(input, attention);
   }();
   const Value inner = normed_layer(block["post_attention_layernorm"], attended, ranks,
@@ -90,9 +111,7 @@ std::uint64_t place_of(const ForwardContext& context, const UnitView& block) {
 }
 
 Value torchtitan_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  const auto whole = [block, ranks = context.setup.parallel.tensor](const Value& x) {
-    return whole_block(block, x, ranks);
-  };
+  const auto whole = [block, shares = shares_of(context)](const Value& x) { return whole_block(block, x, shares); };
   const ClientSetup& client = context.client;
   const bool every = client.recompute == RecomputeKind::every;
   if (client.recompute == RecomputeKind::none || (every && place_of(context, block) % client.recompute_every != 0)) {
@@ -118,18 +137,19 @@ Value loss_of(const ForwardContext& context, const Value& logits) {
   return parallel ? parallel_cross_entropy(wide) : cross_entropy(wide);
 }
 
-// The loss, or on a stage that has none what the next one gets.
+// What comes out: the loss, or on a stage that has none what the next one gets.
 Value torchtitan_forward(ForwardContext& context) {
   Value hidden = decoder_features(context, torchtitan_block);
   const auto head = unit_with(context, "lm_head");
-  if (!head) return sent(hidden);
+  if (!head) return sent(hidden, true);
   const Purpose before = context.tape.set_purpose(Purpose::loss);
   const Value logits = logits_of(context, *head, hidden);
   hidden.reset();
-  Value loss = loss_of(context, logits);
+  const Value loss = loss_of(context, logits);
   context.tape.keep(loss);  // train.py reports it
+  Value end = sent(loss, true);
   context.tape.set_purpose(before);
-  return loss;
+  return end;
 }
 
 }  // namespace
@@ -139,9 +159,11 @@ namespace {
 
 // What does not divide.
 std::string uneven(const Model& model, const Parallelism& parallel, std::uint64_t sequence) {
-  if (sequence % checked_multiply(parallel.context, parallel.tensor) != 0) {
-    return fmt::format("profile torchtitan cuts a text of {} tokens into {} x {} equal parts (--cp, --tp)", sequence,
-                       parallel.context, parallel.tensor);
+  const std::uint64_t pieces = parallel.context > 1 ? 2 * parallel.context : 1;  // of each rank two
+  if (sequence % pieces != 0 || sequence / parallel.context % parallel.tensor != 0) {
+    return fmt::format(
+        "profile torchtitan cuts a text into {} equal pieces for --cp {}, and a rank's part for --tp {}: not {} tokens",
+        pieces, parallel.context, parallel.tensor, sequence);
   }
   for (const ModuleRun& run : model.modules) {
     for (const Module& module : run.modules) {
@@ -154,15 +176,26 @@ std::string uneven(const Model& model, const Parallelism& parallel, std::uint64_
   return {};
 }
 
+// What the ring's one kernel here does not take.
+std::string no_ring(const Model& model, const Policy& policy) {
+  constexpr std::uint64_t kMostFeatures = 256;
+  const std::uint64_t features = model.architecture.head_size;
+  if (bits(policy.compute) == 16 && features <= kMostFeatures && features % 8 == 0) return {};
+  return fmt::format(
+      "profile torchtitan knows --cp by FlashAttention alone: 16 bits, and heads of at most {} features in whole "
+      "eights, not {} in {}",
+      kMostFeatures, features, name(policy.compute));
+}
+
 }  // namespace
 
 std::string torchtitan_refuses(const Model& model, const Setup& setup, const ClientSetup& client) {
   if (is_of_flows(client.recompute)) return "profile torchtitan has no flows, so neither recompute invert nor adjoint";
   if (client.loss != LossKind::eager) return "profile torchtitan has its eager loss alone (--loss eager)";
-  if (setup.parallel.context > 1) return "profile torchtitan shares out no sequence yet (--cp)";
   if (setup.parallel.expert > 1) return "profile torchtitan has no experts (--ep)";
   if (std::string why = torch_decoder_refuses(model, setup, "torchtitan"); !why.empty()) return why;
-  return uneven(model, setup.parallel, client.sequence);
+  if (std::string why = uneven(model, setup.parallel, client.sequence); !why.empty()) return why;
+  return setup.parallel.context > 1 ? no_ring(model, setup.policy) : std::string();
 }
 
 void run_torchtitan(autograd::Tape& tape, const Model& model, const Catalog& held, const Setup& setup,
@@ -175,6 +208,32 @@ void run_torchtitan(autograd::Tape& tape, const Model& model, const Catalog& hel
   const autograd::Value gradient = tape.allocate("gradient", end.shape(), end.dtype());
   tape.backward(std::move(end), gradient);
   tape.release_kept();
+}
+
+std::vector<ClientTerm> torchtitan_client_terms(const Model& model, const Catalog& held, const Setup& setup,
+                                                const ClientSetup& client) {
+  const Parallelism& parallel = setup.parallel;
+  const std::uint64_t texts = checked_multiply(client.micro_batch, setup.accumulation);
+  const std::uint64_t tokens = checked_multiply(texts, client.sequence);
+  std::vector<ClientTerm> terms;
+  // Complex numbers of two fp32 each, in every part of the model that the rank has.
+  const Bytes table = bytes_for(DType::f32, checked_multiply(client.sequence, model.architecture.head_size));
+  terms.push_back({"rotary table", parallel.virtual_stages * table, true, true,
+                   "torchtitan/models/llama/model.py, precompute_freqs_cis"});
+  if (parallel.context > 1) {
+    terms.push_back({"rotary table as it was", table, false, true,
+                     "torch/distributed/tensor/experimental/_context_parallel/_attention.py, context_parallel"});
+  }
+  terms.push_back({"batch: tokens and labels", 2 * bytes_for(DType::i64, tokens), true, true, "torchtitan train.py"});
+  const auto head =
+      std::find_if(held.runs.begin(), held.runs.end(), [](const UnitRun& run) { return run.name == kHeadUnit; });
+  if (parallel.pipeline > 1 && head != held.runs.end()) {
+    const std::uint64_t words = divide_up(model.architecture.vocabulary, client.loss_parallel ? parallel.tensor : 1);
+    terms.push_back({"logits of the step's micro-batches",
+                     bytes_for(setup.policy.parameter, checked_multiply(tokens / parallel.context, words)), true, true,
+                     "torch/distributed/pipelining/stage.py, output_chunks"});
+  }
+  return terms;
 }
 
 }  // namespace shardplan

@@ -243,6 +243,12 @@ CASES = [
         bf16(2, 24, layers=[0, 2]), bf16(2, 24, layers=[0, 2], tp=2), bf16(2, 24, layers=[2, 4]),
         bf16(2, 24, layers=[2, 4], tp=2), bf16(2, 24, layers=[3, 5], tp=2), bf16(2, 24, layers=[3, 5]),
         *(bf16(2, 24, layers=[1, 4], tp=2, recompute=kind) for kind in ("op", "full", "2"))]),
+    ("a shared text", llama(), [
+        *(bf16(2, 16 * cp, cp=cp, rank=max(cp - 2, 0), **more) for cp in (2, 3, 4) for more in ({}, {"rotate": "alltoall"})),
+        bf16(1, 96, cp=2), bf16(2, 64, cp=2, tp=2), bf16(2, 64, cp=2, recompute="full"), bf16(2, 64, cp=2, recompute="op"),
+        bf16(2, 64, cp=2, tp=2, recompute="op"), bf16(2, 64, cp=4, rank=2, layers=[1, 3])]),
+    ("a shared text, as many key heads", llama(layers=2, hidden=96, heads=6, groups=6, width=168, words=111), [
+        bf16(2, 72, cp=2), bf16(1, 72, cp=3, rank=1, tp=3), bf16(1, 64, cp=4, rank=2, rotate="alltoall")]),
 ]
 
 

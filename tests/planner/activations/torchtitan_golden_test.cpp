@@ -75,6 +75,7 @@ Run read_run(const json::object& setup, std::uint64_t layers) {
   run.client.micro_batch = number(setup, "batch");
   run.client.sequence = number(setup, "sequence");
   if (const json::value* parallel = setup.if_contains("loss_parallel")) run.client.loss_parallel = parallel->as_bool();
+  run.client.context_gathers = !setup.contains("rotate");
   set_recompute(setup, run.client);
   set_stage(setup, layers, run);
   return run;
