@@ -161,9 +161,8 @@ void add_buffers(TermList& list, const Groups& groups, const Setup& setup, const
               std::max(groups.root.gradients, groups.block.gradients),
               "elements of the largest unit x bytes per element", "not sharded yet", kGroup});
   } else {
-    list.add({"gradients: whole, until the last micro-batch", MemoryClass::gradients, Tier::device, Span::backward,
-              groups.all.accumulated, "elements of all units x bytes of the reduction's dtype",
-              "set_requires_gradient_sync(False)",
+    list.add({"gradients: whole, waiting", MemoryClass::gradients, Tier::device, Span::backward, groups.all.accumulated,
+              "elements of all units x bytes of the reduction's dtype", "set_requires_gradient_sync(False)",
               "torch/distributed/fsdp/_fully_shard/_fsdp_param.py, FSDPParam.unsharded_grad_dtype"});
   }
   list.add({"reduce-scatter input", MemoryClass::communication_buffers, Tier::device, Span::backward, input,

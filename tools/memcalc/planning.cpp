@@ -210,8 +210,10 @@ std::optional<MegatronMachine> machine_of(const PlanOptions& options) {
 }
 
 std::string refused_interleaving(const PlanOptions& options) {
-  const bool megatron = options.engine == Engine::megatron || options.whole_client().profile == Profile::megatron;
-  return megatron ? uneven_interleaving(options.setup.parallel, options.setup.accumulation) : std::string();
+  const Profile profile = options.whole_client().profile;
+  const bool takes_groups =
+      options.engine == Engine::megatron || profile == Profile::megatron || profile == Profile::torchtitan;
+  return takes_groups ? uneven_interleaving(options.setup.parallel, options.setup.accumulation) : std::string();
 }
 
 Bytes shared_libraries(const PlanOptions& options) {
@@ -274,6 +276,14 @@ Model adapted(const PlanOptions& options, Model model) {
   return model;
 }
 
+EngineOptions engine_options_of(const PlanOptions& options) {
+  EngineOptions engine = options.engine_options;
+  engine.gpus_per_node = options.node_gpus();
+  const bool pipelined = options.setup.parallel.pipeline > 1 && options.whole_client().profile == Profile::torchtitan;
+  engine.fsdp2.gradient_sync = engine.fsdp2.gradient_sync && !pipelined;
+  return engine;
+}
+
 Sized size_kind(const PlanOptions& options, const Catalog& catalog) {
   const bool ours = options.engine == Engine::shardplan || options.engine == Engine::paper;
   if (ours && experts_apart(options.setup.parallel) && holds_experts(catalog)) {
@@ -281,10 +291,7 @@ Sized size_kind(const PlanOptions& options, const Catalog& catalog) {
   }
   Sized sized{.report = {}, .held = catalog, .plan = {}, .experts = {}, .terms = {}, .uncounted = {}};
   if (!ours) {
-    EngineOptions engine = options.engine_options;
-    engine.gpus_per_node = options.node_gpus();
-    const bool pipelined = options.setup.parallel.pipeline > 1 && options.whole_client().profile == Profile::torchtitan;
-    engine.fsdp2.gradient_sync = engine.fsdp2.gradient_sync && !pipelined;
+    const EngineOptions engine = engine_options_of(options);
     sized.terms = terms_of(options.engine, catalog, options.setup, engine);
     sized.report = report_of(options.engine, catalog, options.setup, *sized.terms);
   } else if (options.engine == Engine::paper) {

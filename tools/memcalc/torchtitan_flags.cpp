@@ -9,8 +9,9 @@ constexpr const char* kRotateFlag = "--context-rotate-method";
 }  // namespace
 
 void add_torchtitan_flags(CLI::App* app, ClientSetup& client) {
-  app->add_flag(std::string(kLossFlag) + "{false}", client.loss_parallel,
-                "torchtitan: under --tp logits of all words are gathered, and each rank has the whole loss");
+  app->add_flag_function(
+      kLossFlag, [&client](std::int64_t) { client.loss_parallel = false; },
+      "torchtitan: under --tp logits of all words are gathered, and each rank has the whole loss");
   add_word<bool>(app, kRotateFlag, client.context_gathers,
                  "torchtitan: how keys and values go round under --cp: allgather or alltoall (allgather)",
                  word_of<bool>(kRotateFlag, {{"allgather", true}, {"alltoall", false}}));

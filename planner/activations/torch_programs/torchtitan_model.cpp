@@ -187,12 +187,18 @@ std::string no_ring(const Model& model, const Policy& policy) {
       kMostFeatures, features, name(policy.compute));
 }
 
+bool has_unit(const Catalog& held, std::string_view name) {
+  return std::any_of(held.runs.begin(), held.runs.end(), [&](const UnitRun& run) { return run.name == name; });
+}
+
 }  // namespace
 
 std::string torchtitan_refuses(const Model& model, const Setup& setup, const ClientSetup& client) {
   if (is_of_flows(client.recompute)) return "profile torchtitan has no flows, so neither recompute invert nor adjoint";
   if (client.loss != LossKind::eager) return "profile torchtitan has its eager loss alone (--loss eager)";
   if (setup.parallel.expert > 1) return "profile torchtitan has no experts (--ep)";
+  if (resolved_schedule(setup.parallel) == PipelineSchedule::dualpipe)
+    return "profile torchtitan has no dualpipe (--schedule)";
   if (std::string why = torch_decoder_refuses(model, setup, "torchtitan"); !why.empty()) return why;
   if (std::string why = uneven(model, setup.parallel, client.sequence); !why.empty()) return why;
   return setup.parallel.context > 1 ? no_ring(model, setup.policy) : std::string();
@@ -225,12 +231,18 @@ std::vector<ClientTerm> torchtitan_client_terms(const Model& model, const Catalo
                      "torch/distributed/tensor/experimental/_context_parallel/_attention.py, context_parallel"});
   }
   terms.push_back({"batch: tokens and labels", 2 * bytes_for(DType::i64, tokens), true, true, "torchtitan train.py"});
-  const auto head =
-      std::find_if(held.runs.begin(), held.runs.end(), [](const UnitRun& run) { return run.name == kHeadUnit; });
-  if (parallel.pipeline > 1 && head != held.runs.end()) {
-    const std::uint64_t words = divide_up(model.architecture.vocabulary, client.loss_parallel ? parallel.tensor : 1);
-    terms.push_back({"logits of the step's micro-batches",
-                     bytes_for(setup.policy.parameter, checked_multiply(tokens / parallel.context, words)), true, true,
+  if (parallel.pipeline == 1) return terms;
+  const std::uint64_t words = model.architecture.vocabulary;
+  const std::uint64_t own_words = divide_up(words, parallel.tensor);
+  if (has_unit(held, kEmbeddingUnit)) {
+    // The engine counts those of this rank's words. Gradients wait in the reduction's dtype.
+    terms.push_back({"gradient of other ranks' words",
+                     bytes_for(DType::f32, checked_multiply(words - own_words, model.architecture.hidden)), false, true,
+                     "torch/distributed/tensor/_ops/_embedding_ops.py, embedding_dense_backward: Replicate"});
+  }
+  if (has_unit(held, kHeadUnit)) {
+    const std::uint64_t logits = checked_multiply(tokens / parallel.context, client.loss_parallel ? own_words : words);
+    terms.push_back({"logits of the step's micro-batches", bytes_for(setup.policy.parameter, logits), true, true,
                      "torch/distributed/pipelining/stage.py, output_chunks"});
   }
   return terms;
