@@ -6,7 +6,9 @@ namespace shardplan::autograd {
 
 Value received(Tape& tape, Shape shape, DType dtype) {
   tape.enter("received");
-  return Tape::requiring_grad(tape.allocate("received", std::move(shape), dtype));
+  const Value before = tape.parameter("the stage before", {1}, dtype, true);
+  return tape.record("received", std::span(&before, 1), tape.allocate("received", std::move(shape), dtype), {},
+                     [](Tape&, std::span<const Value>, std::vector<Value>&) { return std::vector<Value>(1); });
 }
 
 Value sent(const Value& end, bool keeps_gradient) {

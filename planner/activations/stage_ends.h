@@ -5,7 +5,7 @@
 
 namespace shardplan::autograd {
 
-// What has come from the stage before. Its gradient goes back there.
+// What has come from the stage before: a leaf whose gradient is handed back to it.
 Value received(Tape& tape, Shape shape, DType dtype);
 
 // What comes out at the end of a stage's forward, features for the next one or the loss, is let go of here; a gradient as large is

@@ -197,7 +197,8 @@ def step_memory(rank, inferring):
 
 
 def measured(titan, config, setup, inferring):
-    dist.init_process_group("fake", rank=setup.get("rank", 0), world_size=setup.get("cp", 1) * setup.get("tp", 1),
+    tensor = setup.get("tp", 1)
+    dist.init_process_group("fake", rank=setup.get("rank", 0) * tensor, world_size=setup.get("cp", 1) * tensor,
                             store=FakeStore())
     math = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = torch_step._sdpa_on_gpu(math)
