@@ -240,6 +240,9 @@ CASES = [
         bf16(1, 64, tp=4, recompute="full"), bf16(2, 64, tp=4, loss_parallel=False)]),
     ("as many key heads", llama(layers=3, hidden=96, heads=6, groups=6, width=168, words=111), [
         bf16(2, 36), bf16(2, 36, tp=2), bf16(1, 36, tp=3), bf16(1, 36, tp=3, recompute="op")]),
+    ("words that do not divide", llama(layers=2, hidden=144, heads=6, groups=3, width=75, words=101), [
+        bf16(1, 30, tp=3), bf16(2, 36, tp=3, cp=2), bf16(2, 36, tp=3, loss_parallel=False),
+        {**bf16(2, 30, tp=3), "dtype": "fp32"}, {**bf16(2, 30), "dtype": "fp32"}]),
     ("stages", llama(layers=5), [
         bf16(2, 24, layers=[0, 2]), bf16(2, 24, layers=[0, 2], tp=2), bf16(2, 24, layers=[2, 4]),
         bf16(2, 24, layers=[2, 4], tp=2), bf16(2, 24, layers=[3, 5], tp=2), bf16(2, 24, layers=[3, 5]),
