@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "planner/activations/megatron_client.h"
+#include "planner/expert_load.h"
 #include "planner/policy.h"
 
 namespace shardplan {
@@ -87,6 +88,7 @@ struct ClientSetup {
   // The same with context parallelism: keys and values of all ranks are gathered at once. False: those of one other rank at a time
   // (experimental.context_parallel_rotate_method alltoall).
   bool context_gathers = true;
+  ExpertLoad expert_load{};
   MegatronClient megatron{};  // of profile megatron
   LitGptVersion litgpt = LitGptVersion::current;
   bool operator==(const ClientSetup&) const = default;

@@ -55,8 +55,6 @@ struct MegatronClient {
   TokenDispatcher token_dispatcher = TokenDispatcher::all_gather;
   bool grouped_gemm = false;
   bool router_fp32 = false;  // --moe-router-dtype fp32
-  // --moe-expert-capacity-factor with --moe-pad-expert-input-to-capacity: every expert gets this many times its even share.
-  std::optional<double> padded_capacity;
 
   Fp8Recipe fp8 = Fp8Recipe::none;
   bool fp8_param_gather = false;

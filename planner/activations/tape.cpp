@@ -102,7 +102,6 @@ Tape::Tape(const TapeOptions& options) : options_(options) {
 // Nodes hold Values, whose release needs storages_ and events_.
 Tape::~Tape() {
   kept_.clear();
-  chosen_.clear();
   casts_.clear();
   nodes_.clear();
   gradients_.clear();
@@ -149,7 +148,8 @@ void Tape::mark() {
       return;
     }
   }
-  marks_.push_back({events_.size(), unit_, pass_});
+  // What was before any unit belongs to the first.
+  marks_.push_back({marks_.empty() ? 0 : events_.size(), unit_, pass_});
 }
 
 std::uint32_t Tape::add_storage(std::string_view operation, const Shape& shape, DType dtype, Purpose purpose) {
@@ -162,6 +162,7 @@ std::uint32_t Tape::add_storage(std::string_view operation, const Shape& shape, 
   if (storage.bytes > INT64_MAX) throw_overflow("+", storage.bytes, 0);
   storage.shape = shape;
   storage.dtype = dtype;
+  if (stopped_) storage.bytes = 0;
   const auto index = static_cast<std::uint32_t>(storages_.size());
   storages_.push_back(std::move(storage));
   if (purpose != Purpose::outside && storages_.back().bytes > 0) events_.push_back({index, true, 1});
@@ -264,9 +265,10 @@ Value Tape::record(std::string_view operation, std::span<const Value> inputs, Va
 
 std::vector<Value> Tape::record(std::string_view operation, std::span<const Value> inputs, std::vector<Value> outputs,
                                 std::vector<Value> saved, Formula formula) {
-  if (selection_ != nullptr) select(operation, inputs, outputs, saved);
-  const bool recorded =
-      grad_enabled_ && std::any_of(inputs.begin(), inputs.end(), [](const Value& v) { return v.requires_grad(); });
+  const bool recorded = grad_enabled_ && !stopped_ &&
+                        std::any_of(inputs.begin(), inputs.end(), [](const Value& v) { return v.requires_grad(); });
+  const bool computed = !stopped_ && !(recorded && stops_before(inputs, outputs, saved));
+  if (selection_ != nullptr && computed) select(operation, inputs, outputs, saved);
   const std::string_view parameter = parameter_among(inputs);
   note(operation, parameter, inputs, outputs[0]);
   for (std::size_t i = 0; i < outputs.size(); ++i) {
@@ -277,13 +279,21 @@ std::vector<Value> Tape::record(std::string_view operation, std::span<const Valu
         recorded ? Edge{static_cast<std::uint32_t>(nodes_.size()), static_cast<std::uint32_t>(i)} : Edge{};
   }
   if (!recorded) return outputs;
+  // What a node saves has no history of its own: it is the graph that leads to it.
+  for (Value& value : saved) value = value.detached();
+  if (again_ != nullptr) {
+    fulfil(saved);
+    return outputs;
+  }
   Node node = node_of(operation);
   node.parameter = parameter;
   node.inputs.reserve(inputs.size());
   for (const Value& input : inputs) node.inputs.push_back(input.requires_grad() ? input.edge_ : Edge{});
-  // What a node saves has no history of its own: it is the graph that leads to it.
-  for (Value& value : saved) value = value.detached();
-  if (keeps_saved_) node.saved = std::move(saved);
+  if (frame_ != nullptr) {
+    promise(node, saved.size());
+  } else if (keeps_saved_) {
+    node.saved = std::move(saved);
+  }
   node.outputs = static_cast<std::uint32_t>(outputs.size());
   node.formula = std::move(formula);
   nodes_.push_back(std::move(node));
@@ -314,16 +324,16 @@ void Tape::append(Node node, std::span<Value> outputs) {
 
 std::vector<SavedStorage> Tape::saved_by(std::uint32_t unit) const {
   std::map<std::uint32_t, std::vector<Keeper>> storages;
+  const auto keep = [&](const Value& value, const Keeper& keeper) {
+    if (!value.defined() || storages_[value.storage_].purpose == Purpose::outside) return;
+    std::vector<Keeper>& keepers = storages[value.storage_];
+    if (std::find(keepers.begin(), keepers.end(), keeper) == keepers.end()) keepers.push_back(keeper);
+  };
   for (const Node& node : nodes_) {
     if (node.unit != unit) continue;
-    for (const std::vector<Value>* values : {&node.saved, &node.chosen}) {
-      for (const Value& value : *values) {
-        if (storages_[value.storage_].purpose == Purpose::outside) continue;
-        std::vector<Keeper>& keepers = storages[value.storage_];
-        const Keeper keeper{node.operation, node.parameter};
-        if (std::find(keepers.begin(), keepers.end(), keeper) == keepers.end()) keepers.push_back(keeper);
-      }
-    }
+    for (const Value& value : node.saved) keep(value, {node.operation, node.parameter});
+    if (node.frame == nullptr) continue;
+    for (const Value& value : kept_by(*node.frame)) keep(value, {"checkpoint", {}});
   }
   std::vector<SavedStorage> saved;
   for (auto& [storage, keepers] : storages) saved.push_back({storage, std::move(keepers)});

@@ -234,6 +234,9 @@ class Tape {
   bool training() const { return training_; }
   bool set_training(bool training);  // returns what it was
 
+  // Said by a formula that has all gradients but for shapes and dtypes of the operands: what a checkpoint made again for its node goes.
+  void evaluated();
+
   // torch.autocast: operations that it lists take their operands in this dtype, and others in fp32 (torch_ops.cpp). A trained
   // parameter is cast once; the copy is kept until autocast ends. What a checkpoint computes again, it does under its own.
   void begin_autocast(DType dtype) { autocast_ = dtype; }
@@ -248,20 +251,26 @@ class Tape {
 
   // x.requires_grad_(True) of a value without a history: gradients come as far as this.
   static Value requiring_grad(const Value& value);
+  // The same where gradients run to it in this backward: it lives as long as the graph does, and so does its gradient.
+  Value leaf(const Value& value);
 
   // Runs the graph behind `output` with `gradient` as its gradient, and forgets it.
   void backward(Value output, Value gradient);
 
-  // torch.utils.checkpoint (use_reentrant=False, torch/utils/checkpoint.py): runs `function` on `input` and keeps of it
-  // only the input and what `function` returns; its backward runs it again first.
+  // torch.utils.checkpoint (use_reentrant=False, torch/utils/checkpoint.py): runs `function`, whose nodes keep nothing of what they
+  // save; the inputs are kept instead. The first of these nodes whose turn comes has `function` run again, up to the last tensor that
+  // they would have saved, and each takes its own.
   Value checkpoint(std::function<Value(const Value&)> function, const Value& input);
   // The same for several inputs, and for several outputs.
-  using Function = std::function<Value(std::span<const Value>)>;
-  Value checkpoint(Function function, std::span<const Value> inputs);
   using Functions = std::function<std::vector<Value>(std::span<const Value>)>;
   std::vector<Value> checkpoint_all(Functions function, std::span<const Value> inputs);
+  // The reentrant kind (use_reentrant=True; Megatron-LM's CheckpointFunction): one node stands for all of `function`. Its backward
+  // runs it again to its end, before any gradient of it is there, and then a backward of its own.
+  Value reentrant_checkpoint(std::function<Value(const Value&)> function, const Value& input);
+  using Function = std::function<Value(std::span<const Value>)>;
+  Value reentrant_checkpoint(Function function, std::span<const Value> inputs);
 
-  // Selective checkpointing (torch.utils.checkpoint, create_selective_checkpoint_contexts): the same, but what operations put
+  // Selective checkpointing (torch.utils.checkpoint, create_selective_checkpoint_contexts): the first kind, but what operations put
   // out that the policy chooses is kept, and taken instead of computed again. A policy is asked for each operation in order,
   // by its name, and may count; `make_policy` makes a fresh one for the forward and for the backward.
   using Policy = std::function<bool(std::string_view operation)>;
@@ -304,6 +313,9 @@ class Tape {
  private:
   friend class Value;
 
+  struct Frame;      // of a checkpoint: tape_recompute.cpp
+  struct Selection;  // of a selective one
+
   struct Node {
     std::string_view operation;
     std::string_view parameter;  // of the first input that is one
@@ -315,14 +327,9 @@ class Tape {
     std::uint32_t outputs = 1;
     Formula formula;  // none for a leaf
     std::vector<Value> gradients;
-    std::vector<Value> chosen;  // by the policy of a selective checkpoint
-  };
-  // What a selective checkpoint chose: filled in its forward, taken one by one in its backward.
-  struct Selection {
-    Policy policy;
-    bool taking = false;
-    std::vector<Value> chosen{};
-    std::size_t next = 0;
+    // Inside a checkpoint: in the place of `saved`, filled when its function runs again.
+    std::shared_ptr<Frame> frame;
+    std::vector<std::shared_ptr<Value>> holders;
   };
   struct Gradient {  // of a parameter
     std::string_view name;
@@ -339,9 +346,14 @@ class Tape {
   void select(std::string_view operation, std::span<const Value> inputs, std::vector<Value>& outputs,
               std::vector<Value>& saved);
   void unmake(Value& value);
-  Value leaf(const Value& value);
   template <typename Run>
   auto without_nodes(Run&& run);
+  void promise(Node& node, std::size_t count);
+  bool stops_before(std::span<const Value> inputs, std::vector<Value>& outputs, std::span<const Value> saved);
+  void fulfil(std::span<const Value> saved);
+  void run_again(Frame& frame);
+  void unpack(Node& node);
+  static std::vector<Value> kept_by(const Frame& frame);
   Node node_of(std::string_view operation) const;
   void append(Node node, std::span<Value> outputs);
   std::vector<Value> recompute(const Functions& function, std::span<const Value> inputs,
@@ -373,10 +385,13 @@ class Tape {
   Purpose purpose_ = Purpose::activation;
   bool grad_enabled_ = true;
   bool training_ = true;
-  bool keeps_saved_ = true;  // false in the forward of a checkpoint
+  bool keeps_saved_ = true;       // false in the forward of what one node stands for
+  std::shared_ptr<Frame> frame_;  // of the checkpoint whose forward runs
+  Frame* again_ = nullptr;        // of the one whose function runs again
+  bool stopped_ = false;          // it has come as far as it must: what else it makes is not made
+  std::vector<Value>* unpacked_ = nullptr;  // what was made again for the node that runs
   Selection* selection_ = nullptr;
   std::vector<Value>* asked_for_ = nullptr;  // gradients of parameters that are returned instead of kept, by parameter
-  std::vector<Value> chosen_;                // of the node that runs
 };
 
 // Gradients are off while it lives, as under torch.no_grad().

@@ -11,7 +11,9 @@ Value Tape::leaf(const Value& value) {
   Value leaf = value.detached();
   leaf.requires_grad_ = true;
   leaf.edge_ = {static_cast<std::uint32_t>(nodes_.size()), 0};
-  nodes_.emplace_back();
+  Node node = node_of("requires_grad_");
+  node.saved.push_back(value.detached());
+  nodes_.push_back(std::move(node));
   return leaf;
 }
 
@@ -88,10 +90,12 @@ void Tape::run(std::size_t first) {
     purpose_ = node.purpose;
     mark();
     std::vector<Value> incoming = std::move(node.gradients);
-    if (!node.chosen.empty()) chosen_ = std::move(node.chosen);
+    unpack(node);
     std::vector<Value> gradients = node.formula(*this, node.saved, incoming);
+    unpacked_ = nullptr;
     incoming.clear();
     node.saved.clear();
+    node.frame.reset();
     node.formula = nullptr;
     SHARDPLAN_CHECK(gradients.size() == node.inputs.size(), "a formula gives one gradient for each input");
     for (std::size_t k = 0; k < gradients.size(); ++k) accumulate(node.inputs[k], std::move(gradients[k]));
@@ -104,7 +108,7 @@ void Tape::backward(Value output, Value gradient) {
   const Pass pass = std::exchange(pass_, Pass::backward);
   const bool enabled = set_grad_enabled(false);
   accumulate(output.edge_, std::move(gradient));
-  output.reset();
+  if (output.elements() > 1) output.reset();  // a loss is its caller's
   run(0);
   nodes_.clear();
   set_grad_enabled(enabled);

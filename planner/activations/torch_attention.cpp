@@ -128,9 +128,10 @@ Value plain_attention(const Value& query, const Value& key, const Value& value, 
   Tape& tape = query.tape();
   // 16-bit operands are brought to fp32 (attention.cpp, _scaled_dot_product_attention_math).
   const DType inside = bits(query.dtype()) == 16 ? DType::f32 : query.dtype();
+  const Value wide_query = to(query, inside);
   const Value wide_key = to(key, inside);
   const Value wide_value = to(value, inside);
-  const Value q = scale(to(query, inside));
+  const Value q = scale(wide_query);
   Value bias = options.mask;
   if (options.causal) {
     const Shape pairs{q.size(2), key.size(2)};
@@ -141,14 +142,20 @@ Value plain_attention(const Value& query, const Value& key, const Value& value, 
     }
     bias = additive(lower, q.dtype());
   } else if (bias.defined() && bias.dtype() == DType::boolean) {
-    bias = additive(bias, q.dtype());
+    bias = additive(bias, query.dtype());
   }
-  const std::uint64_t times = q.size(1) / key.size(1);
-  const Value k = repeat_heads(wide_key, times);
-  const Value v = repeat_heads(wide_value, times);
-  const Value scaled = scale(k);
-  const Shape pairs{q.size(0), q.size(1), q.size(2), k.size(2)};
-  Value scores = batched_matmul(q, scaled, pairs);
+  const auto repeated = [&, times = q.size(1) / key.size(1)](const Value& x) {
+    // Expanded, one text's heads are a view of one; several texts' are copied to be one batch.
+    const bool view = options.broadcasts && x.size(0) == 1;
+    return view ? expand(x, {1, q.size(1), x.size(2), x.size(3)}) : repeat_heads(x, times);
+  };
+  const Value k = options.broadcasts ? wide_key : repeated(wide_key);
+  const Value v = repeated(wide_value);
+  const Shape pairs{q.size(0), q.size(1), q.size(2), key.size(2)};
+  Value scores = [&] {
+    const Value scaled = options.broadcasts ? repeated(scale(k)) : scale(k);
+    return batched_matmul(q, scaled, pairs);
+  }();
   if (bias.defined()) scores = add(scores, bias);
   scores = softmax(scores);
   scores = dropout(scores, options.dropout);

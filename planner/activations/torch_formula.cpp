@@ -20,6 +20,7 @@ Value fresh(Tape& tape, std::string_view operation, const Meta& meta, Layout lay
 }
 
 void fit(Tape& tape, std::vector<Value>& gradients, std::span<const Meta> operands) {
+  tape.evaluated();
   for (std::size_t i = 0; i < operands.size(); ++i) {
     Value& gradient = gradients[i];
     if (!gradient.defined()) continue;

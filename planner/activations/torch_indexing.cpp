@@ -25,8 +25,19 @@ Formula into_zeros(std::string_view operation, const Value& x) {
 std::vector<Value> parts_of(const Value& x, std::span<const Shape> shapes) {
   std::vector<Value> parts;
   for (const Shape& shape : shapes) parts.push_back(x.viewed(shape));
+  // split_backward fills in zeros for parts that have no gradient (FunctionsManual.cpp).
   return x.tape().record("split", std::span(&x, 1), std::move(parts), {},
-                         fresh_gradients("split backward", std::span(&x, 1)));
+                         [whole = meta_of(x), shapes = std::vector<Shape>(shapes.begin(), shapes.end())](
+                             Tape& tape, std::span<const Value>, std::vector<Value>& incoming) {
+                           std::vector<Value> zeros;
+                           for (std::size_t i = 0; i < shapes.size(); ++i) {
+                             if (!incoming[i].defined())
+                               zeros.push_back(tape.allocate("zeros", shapes[i], whole.dtype));
+                           }
+                           std::vector<Value> gradients;
+                           gradients.push_back(fresh(tape, "split backward", whole));
+                           return gradients;
+                         });
 }
 
 Value unsqueezed(const Value& x, Shape shape) {

@@ -334,8 +334,10 @@ Value linear(const Value& operand, const Value& parameter, const Value& offset, 
     return x.tape().record("linear", inputs, std::move(y), std::move(saved),
                            fresh_gradients("linear backward", inputs, {1, 0}));  // mm: "mat2", "self"
   }
-  const std::array inputs{x, weight, bias};  // addmm: "mat1", "mat2", "self"
-  return record("linear", inputs, std::move(y), std::move(saved));
+  // addmm: "mat1", "mat2", "self"; what comes before x, a view of it, was made before the weight's transpose, so its turn is last.
+  const std::array inputs{weight, bias, x};
+  return x.tape().record("linear", inputs, std::move(y), std::move(saved),
+                         fresh_gradients("linear backward", inputs, {2, 0, 1}));
 }
 
 Value matmul(const Value& left, const Value& right, Shape shape) {

@@ -82,6 +82,8 @@ struct SdpaOptions {
   Value mask{};         // undefined, boolean [b, 1, s, t], or of q's dtype
   bool causal = false;  // without a mask: every token sees those before it
   double dropout = 0;   // of the probabilities; kernels keep nothing of it but their random states
+  // One head of keys for all queries without enable_gqa: only plain operations do that, whose products expand it.
+  bool broadcasts = false;
 };
 // By the kernel that PyTorch chooses on a GPU of compute capability 8.0 or newer (aten/src/ATen/native/transformers/cuda/
 // sdp_utils.cpp): FlashAttention for 16 bit without a mask, heads of one size up to 256; the memory-efficient one for as

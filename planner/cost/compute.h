@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "planner/cost/cluster.h"
+#include "planner/expert_load.h"
 #include "planner/families/model.h"
 #include "planner/families/module_rows.h"
 #include "planner/policy.h"
@@ -28,6 +29,7 @@ struct Work {
   bool accumulates = false;
   // Ranks that share out the experts of a mixture. Each has experts / expert_ranks of them, for the tokens of all.
   std::uint64_t expert_ranks = 1;
+  ExpertLoad expert_load{};
   // How many tokens of a sample pass each module of the model, and between which of them attention is; and how many samples
   // this rank has, a part of one with context parallelism. Null: `tokens` pass all modules. Referred to, not copied.
   const RowsOfModules* rows = nullptr;

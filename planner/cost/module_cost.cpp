@@ -32,7 +32,9 @@ const Tensor* matrix_of(const Module& module) {
 // Of the tokens that pass a module, those that one expert of it computes on, over all the ranks that share the experts out.
 double rows_of(const Module& module, double tokens, const Work& work) {
   if (!module.routing) return tokens;
-  return tokens * as_double(work.expert_ranks) * as_double(module.routing->chosen) / as_double(module.routing->experts);
+  const Routing& routing = *module.routing;
+  return load_of_rank(work.expert_ranks, routing.experts, routing.chosen, work.expert_load) * tokens *
+         as_double(work.expert_ranks) * as_double(routing.chosen) / as_double(routing.experts);
 }
 
 }  // namespace
@@ -234,7 +236,9 @@ PassSeconds ModuleCost::between_modules(const Modules& modules, const std::vecto
       ++sums;
       summed += tokens;
     }
-    if (module.routing) chosen = tokens * as_double(module.routing->chosen);
+    if (module.routing) {
+      chosen = as_double(module.routing->experts) * rows_of(module, tokens, work_) / as_double(work_.expert_ranks);
+    }
   }
   const double features = as_double(architecture_.hidden);
   if (sums > 0) seconds += passes(summed * features, 3, 3, sums);

@@ -122,8 +122,11 @@ double StepTimes::exchange_seconds(const StepSetup& setup) {
       }
     }
     if (setup.expert_ranks > 1 && routed != nullptr) {
-      const std::uint64_t features = model_.architecture.hidden * routed->routing->chosen;
-      seconds += count * walks() * 2 * exchange(setup.expert_ranks, features);
+      const Routing& routing = *routed->routing;
+      const double load = load_of_rank(setup.expert_ranks, routing.experts, routing.chosen, setup.work.expert_load);
+      const std::uint64_t features = model_.architecture.hidden * routing.chosen;
+      // The most loaded rank receives that much more, and sends it back.
+      seconds += count * walks() * 2 * load * exchange(setup.expert_ranks, features);
     }
   }
   return exchanges_.emplace(key, seconds).first->second;

@@ -58,8 +58,8 @@ struct StepTime {
   StepTime& operator+=(const StepTime& other);
 };
 
-// Times of many set-ups of one model on one cluster: what they share is computed once. They differ in anything but policy and what of
-// `work` follows from it; its rows follow from its sequence. A model without anything that is trained (a reference, an encoder) has
+// Times of many set-ups of one model on one cluster: what they share is computed once. They differ in anything but policy, what of
+// `work` follows from it, and the load of experts; its rows follow from its sequence. A model without anything that is trained (a reference, an encoder) has
 // forwards alone. The model and the cluster are referred to, not copied.
 class StepTimes {
  public:

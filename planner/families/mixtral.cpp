@@ -32,6 +32,14 @@ Modules input_jitter(const ModelConfig& config, std::string_view attribute) {
   return dropout("input_jitter", config.has(attribute) ? config.number(attribute, 0) : 0);
 }
 
+// The same of DbrxRouter, which multiplies where a width is said, 0 too.
+Modules noise_of_any_width(const ModelConfig& config, std::string_view attribute) {
+  if (!config.has(attribute)) return {};
+  Modules noise = dropout("input_jitter", 1);
+  noise.front().rate = config.number(attribute, 0);
+  return noise;
+}
+
 // w2(act(w1(x)) * w3(x)) for each expert.
 Modules block_sparse_moe(ModelConfig& config, const Architecture& a, std::uint64_t experts_by_default,
                          std::string_view jitter) {
@@ -298,7 +306,7 @@ void dbrx(ModelConfig& config, ModelBuilder& model) {
   model.add(join({embedding("wte", a.vocabulary, a.hidden), dropout("emb_dropout", config.number("emb_pdrop", 0))}));
   model.blocks("blocks", a.layers,
                join({dbrx_attention(attn, a), dropout("resid_dropout", config.number("resid_pdrop", 0)),
-                     below("ffn", join({below("router", input_jitter(ffn, "moe_jitter_eps")),
+                     below("ffn", join({below("router", noise_of_any_width(ffn, "moe_jitter_eps")),
                                         router("router.layer", a.hidden, experts, false),
                                         dbrx_experts(routing, a, function)}))}));
   model.add(layer_norm("norm_f", a.hidden, false));

@@ -54,6 +54,7 @@ MegatronRun megatron_args_in_file(const std::string& path);
 // ones; with the arguments that Megatron's checks ask for beside them. Without `sequence`, as long as max_positions.
 // Throws ConfigError, with the flag as its source, for what the arguments cannot say.
 std::string megatron_args_text(const MegatronSizes& sizes, const Setup& setup, const MegatronOptions& options,
-                               std::uint64_t micro_batch, std::optional<std::uint64_t> sequence);
+                               const ExpertLoad& load, std::uint64_t micro_batch,
+                               std::optional<std::uint64_t> sequence);
 
 }  // namespace shardplan

@@ -56,13 +56,14 @@ ContextExchange read_exchange(Arguments& a) {
   return words.find("a2a") != std::string::npos ? ContextExchange::all_to_all : ContextExchange::ring;
 }
 
-void read_experts(Arguments& a, const MegatronSizes& sizes, MegatronClient& m) {
+void read_experts(Arguments& a, const MegatronSizes& sizes, ClientSetup& client) {
+  MegatronClient& m = client.megatron;
   const std::string dispatcher = a.word_or("moe-token-dispatcher-type", "allgather", {"allgather", "alltoall", "flex"});
   m.token_dispatcher = dispatcher == "allgather" ? TokenDispatcher::all_gather : TokenDispatcher::all_to_all;
   m.grouped_gemm = sizes.experts && sizes.experts->grouped;
   m.router_fp32 = a.text("moe-router-dtype").value_or("") == "fp32";
-  const std::optional<double> capacity = a.positive_real("moe-expert-capacity-factor");
-  if (a.flag("moe-pad-expert-input-to-capacity")) m.padded_capacity = capacity;
+  client.expert_load.capacity_factor = a.positive_real("moe-expert-capacity-factor");
+  client.expert_load.padded = a.flag("moe-pad-expert-input-to-capacity");
 }
 
 void read_fp8(Arguments& a, MegatronClient& m) {
@@ -129,7 +130,7 @@ ClientSetup read_megatron_client(MegatronArguments& a, const std::optional<JsonV
   m.padding_mask = sizes.kind == MegatronKind::bert || sizes.kind == MegatronKind::t5;
   m.context_exchange = read_exchange(a);
   m.tp_comm_overlap = a.flag("tp-comm-overlap");
-  read_experts(a, sizes, m);
+  read_experts(a, sizes, client);
   read_fp8(a, m);
   read_recompute(a, client);
   client.micro_batch = a.positive_or("micro-batch-size", 1);

@@ -107,6 +107,13 @@ void write_experts(Lines& lines, const MegatronSizes::Experts& e) {
   lines.word("moe-layer-freq", "(" + list + ")");
 }
 
+void write_capacity(Lines& lines, const ExpertLoad& load) {
+  if (!load.capacity_factor) return;
+  lines.word("moe-expert-capacity-factor", fmt::format("{}", *load.capacity_factor));
+  lines.word("moe-token-dispatcher-type", "alltoall");  // its checks: no other drops
+  lines.flag("moe-pad-expert-input-to-capacity", load.padded);
+}
+
 void write_model(Lines& lines, const MegatronSizes& s) {
   write_layers(lines, s);
   lines.count("hidden-size", s.hidden);
@@ -301,9 +308,11 @@ void write_batch(Lines& lines, const MegatronSizes& sizes, const Setup& setup, s
 }  // namespace
 
 std::string megatron_args_text(const MegatronSizes& sizes, const Setup& setup, const MegatronOptions& options,
-                               std::uint64_t micro_batch, std::optional<std::uint64_t> sequence) {
+                               const ExpertLoad& load, std::uint64_t micro_batch,
+                               std::optional<std::uint64_t> sequence) {
   Lines lines;
   write_model(lines, sizes);
+  if (sizes.experts) write_capacity(lines, load);
   write_parallelism(lines, sizes, setup);
   write_batch(lines, sizes, setup, micro_batch, sequence);
   write_precision(lines, sizes, setup, options);

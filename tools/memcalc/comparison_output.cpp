@@ -46,6 +46,7 @@ json::object bytes_json(const ComparedBytes& line) {
 }
 
 std::string words_of(const json::value& value) {
+  if (value.is_double()) return fmt::format("{:g}", value.as_double());  // not as 1E0
   return value.is_string() ? std::string(value.as_string()) : json::serialize(value);
 }
 

@@ -93,6 +93,8 @@ class Application {
     const ClientSetup& said = options_.megatron->client;
     ClientSetup& client = options_.client;
     client.megatron = said.megatron;
+    client.expert_load.padded = said.expert_load.padded;
+    if (!given("--moe-capacity-factor")) client.expert_load.capacity_factor = said.expert_load.capacity_factor;
     if (!given("--loss")) client.loss = said.loss;
     if (!given("--attention")) client.attention = said.attention;
     if (given("--recompute")) return;

@@ -340,6 +340,7 @@ StepTime Evaluator::time(const PlanOptions& options) {
                .gradient = setup.policy.gradient,
                .accumulates = setup.accumulation > 1 && !step.by_shardplan,
                .expert_ranks = parallel.expert,
+               .expert_load = client.expert_load,
                .rows = &rows(options),
                .samples = static_cast<double>(client.micro_batch) / static_cast<double>(parallel.context)};
   return times_.of(step);

@@ -32,8 +32,8 @@ std::string megatron_text(const PlanOptions& options) {
   }
   if (options.parameters) refuse("a count of parameters is no model");
   const MegatronSizes sizes = options.megatron ? options.megatron->sizes : megatron_sizes_of(find_model(options.model));
-  return megatron_args_text(sizes, options.setup, options.engine_options.megatron, options.micro_batch,
-                            options.sequence);
+  return megatron_args_text(sizes, options.setup, options.engine_options.megatron, options.client.expert_load,
+                            options.micro_batch, options.sequence);
 }
 
 }  // namespace

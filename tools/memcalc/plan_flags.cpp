@@ -5,6 +5,7 @@
 #include <optional>
 #include <string_view>
 
+#include "tools/memcalc/client_flags.h"
 #include "tools/memcalc/engine_flags.h"
 #include "tools/memcalc/export.h"
 #include "tools/memcalc/flags.h"
@@ -149,99 +150,6 @@ void add_adapters(CLI::App* app, PlanOptions& options, LoraFlags& flags) {
   app->get_option("--quantize")->group(kGroup);
 }
 
-// A word, or "word=N" with N from 1.
-struct CountedWord {
-  std::string word;
-  std::optional<std::uint64_t> count;
-};
-
-// The whole of `digits` as a number of 1 or more, or nothing.
-std::optional<std::uint64_t> positive(std::string_view digits) {
-  std::uint64_t count = 0;
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), count);
-  if (error != std::errc{} || end != digits.data() + digits.size() || count == 0) return std::nullopt;
-  return count;
-}
-
-CountedWord counted_word(const std::string& flag, const std::string& text) {
-  const std::size_t equals = text.find('=');
-  if (equals == std::string::npos) return {text, std::nullopt};
-  const std::optional<std::uint64_t> count = positive(std::string_view(text).substr(equals + 1));
-  if (!count) {
-    throw ConfigError(flag, "", fmt::format("expected a number of 1 or more behind '=', found '{}'", text));
-  }
-  return {text.substr(0, equals), count};
-}
-
-void set_recompute(PlanOptions& options, const std::string& text) {
-  static const std::map<std::string, RecomputeKind> kinds{
-      {"none", RecomputeKind::none},   {"selective", RecomputeKind::selective}, {"full", RecomputeKind::full},
-      {"every", RecomputeKind::every}, {"invert", RecomputeKind::invert},       {"adjoint", RecomputeKind::adjoint}};
-  const auto [word, count] = counted_word("--recompute", text);
-  const auto kind = kinds.find(word);
-  if (kind == kinds.end() || count.has_value() != (kind->second == RecomputeKind::every)) {
-    throw ConfigError("--recompute", "",
-                      fmt::format("expected none, selective, full, every=N, invert or adjoint, found '{}'", text));
-  }
-  options.client.recompute = kind->second;
-  options.client.recompute_every = count.value_or(1);
-  options.setup.recompute = kind->second == RecomputeKind::full ? Recompute::full : Recompute::none;
-}
-
-void set_loss(PlanOptions& options, const std::string& text) {
-  static const std::map<std::string, LossKind> kinds{
-      {"eager", LossKind::eager}, {"fused", LossKind::fused}, {"chunked", LossKind::chunked}};
-  const auto [word, count] = counted_word("--loss", text);
-  const auto kind = kinds.find(word);
-  if (kind == kinds.end() || count.has_value() != (kind->second == LossKind::chunked)) {
-    throw ConfigError("--loss", "", fmt::format("expected eager, fused or chunked=N, found '{}'", text));
-  }
-  options.client.loss = kind->second;
-  options.client.loss_chunks = count.value_or(1);
-}
-
-void set_image_size(PlanOptions& options, const std::string& text) {
-  const std::string_view whole = text;
-  const std::size_t cross = std::min(whole.find('x'), whole.size());
-  const auto height = positive(whole.substr(0, cross));
-  const auto width = positive(whole.substr(std::min(cross + 1, whole.size())));
-  if (!height || !width) {
-    throw ConfigError("--image-size", "", fmt::format("expected HEIGHTxWIDTH in pixels, found '{}'", text));
-  }
-  options.client.image_height = *height;
-  options.client.image_width = *width;
-}
-
-void add_client(CLI::App* app, PlanOptions& options) {
-  constexpr const char* kGroup = "The client's code";
-  add_count(app, "--seq", options.sequence, "tokens per sequence; without it activations are not counted");
-  add_count(app, "--micro-batch", options.micro_batch, "sequences per micro-batch (1)");
-  add_count(app, "--images", options.client.images,
-            "images in each sequence, for a model that reads both; 0: text alone (1)");
-  add_read(app, "--image-size", "their pixels, HEIGHTxWIDTH (the size that the model was made for)",
-           [&options](const std::string& text) { set_image_size(options, text); });
-  add_word<std::optional<Profile>>(
-      app, "--profile", options.profile,
-      "whose model code: hf-eager, hf-sdpa, hf-liger, megatron, torchtitan, litgpt or torchtune "
-      "(hf-sdpa; engine megatron: megatron)",
-      [](const std::string& text) { return std::optional(profile_named(text)); });
-  add_word<std::optional<AttentionKind>>(
-      app, "--attention", options.client.attention, "eager, sdpa or flash (the profile's)",
-      word_of<std::optional<AttentionKind>>(
-          "--attention",
-          {{"eager", AttentionKind::eager}, {"sdpa", AttentionKind::sdpa}, {"flash", AttentionKind::flash}}));
-  add_read(app, "--recompute",
-           "what is computed again in the backward: none, selective, full, every=N, invert or adjoint (none)",
-           [&options](const std::string& text) { set_recompute(options, text); });
-  add_read(app, "--loss", "eager, fused or chunked=N (eager)",
-           [&options](const std::string& text) { set_loss(options, text); });
-  add_torchtitan_flags(app, options.client);
-  for (const char* flag : {"--seq", "--micro-batch", "--images", "--image-size", "--profile", "--attention",
-                           "--recompute", "--loss", "--disable-loss-parallel", "--context-rotate-method"}) {
-    app->get_option(flag)->group(kGroup);
-  }
-}
-
 // --gpus counts all ranks: what is left for the data axis.
 void divide_world(Setup& setup) {
   const Parallelism& p = setup.parallel;
@@ -373,7 +281,7 @@ void add_plan_flags(CLI::App* app, PlanOptions& options, PlanFlags& flags) {
   add_word<Transport>(
       app, "--transport", setup.transport, "direct (ranks read each other's memory) or staged (direct)",
       word_of<Transport>("--transport", {{"direct", Transport::direct}, {"staged", Transport::staged}}));
-  add_client(app, options);
+  add_client_flags(app, options);
   add_config_files(app, flags.config);
   add_parallelism(app, options);
   add_adapters(app, options, flags.lora);
@@ -422,6 +330,8 @@ ClientSetup PlanOptions::whole_client() const {
     whole.megatron.hidden_dropout = 0;
     whole.megatron.attention_dropout = 0;
     whole.megatron.create_attention_mask = false;
+    // No other dispatcher of Megatron's drops tokens.
+    if (client.expert_load.capacity_factor) whole.megatron.token_dispatcher = TokenDispatcher::all_to_all;
     if (setup.policy.name == "fp8-mixed") whole.megatron.fp8 = Fp8Recipe::delayed;
   }
   return whole;

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <boost/json.hpp>
+#include <cmath>
 #include <utility>
 
 #include "tools/memcalc/error_bar.h"
@@ -103,6 +104,9 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
           {"attention", word(name(resolved_attention(client)))},
           {"profile", word(name(client.profile))},
           {"loss", loss_words(client.loss, client.loss_chunks)},
+          {"moe_imbalance",
+           std::isinf(client.expert_load.imbalance) ? json::value("worst") : json::value(client.expert_load.imbalance)},
+          {"moe_capacity_factor", value_of(client.expert_load.capacity_factor)},
           {"offload", value_of(options.offload)},
           {"lora_rank", options.lora ? json::value(options.lora->rank) : json::value()},
           {"lora_targets", options.lora ? json::value(words(options.lora->targets)) : json::value()},

@@ -186,9 +186,11 @@ std::string client_lines(const PlanOptions& options, const Planned& planned, con
   const auto add = [&](const char* what, std::optional<Bytes> bytes, const std::string& words) {
     text += fmt::format("  {:<22}{:>24}   {}{}{}\n", what, in_gb(bytes.value_or(Bytes{})), style.dim, words, style.off);
   };
+  const bool says_load = planned.catalog.active_parameters && client.expert_load != ExpertLoad{};
   add("activations", peak.activations,
-      fmt::format("{}, {}, recompute {}", name(client.profile), samples_text(planned, client),
-                  recompute_words(client.recompute, client.recompute_every)));
+      fmt::format("{}, {}, recompute {}{}", name(client.profile), samples_text(planned, client),
+                  recompute_words(client.recompute, client.recompute_every),
+                  says_load ? fmt::format(", experts: {}", words(client.expert_load)) : ""));
   add("loss", peak.loss,
       fmt::format("logits and what is made of them, {}", loss_words(client.loss, client.loss_chunks)));
   add("workspace", peak.workspace, "of libraries and kernels");

@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "planner/activations/hf/hf_ulysses.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -60,7 +61,8 @@ Value visible(ForwardContext& context, const Value& padding, const Value& texts,
   return tape.allocate("bitwise_and", {context.batch(), 1, s, s}, DType::boolean);
 }
 
-Value eager(const Value& query, const Value& key, const Value& value, const AttentionCall& call) {
+Value eager(ForwardContext& context, const Value& query, const Value& key, const Value& value,
+            const AttentionCall& call) {
   const std::uint64_t times = query.size(1) / key.size(1);
   const Value k = repeat_kv(key, times);
   const Value v = repeat_kv(value, times);
@@ -78,6 +80,7 @@ Value eager(const Value& query, const Value& key, const Value& value, const Atte
     weights = to(probabilities, query.dtype());
   }
   weights = dropout(weights, call.dropout);
+  if (call.returned) context.block_locals.push_back(weights);
   const Value output = batched_matmul(weights, v, {query.size(0), query.size(1), query.size(2), v.size(-1)});
   return contiguous(transpose(output));
 }
@@ -131,9 +134,10 @@ const Value& mask_of(const ForwardContext& context, const UnitView& block, const
   return in_window(block, sizes) ? context.shared.window_mask : context.shared.mask;
 }
 
-Value attend(const ForwardContext& context, const Value& q, const Value& k, const Value& v, const AttentionCall& call) {
+Value attend(ForwardContext& context, const Value& q, const Value& k, const Value& v, const AttentionCall& call) {
   const Shape joined{q.size(0), q.size(2), q.size(1) * v.size(-1)};
-  if (context.attention() == AttentionKind::eager) return view(eager(q, k, v, call), joined);
+  if (context.attention() == AttentionKind::eager) return view(eager(context, q, k, v, call), joined);
+  if (context.setup.parallel.context > 1) return attend_exchanged(context, q, k, v, call);
   // With a mask, heads are repeated before the kernel; without, the kernel does what it can.
   const std::uint64_t times = call.mask.defined() ? q.size(1) / k.size(1) : 1;
   const Value keys = repeat_kv(k, times);

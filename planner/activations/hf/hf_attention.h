@@ -22,6 +22,8 @@ struct AttentionCall {
   double dropout = 0;  // of the probabilities
   bool softcap = false;
   bool causal = true;  // without a mask: every token sees those before it
+  bool returned =
+      true;  // probabilities, where they are a tensor, to the block: a variable of its holds them until it returns
 };
 
 // DynamicCache.update: the first keys and values of a layer are appended to nothing, which copies them.
@@ -32,7 +34,7 @@ Value repeat_kv(const Value& x, std::uint64_t times);
 
 // q [b, h, s, d], k [b, g, t, d], v [b, g, t, e] to [b, s, h x e], by the context's kind of attention: eager_attention_forward
 // of modeling_llama.py, or sdpa_attention_forward of integrations/sdpa_attention.py.
-Value attend(const ForwardContext& context, const Value& q, const Value& k, const Value& v, const AttentionCall& call);
+Value attend(ForwardContext& context, const Value& q, const Value& k, const Value& v, const AttentionCall& call);
 
 // Whether the tokens of this block see those in their window alone; and the mask of either.
 bool in_window(const UnitView& block, const AttentionSizes& sizes);

@@ -27,7 +27,7 @@ Value self_attention(ForwardContext& context, const UnitView& block, const Value
   if (block.has(prefix + "distance_embedding")) throw NotModelled("relative positions");
   if (context.attention() == AttentionKind::eager) {
     return eager_attention(
-        q, k, v, {.mask = context.shared.mask, .dropout = dropout_rate(block, prefix + std::string(dropped))});
+        context, q, k, v, {.mask = context.shared.mask, .dropout = dropout_rate(block, prefix + std::string(dropped))});
   }
   return attend(context, q, k, v, {.mask = context.shared.mask, .causal = false});
 }

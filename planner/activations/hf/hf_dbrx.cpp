@@ -49,7 +49,8 @@ std::vector<Value> chunks(const UnitView& block, std::string_view name, const Ro
 }
 
 // DbrxExperts
-Value experts(const UnitView& block, const Value& x, const Value& weights, const Routing& routing) {
+Value experts(ForwardContext& context, const UnitView& block, const Value& x, const Value& weights,
+              const Routing& routing) {
   Tape& tape = x.tape();
   Value sum = tape.allocate("zeros", x.shape(), x.dtype());
   const Value mask = tape.allocate("one_hot", {x.size(0), routing.chosen, routing.experts}, DType::i64);
@@ -57,7 +58,7 @@ Value experts(const UnitView& block, const Value& x, const Value& weights, const
   const std::vector<Value> v1 = chunks(block, "ffn.experts.mlp.v1", routing);
   const std::vector<Value> w2 = chunks(block, "ffn.experts.mlp.w2", routing);
   for (std::uint64_t i = 0; i < routing.experts; ++i) {
-    const std::uint64_t count = choices_of(i, routing, x.size(0));
+    const std::uint64_t count = choices_of(context, i, routing, x.size(0));
     const Value chosen = chosen_by(tape, count);
     if (count == 0) continue;
     const Value mine = index_rows(x, chosen, count);
@@ -77,7 +78,7 @@ Value feed_forward(ForwardContext& context, const UnitView& block, const Value& 
   const Value x = view(jittered(block, "ffn.router", hidden), {hidden.size(0) * hidden.size(1), hidden.size(2)});
   const Weights weights = route(block, x, routing);
   keep_for_balance(context, routing, weights.all);
-  return view(experts(block, x, weights.chosen, routing), hidden.shape());
+  return view(experts(context, block, x, weights.chosen, routing), hidden.shape());
 }
 
 Value dbrx_block(ForwardContext& context, const UnitView& block, const Value& input) {

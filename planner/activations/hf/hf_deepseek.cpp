@@ -96,13 +96,14 @@ Value choose_in_groups(const Value& scores, const Routing& routing) {
 }
 
 // final.index_add_(...) of each expert's output in the weights' fp32 (DeepseekV3MoE.moe).
-Value v3_experts(const UnitView& block, const Value& x, const Value& weights, const Routing& routing) {
+Value v3_experts(const ForwardContext& context, const UnitView& block, const Value& x, const Value& weights,
+                 const Routing& routing) {
   Tape& tape = x.tape();
   const std::uint64_t tokens = x.size(0);
   Value sum = tape.allocate("zeros", x.shape(), weights.dtype());
   const Value mask = tape.allocate("one_hot", {tokens, routing.chosen, routing.experts}, DType::i64);
   for (std::uint64_t i = 0; i < routing.experts; ++i) {
-    const std::uint64_t count = choices_of(i, routing, tokens);
+    const std::uint64_t count = choices_of(context, i, routing, tokens);
     const Value chosen = chosen_by(tape, count);
     if (count == 0) continue;
     const Value weight = index_at(weights, chosen, {count});
@@ -128,16 +129,17 @@ Choice choose(const UnitView& block, const Value& x, const Routing& routing) {
   return choice;
 }
 
-Value v3_mixture(const UnitView& block, const Value& hidden) {
+Value v3_mixture(const ForwardContext& context, const UnitView& block, const Value& hidden) {
   const Routing& routing = routing_of(block, kQwenNames);
   const Value x = view(hidden, {hidden.size(0) * hidden.size(1), hidden.size(2)});
   const Choice choice = choose(block, x, routing);
-  const Value routed = view(v3_experts(block, x, choice.weights, routing), hidden.shape());
+  const Value routed = view(v3_experts(context, block, x, choice.weights, routing), hidden.shape());
   return add(routed, gated_mlp(block, "mlp.shared_experts", hidden));
 }
 
 // Tokens sorted by expert; each expert reads a part of them (DeepseekV2MoE.moe).
-Value v2_experts(const UnitView& block, const Value& x, const Value& weights, const Routing& routing) {
+Value v2_experts(const ForwardContext& context, const UnitView& block, const Value& x, const Value& weights,
+                 const Routing& routing) {
   Tape& tape = x.tape();
   const std::uint64_t tokens = x.size(0);
   const std::uint64_t choices = tokens * routing.chosen;
@@ -147,18 +149,20 @@ Value v2_experts(const UnitView& block, const Value& x, const Value& weights, co
   const Value sorted = index_rows(x, tape.allocate("floor_divide", {choices}, DType::i64), choices);
   std::vector<Value> outputs;
   for (std::uint64_t i = 0; i < routing.experts; ++i) {
-    const std::uint64_t count = choices_of(i, routing, tokens);
+    const std::uint64_t count = choices_of(context, i, routing, tokens);
     if (count == 0) continue;
     outputs.push_back(expert(block, i, kQwenNames, slice(sorted, {count, x.size(1)})));
   }
   const Value all = cat(outputs, sorted.shape());
   const Value placed = scattered(all, order, all.shape());
-  Value wide = to(view(placed, {tokens, routing.chosen, x.size(1)}), weights.dtype());
-  wide = mul_in_place(wide, view(weights, {tokens, routing.chosen, 1}));
-  return to(sum_over(wide, x.shape()), x.dtype());
+  const Value sum = [&] {
+    const Value wide = to(view(placed, {tokens, routing.chosen, x.size(1)}), weights.dtype());
+    return sum_over(mul_in_place(wide, view(weights, {tokens, routing.chosen, 1})), x.shape());
+  }();
+  return to(sum, x.dtype());
 }
 
-Value v2_mixture(const UnitView& block, const Value& hidden) {
+Value v2_mixture(const ForwardContext& context, const UnitView& block, const Value& hidden) {
   const Routing& routing = routing_of(block, kQwenNames);
   const Value x = view(hidden, {hidden.size(0) * hidden.size(1), hidden.size(2)});
   const Value weights = [&] {
@@ -166,18 +170,16 @@ Value v2_mixture(const UnitView& block, const Value& hidden) {
     if (routing.grouped) scores = where(x.tape().allocate("bitwise_not", scores.shape(), DType::boolean), scores);
     return scale(topk(scores, routing.chosen).values);
   }();
-  const Value routed = view(v2_experts(block, x, weights, routing), hidden.shape());
+  const Value routed = view(v2_experts(context, block, x, weights, routing), hidden.shape());
   return add(routed, gated_mlp(block, "mlp.shared_experts", hidden));
-}
-
-template <auto Mixture>
-Value experts_or_mlp(const UnitView& block, const Value& x) {
-  return block.has("mlp.up_proj") ? gated_mlp(block, "mlp", x) : Mixture(block, x);
 }
 
 template <bool Complex, auto Mixture>
 Value deepseek_block(ForwardContext& context, const UnitView& block, const Value& input) {
-  return block_of(context, block, input, rms_norm, latent_attention<Complex>, experts_or_mlp<Mixture>);
+  return block_of(context, block, input, rms_norm, latent_attention<Complex>,
+                  [&](const UnitView& unit, const Value& x) {
+                    return unit.has("mlp.up_proj") ? gated_mlp(unit, "mlp", x) : Mixture(context, unit, x);
+                  });
 }
 
 Value deepseek_v2(ForwardContext& context) {

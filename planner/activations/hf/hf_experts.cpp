@@ -37,9 +37,10 @@ Value expert(const UnitView& block, std::uint64_t number, const ExpertNames& nam
   return linear(product, layer(names.down));
 }
 
-std::uint64_t choices_of(std::uint64_t i, const Routing& routing, std::uint64_t tokens) {
-  const std::uint64_t choices = tokens * routing.chosen;
-  return (i + 1) * choices / routing.experts - i * choices / routing.experts;
+std::uint64_t choices_of(const ForwardContext& context, std::uint64_t i, const Routing& routing, std::uint64_t tokens) {
+  const Choices choices{.experts = routing.experts, .chosen = routing.chosen, .tokens = tokens};
+  const ExpertLoad& load = context.client.expert_load;
+  return pairs_of_first(i + 1, choices, load) - pairs_of_first(i, choices, load);
 }
 
 Value chosen_by(Tape& tape, std::uint64_t count) {
@@ -53,7 +54,7 @@ Choice most_probable(const Routing& routing, const Value& logits, DType dtype) {
 }
 
 Value jittered(const UnitView& block, std::string_view name, const Value& x) {
-  if (dropout_rate(block, fmt::format("{}.input_jitter", name)) == 0) return x;
+  if (!block.has(fmt::format("{}.input_jitter", name))) return x;
   return mul_in_place(x, x.tape().allocate("uniform", x.shape(), x.dtype()));
 }
 
@@ -68,8 +69,9 @@ Value mixture(ForwardContext& context, const UnitView& block, const ExpertNames&
   const Choice choice = options.choose(routing, logits, x.dtype());
   Value sum = tape.allocate("zeros", x.shape(), x.dtype());
   const Value mask = tape.allocate("one_hot", {tokens, routing.chosen, routing.experts}, DType::i64);
+  const Value with_tokens = tape.allocate("nonzero", {options.all_run ? 0 : routing.experts, 1}, DType::i64);
   for (std::uint64_t i = 0; i < routing.experts; ++i) {
-    const std::uint64_t count = choices_of(i, routing, tokens);
+    const std::uint64_t count = choices_of(context, i, routing, tokens);
     if (count == 0 && !options.all_run) continue;
     const Value chosen = chosen_by(tape, count);
     const Value output = expert(block, i, names, index_rows(x, chosen, count));

@@ -24,9 +24,8 @@ const Routing& routing_of(const UnitView& block, const ExpertNames& names);
 // down(act(gate(x)) * up(x)) of expert `number`.
 Value expert(const UnitView& block, std::uint64_t number, const ExpertNames& names, const Value& x);
 
-// How many of all choices fall on expert i is data; here they are shared out as evenly as they can be: of N choices of E
-// experts, floor((i + 1) N / E) - floor(i N / E).
-std::uint64_t choices_of(std::uint64_t i, const Routing& routing, std::uint64_t tokens);
+// How many of the tokens choose expert i, which is data: as the client says that they fall (planner/expert_load.h).
+std::uint64_t choices_of(const ForwardContext& context, std::uint64_t i, const Routing& routing, std::uint64_t tokens);
 
 // Which tokens chose an expert, and as which of their choices: where() of a column of the mask.
 Value chosen_by(Tape& tape, std::uint64_t count);

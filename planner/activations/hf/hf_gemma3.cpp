@@ -62,6 +62,7 @@ Value gemma3_with_images(ForwardContext& context) {
                              .masks = Masks::both,
                              .masks_of_images = true,
                              .two_tables = true,
+                             .hands_all_tables = true,
                              .never_caches = true});
 }
 

@@ -24,6 +24,7 @@ Value eager_attention(ForwardContext& context, const Value& q, const Value& k, c
   }
   if (context.shared.mask.defined()) weights = add(weights, context.shared.mask);
   weights = dropout(softmax(weights), dropped);
+  context.block_locals.push_back(weights);
   const Value output = batched_matmul(weights, v, q.shape());
   return view(transpose(output), {q.size(0), q.size(2), q.size(1) * q.size(3)});
 }
@@ -209,19 +210,19 @@ Value base_model(ForwardContext& context, BlockForward block, bool older) {
   const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
   const UnitView unit = required_unit(context, base + "wte");
   const Value words = embedding_output(context, embedding(ids, unit[base + "wte"].weight));
-  const Value places = arange(context, context.tokens()).viewed({1, context.tokens()});
+  context.shared.positions = arange(context, context.tokens());
   Value positions;
   Value hidden = words;
   if (older) context.shared.mask = make_older_mask(context, false);
   if (unit.has(base + "wpe")) {
-    positions = embedding(places, unit[base + "wpe"].weight);
+    positions = embedding(context.shared.positions.viewed({1, context.tokens()}), unit[base + "wpe"].weight);
     hidden = add(words, positions);
   }
   if (!older) context.shared.mask = make_causal_mask(context);
   hidden = dropout(hidden, dropout_rate(context, base + "drop"));
   hidden = run_blocks(context, block, std::move(hidden));
   if (const auto last = unit_with(context, base + "ln_f")) hidden = layer_norm((*last)[base + "ln_f"], hidden);
-  context.shared.mask.reset();
+  context.shared = {};
   return hidden;
 }
 

@@ -5,6 +5,7 @@
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_indexing.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -71,7 +72,7 @@ Value decoder(ForwardContext& context, BlockForward block, const DecoderNames& n
   const UnitView unit = required_unit(context, whole(names.words));
   const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
   const Value words = embedding_output(context, embedding(ids, unit[whole(names.words)].weight));
-  const Value positions = arange(context, context.tokens());
+  context.shared.positions = arange(context, context.tokens());
   context.shared.mask = make_mask(context);
   Value hidden = dropout(words, dropout_rate(context, whole(names.dropout)));
   if (rotated > 0) context.shared.tables = make_rotary(context, rotated);
@@ -182,7 +183,9 @@ Value falcon_attention(ForwardContext& context, const UnitView& block, const Val
     mixed = falcon_eager(context, heads);
   } else {
     mixed = scaled_dot_product_attention(heads.q, heads.k, heads.v,
-                                         {.mask = context.shared.mask, .causal = !context.shared.mask.defined()});
+                                         {.mask = context.shared.mask,
+                                          .causal = !context.shared.mask.defined(),
+                                          .broadcasts = heads.k.size(1) < heads.q.size(1)});
   }
   mixed = view(transpose(mixed), {hidden.size(0), hidden.size(1), sizes.heads * sizes.head_size});
   return linear(mixed, block["self_attention.dense"]);
@@ -262,7 +265,7 @@ Value bloom_lm(ForwardContext& context, BlockForward block) {
   {
     const Value ids = tape.outside({context.batch(), context.tokens()}, DType::i64);
     const Value words = embedding_output(context, embedding(ids, unit[base + "word_embeddings"].weight));
-    const Value positions = arange(context, context.tokens());
+    context.shared.positions = arange(context, context.tokens());
     hidden = layer_norm(unit[base + "word_embeddings_layernorm"], words);
     const Value ones = tape.allocate("ones", {context.batch(), context.tokens()}, DType::f32);
     const std::uint64_t heads = context.model.architecture.heads;
@@ -270,7 +273,7 @@ Value bloom_lm(ForwardContext& context, BlockForward block) {
     context.shared.mask = make_older_mask(context, true);
     hidden = run_blocks(context, block, std::move(hidden));
     if (const auto last = unit_with(context, base + "ln_f")) hidden = layer_norm((*last)[base + "ln_f"], hidden);
-    context.shared.mask.reset();
+    context.shared = {};
   }
   return language_loss(context, "lm_head", hidden);
 }
@@ -280,14 +283,16 @@ Value bloom_lm(ForwardContext& context, BlockForward block) {
 Value mpt_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
   const AttentionSizes& sizes = *block.module("attn.attention").attention;
   const std::uint64_t width = sizes.heads * sizes.head_size;
-  std::vector<Value> parts = split(linear(hidden, block["attn.Wqkv"]), std::array{width, width, width});
+  Value fused = linear(hidden, block["attn.Wqkv"]);
+  if (block.has("attn.clip_qkv")) fused = clamp(fused, 2);
+  std::vector<Value> parts = split(fused, std::array{width, width, width});
   for (Value& part : parts) part = split_heads(part, sizes.heads);
   Value k = parts[1];
   Value v = parts[2];
   cache(context, k, v);
   const Shape pairs{hidden.size(0), sizes.heads, hidden.size(1), hidden.size(1)};
   Value scores = scale(batched_matmul(parts[0], k, pairs));
-  scores = add(scores, context.shared.bias);
+  scores = add(scores, slice(context.shared.bias, {sizes.heads, 1, hidden.size(1)}));
   scores = where(context.shared.mask, scores);
   Value weights = to(softmax(scores), v.dtype());
   weights = dropout(weights, block, "attn.attn_dropout");
@@ -307,7 +312,7 @@ Value mpt_block(ForwardContext& context, const UnitView& block, const Value& inp
 Value mpt_mask(ForwardContext& context) {
   Tape& tape = context.tape;
   const Architecture& a = context.model.architecture;
-  context.shared.bias = tape.allocate("alibi", {a.heads, 1, context.tokens()}, DType::f32);
+  context.shared.bias = tape.allocate("alibi", {a.heads, 1, a.max_positions}, DType::f32);
   const Shape pairs{context.batch(), 1, context.tokens(), context.tokens()};
   const Value mask = tape.allocate("mask", pairs, context.setup.policy.parameter);
   return tape.allocate("to", pairs, DType::boolean);
@@ -361,7 +366,7 @@ Value opt_lm(ForwardContext& context, BlockForward block) {
     const Shape tokens{context.batch(), context.tokens()};
     Value words =
         embedding_output(context, embedding(tape.outside(tokens, DType::i64), unit[base + "embed_tokens"].weight));
-    const Value range = arange(context, context.tokens());
+    context.shared.positions = arange(context, context.tokens());
     const Value ones = tape.allocate("ones", tokens, DType::f32);
     context.shared.mask = make_older_mask(context, true);
     const Value places = tape.allocate("to", tokens, DType::i64);
@@ -374,7 +379,7 @@ Value opt_lm(ForwardContext& context, BlockForward block) {
     }
     if (const auto last = unit_with(context, base + "project_out"))
       hidden = linear(hidden, (*last)[base + "project_out"]);
-    context.shared.mask.reset();
+    context.shared = {};
   }
   return language_loss(context, "lm_head", hidden);
 }

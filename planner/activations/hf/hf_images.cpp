@@ -36,8 +36,8 @@ Value text_with_images(ForwardContext& context, const TextWithImages& model) {
   const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
   Value words = embedding(ids, unit[model.embedding].weight);
   if (model.words != nullptr) words = model.words(words);
-  if (context.client.images == 0) return words;
   words = embedding_output(context, words);
+  if (context.client.images == 0) return words;
   const Value features = model.features(context);
   require_places(context, features);
   required_unit(context, model.embedding);  // what follows is the embedding's again

@@ -149,7 +149,7 @@ Value embedded(ForwardContext& context) {
   const std::string name = "language_model.model.embed_tokens";
   const UnitView unit = required_unit(context, name);
   const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
-  const Value words = embedding(ids, unit[name].weight);
+  const Value words = embedding_output(context, embedding(ids, unit[name].weight));
   if (context.client.images == 0) throw NotModelled("texts without images (--images 0)");
   const Value features = image_features(context);
   require_places(context, features);

@@ -53,8 +53,9 @@ void rotate_part(Value& q, Value& k, const RotaryTables& tables, std::uint64_t f
 
 // --- The model around the blocks ---
 
-// Where the embedding is multiplied by a number; `after_masks` keeps it beside the product until the blocks have run.
-enum class EmbeddingScale : std::uint8_t { none, at_once, after_masks };
+// Where the embedding is multiplied by a number: inside its own module, behind it, or once the masks are made, which keeps it
+// beside the product until the blocks have run.
+enum class EmbeddingScale : std::uint8_t { none, in_module, at_once, after_masks };
 
 // What is kept of routers for the loss.
 enum class RouterSays : std::uint8_t { logits, probabilities };
@@ -88,7 +89,8 @@ struct CausalLm {
   bool older_mask = false;                           // as older models make it (make_older_mask)
   Masks masks = Masks::one;
   bool masks_of_images = false;
-  bool two_tables = false;  // of cosines and sines, likewise
+  bool two_tables = false;        // of cosines and sines, likewise
+  bool hands_all_tables = false;  // see ForwardContext
   bool never_caches = false;
   bool own_tables = false;                                    // blocks make their own
   RotaryTables (*tables)(ForwardContext& context) = nullptr;  // where they are not make_rotary's
@@ -97,12 +99,16 @@ struct CausalLm {
   Value (*fused_loss)(ForwardContext& context, const Parameters& head, const Value& hidden) = nullptr;
 };
 
-// What an embedding puts out, for a model that puts something else in the place of some of it. Checkpointed with adapters it
-// wants a gradient (peft's enable_input_require_grads): where it has none it becomes a leaf, which lives as long as the graph.
+// What an embedding puts out. Checkpointed with adapters it wants a gradient (enable_input_require_grads, which peft calls): where it
+// has none it becomes a leaf.
 Value embedding_output(const ForwardContext& context, const Value& x);
 
 // embedding, blocks, norm, head, loss.
 Value causal_lm(ForwardContext& context, const CausalLm& model);
+
+// Of each token the next one. Shifted by padding and slicing: of more than one text, the slice has gaps and is copied. Ranks that share
+// a text out are given them shifted.
+Value next_words(ForwardContext& context);
 
 // Logits in fp32, and their mean cross entropy (loss/loss_utils.py, ForCausalLMLoss).
 Value causal_loss(ForwardContext& context, const Value& logits);

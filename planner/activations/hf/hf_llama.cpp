@@ -95,9 +95,10 @@ namespace {
 Value gemma3(ForwardContext& context) {
   return causal_lm(context, {.block = gemma3_block,
                              .norm = gemma_norm,
-                             .embedding_scale = EmbeddingScale::at_once,
+                             .embedding_scale = EmbeddingScale::in_module,
                              .masks = Masks::both,
                              .two_tables = true,
+                             .hands_all_tables = true,
                              .never_caches = true});
 }
 

@@ -63,8 +63,9 @@ Value attention(ForwardContext& context, const UnitView& block, const Value& hid
   const std::uint64_t times = sizes.heads / sizes.kv_heads;
   const Value k = repeat_kv(heads.k, times);
   const Value v = repeat_kv(heads.v, times);
-  const Value mixed = eager_attention(
-      heads.q, k, v, {.mask = mask_of(context, block, sizes), .dropout = dropout_rate(block, "self_attn.dropout")});
+  const Value mixed =
+      eager_attention(context, heads.q, k, v,
+                      {.mask = mask_of(context, block, sizes), .dropout = dropout_rate(block, "self_attn.dropout")});
   return linear(mixed, block["self_attn.o_proj"]);
 }
 
@@ -95,10 +96,10 @@ Value mixture(const UnitView& block, const Value& hidden) {
   const Value scores = scores_of(logits, x, routing);
   Value routed = copied(x, {routing.experts * x.size(0), x.size(1)});
   routed = mul(routed, scores);
-  // The gradient of a sum is one tensor, seen as often as there are summands: behind a view it is written out.
-  Value said = experts(block, routed, routing);
-  said = simple("view", said, said.viewed({routed.size(0), x.size(1)}));
+  const Value all = experts(block, routed, routing);
   const Value shared = gated_mlp(block, "feed_forward.shared_expert", x);
+  // The gradient of a sum is one tensor, seen as often as there are summands: behind a view it is written out.
+  const Value said = simple("view", all, all.viewed({routed.size(0), x.size(1)}));
   return view(add_in_place(shared, sum_over(said, x.shape())), hidden.shape());
 }
 

@@ -71,8 +71,8 @@ Value attention(ForwardContext& context, const UnitView& block, const Value& hid
   v = transpose(v);
   // vision_eager_attention_forward has probabilities in the model's dtype.
   const AttentionCall call{.dropout = dropout_rate(block, "self_attn.dropout"), .causal = false};
-  const Value mixed =
-      context.attention() == AttentionKind::eager ? eager_attention(q, k, v, call) : attend(context, q, k, v, call);
+  const Value mixed = context.attention() == AttentionKind::eager ? eager_attention(context, q, k, v, call)
+                                                                  : attend(context, q, k, v, call);
   return linear(mixed, block["self_attn.o_proj"]);
 }
 

@@ -144,7 +144,7 @@ Value gpt_oss_mlp(ForwardContext& context, const UnitView& block, const Value& h
   const Value mask = tape.allocate("one_hot", {tokens, routing.chosen, routing.experts + 1}, DType::i64);
   Value up;  // a name of the loop: the last expert's lives until the next has one
   for (std::uint64_t i = 0; i < routing.experts; ++i) {
-    const std::uint64_t count = choices_of(i, routing, tokens);
+    const std::uint64_t count = choices_of(context, i, routing, tokens);
     if (count == 0) continue;
     const Value chosen = chosen_by(tape, count);
     const Value output = gpt_oss_expert(block, index_rows(x, chosen, count), up);

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
 
@@ -37,18 +38,34 @@ std::vector<Carried> carried_by(const ForwardContext& context) {
   return carried;
 }
 
+// What a block is handed of what all share: of the mask of windows and the other one its own.
+SharedByBlocks handed_to(const ForwardContext& context, const UnitView& block, const ModuleRun& modules) {
+  SharedByBlocks shared = context.shared;
+  const auto attending = std::find_if(modules.modules.begin(), modules.modules.end(),
+                                      [](const Module& m) { return m.attention.has_value(); });
+  if (attending == modules.modules.end()) return shared;
+  const bool windowed = in_window(block, *attending->attention);
+  if (shared.window_mask.defined()) (windowed ? shared.mask : shared.window_mask).reset();
+  if (shared.window_tables.cos.defined() && !context.hands_all_tables) {
+    (windowed ? shared.tables : shared.window_tables) = {};
+  }
+  return shared;
+}
+
 Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run, const ModuleRun& modules,
                 std::uint64_t index, std::uint64_t times, const Value& hidden) {
   context.tape.enter(unit_name(run, index), times);
-  auto forward = [&context, block, &run, &modules, index](const Value& input) {
-    return block(
-        context,
-        UnitView(context.tape, modules.modules, run, index, context.parameter_dtype(), context.client.adapter_dropout),
-        input);
+  const UnitView unit(context.tape, modules.modules, run, index, context.parameter_dtype(),
+                      context.client.adapter_dropout);
+  const auto forward = [&context, block, unit](const Value& input) {
+    Value output = block(context, unit, input);
+    context.block_locals.clear();
+    return output;
   };
   if (!recomputed(context, run.first_number + index)) return forward(hidden);
   const std::vector<Carried> carried = carried_by(context);
-  auto with_shared = [&context, forward, carried, shared = context.shared](std::span<const Value> inputs) {
+  auto with_shared = [&context, forward, carried,
+                      shared = handed_to(context, unit, modules)](std::span<const Value> inputs) {
     SharedByBlocks before = std::exchange(context.shared, shared);
     std::vector<Value> routed = std::exchange(context.routed, {});
     std::vector<Value> outputs;
@@ -70,10 +87,14 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
   return std::move(outputs[0]);
 }
 
-// Blocks that attend within a window and others that do not differ, where the window decides anything.
+// Blocks that attend within a window and others that do not differ, where the window decides anything: what they make of it, or, where
+// they run again, what they keep of what all share.
 bool alternates(const ForwardContext& context, const ModuleRun& modules) {
   const SharedByBlocks& shared = context.shared;
-  if (shared.window_mask.defined() == shared.mask.defined() && !shared.window_tables.cos.defined()) return false;
+  const bool two_masks = shared.window_mask.defined() && shared.mask.defined();
+  const bool one_mask = shared.window_mask.defined() != shared.mask.defined();
+  const bool kept = two_masks && context.client.recompute != RecomputeKind::none;
+  if (!one_mask && !kept && !shared.window_tables.cos.defined()) return false;
   return std::any_of(modules.modules.begin(), modules.modules.end(),
                      [](const Module& m) { return m.attention && !m.attention->whole.empty(); });
 }

@@ -30,6 +30,7 @@ struct Grid {
 
 // What the model makes once for all of its blocks. A block that is recomputed keeps it until its backward.
 struct SharedByBlocks {
+  Value positions{};
   RotaryTables tables{};
   RotaryTables window_tables{};  // of layers that see a window, where theirs differ
   Value mask{};                  // undefined where attention needs none
@@ -42,6 +43,7 @@ struct SharedByBlocks {
   std::vector<Value> modulations{};  // what those of all blocks have in common: scales, shifts and gates
   Grid grid{};                       // of the images behind the first layer
   Value distances{};                 // between tokens
+  Value before_last{};  // the input of what was last in the stage before, which a variable holds until the next returns
   Value cross_mask{};
   Value cross_bias{};
 };
@@ -62,6 +64,7 @@ struct ForwardContext {
   bool never_packed = false;      // models that say each token's position: no batch is taken for several texts in a row
   bool carries_encoded = false;   // blocks put out what they share as `encoded` too, beside the hidden features
   bool makes_biases = false;      // the first block makes the biases of attention, for all
+  bool hands_all_tables = false;  // a block is handed the tables of windows and the others, whichever it rotates by
 
   // What the routers of the blocks have said so far, where the loss has a term of it: for each block that was run.
   std::vector<Value> routed{};
@@ -70,6 +73,8 @@ struct ForwardContext {
   // base model's, which returns before the head.
   std::vector<Value> locals{};
   std::vector<Value> base_locals{};
+  // And those of a block's, until it returns.
+  std::vector<Value> block_locals{};
 
   // The output of the last of the steps in a row that are recomputed by inversion.
   std::shared_ptr<Value> inverted{};

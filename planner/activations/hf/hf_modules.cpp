@@ -132,12 +132,14 @@ Value padding_of_pairs(ForwardContext& context, std::uint64_t queries) {
   return tape.allocate("masked_fill", pairs, dtype);
 }
 
-Value eager_attention(const Value& q, const Value& k, const Value& v, const AttentionCall& call) {
+Value eager_attention(ForwardContext& context, const Value& q, const Value& k, const Value& v,
+                      const AttentionCall& call) {
   Value scores = batched_matmul(q, k, {q.size(0), q.size(1), q.size(2), k.size(2)});
   scores = scale(scores);
   if (call.mask.defined()) scores = add(scores, call.mask);
   Value weights = softmax(scores);
   weights = dropout(weights, call.dropout);
+  if (call.returned) context.block_locals.push_back(weights);
   const Value mixed = contiguous(transpose(batched_matmul(weights, v, {q.size(0), q.size(1), q.size(2), v.size(-1)})));
   return view(mixed, {q.size(0), q.size(2), q.size(1) * v.size(-1)});
 }

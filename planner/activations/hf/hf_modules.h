@@ -47,7 +47,8 @@ Value padding_of_pairs(ForwardContext& context);
 Value padding_of_pairs(ForwardContext& context, std::uint64_t queries);
 
 // softmax(q k^T x scale + mask) v, all in the model's dtype: eager_attention_forward of BERT, BART, Whisper and others.
-Value eager_attention(const Value& q, const Value& k, const Value& v, const AttentionCall& call);
+Value eager_attention(ForwardContext& context, const Value& q, const Value& k, const Value& v,
+                      const AttentionCall& call);
 
 // x[:, 0] of [b, s, h].
 Value first_token(const Value& x);

@@ -84,7 +84,7 @@ Value tower_attention(ForwardContext& context, const UnitView& block, const Valu
                          parts_along_patches(heads_first(three[2]), lengths)};
   std::vector<Value> mixed;
   for (std::size_t i = 0; i < lengths.size(); ++i) {
-    mixed.push_back(attend(context, split[0][i], split[1][i], split[2][i], {.causal = false}));
+    mixed.push_back(attend(context, split[0][i], split[1][i], split[2][i], {.causal = false, .returned = false}));
   }
   const Value joined = cat(mixed, {1, patches, all.size(1) / 3});
   return linear(view(joined, {patches, all.size(1) / 3}), block["attn.proj"]);

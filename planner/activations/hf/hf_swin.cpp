@@ -165,7 +165,10 @@ Value swin_stage(ForwardContext& context, const UnitView& block, const Value& in
   for (std::uint64_t i = 0; block.has(fmt::format("blocks.{}.layernorm_before", i)); ++i) {
     hidden = swin_block(block, fmt::format("blocks.{}.", i), i, hidden, grid);
   }
-  return block.has("downsample.norm") ? merged(block, hidden, grid, halved(grid)) : hidden;
+  Value output = block.has("downsample.norm") ? merged(block, hidden, grid, halved(grid)) : hidden;
+  // What the stage returns besides. Where it is recomputed, the peak is elsewhere.
+  if (context.client.recompute == RecomputeKind::none) context.shared.before_last = hidden.detached();
+  return output;
 }
 
 // An image whose sides are no multiples of a patch's is widened with zeros first.
@@ -205,6 +208,7 @@ Value swin(ForwardContext& context) {
     return dropout(normed, dropout_rate(context, base + "embeddings.dropout"));
   }();
   hidden = run_blocks(context, swin_stage, std::move(hidden), base + "encoder.layers");
+  context.shared.before_last.reset();
   hidden = layer_norm(required_unit(context, base + "layernorm")[base + "layernorm"], hidden);
   const auto head = unit_with(context, "classifier");
   if (!head) return total(hidden);

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <utility>
 
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_layers.h"
@@ -88,7 +89,7 @@ Value t5_attention(ForwardContext& context, const UnitView& block, const std::st
     } else {
       positions = context.tape.allocate("zeros", {1, heads, q.size(2), k.size(2)}, scores.dtype());
       // The class asks for a gradient of them when blocks are computed again.
-      if (context.client.recompute != RecomputeKind::none) positions = Tape::requiring_grad(positions);
+      if (context.client.recompute != RecomputeKind::none) positions = context.tape.leaf(positions);
     }
     bias = add(positions, context.shared.mask);
   }
@@ -150,7 +151,7 @@ struct Stack {
 Value t5_stack(ForwardContext& context, const Stack& stack) {
   const std::string words = stack.name + ".embed_tokens";
   const Value embedded = embedding_output(context, embedding(stack.ids, required_unit(context, words)[words].weight));
-  const Value positions = arange(context, stack.tokens);
+  context.shared.positions = arange(context, stack.tokens);
   const Value ones = context.tape.allocate("ones", {context.batch(), stack.tokens}, DType::f32);
   const bool decodes = context.shared.encoded.defined();
   context.makes_biases = true;
@@ -161,9 +162,7 @@ Value t5_stack(ForwardContext& context, const Stack& stack) {
   hidden = run_blocks(context, t5_block, std::move(hidden), stack.name + ".block");
   const std::string norm = stack.name + ".final_layer_norm";
   hidden = t5_norm(hidden, required_unit(context, norm)[norm].weight);
-  for (Value* value :
-       {&context.shared.mask, &context.shared.bias, &context.shared.cross_mask, &context.shared.cross_bias})
-    value->reset();
+  context.shared = {.encoded = std::move(context.shared.encoded)};
   context.makes_biases = false;
   return dropout(hidden, dropped);
 }
@@ -189,8 +188,8 @@ struct Attended {
   Value q, k, v;
 };
 
-Value attend_in_dtype(const ForwardContext& context, const Attended& a, const AttentionCall& call) {
-  if (context.attention() == AttentionKind::eager) return eager_attention(a.q, a.k, a.v, call);
+Value attend_in_dtype(ForwardContext& context, const Attended& a, const AttentionCall& call) {
+  if (context.attention() == AttentionKind::eager) return eager_attention(context, a.q, a.k, a.v, call);
   return attend(context, a.q, a.k, a.v, call);
 }
 
@@ -280,6 +279,7 @@ Value bart_stack(ForwardContext& context, const Stack& stack) {
     context.shared.mask = padding_of_pairs(context);
   }
   const Value range = arange(context, stack.tokens);
+  if (decodes) context.shared.positions = range;
   const std::uint64_t rows = decodes ? 1 : context.batch();
   const Value places = tape.allocate("add", {rows, stack.tokens}, DType::i64);
   const Value positions = embedding(places, unit[stack.name + ".embed_positions"].weight);
@@ -287,8 +287,7 @@ Value bart_stack(ForwardContext& context, const Stack& stack) {
   hidden = layer_norm(unit[stack.name + ".layernorm_embedding"], hidden);
   hidden = dropout(hidden, dropout_rate(context, stack.name + ".dropout"));
   hidden = run_blocks(context, bart_block, std::move(hidden), stack.name + ".layers");
-  context.shared.mask.reset();
-  context.shared.cross_mask.reset();
+  context.shared = {.encoded = std::move(context.shared.encoded)};
   return hidden;
 }
 
@@ -340,14 +339,14 @@ Value whisper_decoder(ForwardContext& context, const std::string& name, const Va
   const std::string table = name + ".embed_tokens";
   const Value words = embedding_output(context, embedding(ids, required_unit(context, table)[table].weight));
   const UnitView unit = required_unit(context, name + ".embed_positions");
-  const Value range = arange(context, ids.size(1));
+  context.shared.positions = arange(context, ids.size(1));
   const Value places = tape.allocate("repeat", ids.shape(), DType::i64);
   const Value positions = embedding(places, unit[name + ".embed_positions"].weight);
   Value hidden = add(words, positions);
   hidden = dropout(hidden, dropout_rate(context, name + ".dropout"));
   context.shared.mask = make_causal_mask(context, 0, false, ids.size(1));
   hidden = run_blocks(context, whisper_block, std::move(hidden), name + ".layers");
-  context.shared.mask.reset();
+  context.shared = {.encoded = std::move(context.shared.encoded)};
   return layer_norm(required_unit(context, name + ".layer_norm")[name + ".layer_norm"], hidden);
 }
 

@@ -20,7 +20,7 @@ Value vit_attention(ForwardContext& context, const UnitView& block, const Value&
   const Value v = split_heads(linear(hidden, block[inner + "value"]), heads);
   const Value q = split_heads(linear(hidden, block[inner + "query"]), heads);
   const double dropped = dropout_rate(block, inner + "dropout");
-  const Value mixed = attend(context, q, k, v, {.dropout = dropped, .causal = false});
+  const Value mixed = attend(context, q, k, v, {.dropout = dropped, .causal = false, .returned = false});
   return dropout(linear(mixed, block["attention.output.dense"]), block, "attention.output.dropout");
 }
 

@@ -174,6 +174,8 @@ Value route(MegatronContext& context, const MegatronLayer::Experts& experts, con
   saved.push_back(tape.allocate("router logits", shape, dtype));
   saved.push_back(tape.allocate("router scores", shape, DType::f32));
   saved.push_back(tape.allocate("routing map", shape, DType::boolean));
+  // What drops tokens multiplies by a mask (M moe/moe_utils.py, apply_router_token_dropping).
+  if (context.client.expert_load.capacity_factor) saved.push_back(tape.allocate("kept map", shape, DType::boolean));
   Value probabilities = tape.allocate("probabilities", shape, dtype);
   saved.push_back(probabilities);
   return tape.record("router", std::span(&x, 1), std::move(probabilities), std::move(saved),
@@ -186,6 +188,20 @@ Value route(MegatronContext& context, const MegatronLayer::Experts& experts, con
                      });
 }
 
+// Pairs of a token and an expert that this rank computes, and those of its own tokens, which it sends.
+struct RoutedPairs {
+  std::uint64_t computed = 0;
+  std::uint64_t sent = 0;
+};
+RoutedPairs routed_pairs(const MegatronContext& context, const MegatronLayer::Experts& experts) {
+  const Parallelism& p = context.setup.parallel;
+  const ExpertLoad& load = context.client.expert_load;
+  Choices choices{.experts = experts.experts, .chosen = experts.chosen, .tokens = context.tokens.split};
+  const std::uint64_t sent = pairs_of_first(experts.experts, choices, load);
+  choices.senders = p.expert * resolved_expert_tensor(p);
+  return {.computed = pairs_of_first(part(experts.experts, p.expert), choices, load), .sent = sent};
+}
+
 struct Dispatched {
   Value tokens;         // [pairs, h], by expert
   Value probabilities;  // [pairs, 1]
@@ -193,9 +209,10 @@ struct Dispatched {
 
 // Each pair travels to the rank of its expert and is put in order there: what is on the way is dropped; the index of the
 // permutation stays (M moe/token_dispatcher.py, moe_utils.py permute).
-Dispatched dispatch(MegatronContext& context, const Value& x, const Value& probabilities, std::uint64_t pairs) {
+Dispatched dispatch(MegatronContext& context, const Value& x, const Value& probabilities, const RoutedPairs& routed) {
   Tape& tape = context.tape;
   const Parallelism& p = context.setup.parallel;
+  const std::uint64_t pairs = routed.computed;
   const std::uint64_t features = x.size(-1);
   const std::uint64_t group = p.expert * resolved_expert_tensor(p);
   const bool exchanges = context.megatron().token_dispatcher == TokenDispatcher::all_to_all;
@@ -205,7 +222,7 @@ Dispatched dispatch(MegatronContext& context, const Value& x, const Value& proba
   std::vector<Value> outputs;
   {
     Value sent;
-    if (exchanges) sent = context.allocate("permuted tokens", {pairs, features});
+    if (exchanges) sent = context.allocate("permuted tokens", {routed.sent, features});
     Value received;
     if (exchanges && group > 1) received = context.allocate("received tokens", {pairs, features});
     sent.reset();
@@ -335,7 +352,7 @@ Value mixture_of_experts(MegatronContext& context, const MegatronLayer& layer, c
     return mlp(context, input, layer.experts->shared_ffn, layer.gated, false, {});
   };
   const bool recomputed = context.selects(&MegatronClient::Modules::shared_experts);
-  return add(output, recomputed ? context.tape.checkpoint(shared, x) : shared(x));
+  return add(output, recomputed ? context.tape.reentrant_checkpoint(shared, x) : shared(x));
 }
 
 Value feed_forward(MegatronContext& context, const MegatronLayer& layer, const Value& hidden) {
@@ -343,29 +360,15 @@ Value feed_forward(MegatronContext& context, const MegatronLayer& layer, const V
     return mlp(context, norm(context, input, layer.rms_norm), layer.ffn, layer.gated, layer.bias, after_norm(context));
   };
   if (!layer.experts) {
-    return context.selects(&MegatronClient::Modules::mlp) ? context.tape.checkpoint(normed_mlp, hidden)
+    return context.selects(&MegatronClient::Modules::mlp) ? context.tape.reentrant_checkpoint(normed_mlp, hidden)
                                                           : normed_mlp(hidden);
   }
   const auto experts = [&context, &layer](const Value& input) { return mixture_of_experts(context, layer, input); };
   const Value normed = norm(context, hidden, layer.rms_norm);
-  return context.selects(&MegatronClient::Modules::moe) ? context.tape.checkpoint(experts, normed) : experts(normed);
+  return context.selects(&MegatronClient::Modules::moe) ? context.tape.reentrant_checkpoint(experts, normed) : experts(normed);
 }
 
 }  // namespace
-
-std::uint64_t routed_pairs(const MegatronContext& context, const MegatronLayer::Experts& experts) {
-  const Parallelism& p = context.setup.parallel;
-  const std::uint64_t shards = resolved_expert_tensor(p);
-  const auto tokens = static_cast<double>(context.tokens.split);
-  const MegatronClient& m = context.megatron();
-  if (m.padded_capacity) {
-    // moe_utils.py get_capacity: of each expert and each rank that sends.
-    const auto capacity = static_cast<std::uint64_t>(std::ceil(
-        tokens * static_cast<double>(experts.chosen) / static_cast<double>(experts.experts) * *m.padded_capacity));
-    return experts.experts * shards * capacity;
-  }
-  return checked_multiply(checked_multiply(context.tokens.split, shards), experts.chosen);
-}
 
 Value megatron_layer_forward(MegatronContext& context, const MegatronLayer& layer, const LayerInputs& inputs) {
   Value hidden = inputs.hidden;

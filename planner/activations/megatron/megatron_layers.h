@@ -16,7 +16,4 @@ struct LayerInputs {
 
 Value megatron_layer_forward(MegatronContext& context, const MegatronLayer& layer, const LayerInputs& inputs);
 
-// (token, expert) pairs that a rank computes.
-std::uint64_t routed_pairs(const MegatronContext& context, const MegatronLayer::Experts& experts);
-
 }  // namespace shardplan::autograd

@@ -165,7 +165,7 @@ class Forward {
     std::vector<Value> inputs;
     inputs.push_back(std::move(hidden));
     if (encoded.defined()) inputs.push_back(encoded);
-    return stretch.recomputed ? c_.tape.checkpoint(forward, inputs) : forward(inputs);
+    return stretch.recomputed ? c_.tape.reentrant_checkpoint(forward, inputs) : forward(inputs);
   }
 
   // M models/gpt/gpt_model.py; models/bert/bert_lm_head.py between norm and output layer.

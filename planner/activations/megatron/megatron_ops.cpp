@@ -442,7 +442,7 @@ Value core_attention(MegatronContext& context, const Value& q, const Value& k, c
                      const CoreAttention& sizes) {
   if (!context.selects(&MegatronClient::Modules::core_attention)) return attend({context, sizes}, q, k, v);
   const std::array inputs{q, k, v};
-  return context.tape.checkpoint(
+  return context.tape.reentrant_checkpoint(
       [&context, sizes](std::span<const Value> kept) { return attend({context, sizes}, kept[0], kept[1], kept[2]); },
       inputs);
 }

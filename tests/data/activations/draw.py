@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes drawn.json: models and set-ups that a seed draws, of which nobody thought, each measured once.
 
-    python3 tests/data/activations/draw.py [--seed N] [--rounds N] [--to FILE] [FAMILY ...]
+    python3 tests/data/activations/draw.py [--seed N] [--rounds N] [--checkpoint] [--to FILE] [FAMILY ...]
 
 Of each run it keeps what make_goldens.py keeps but for the lists of tensors. What a class fails on is said and left out. Needs
 what make_goldens.py needs. To look for what is not covered yet, take other seeds and another file.
@@ -24,7 +24,12 @@ ACTIVATIONS = ("silu", "gelu", "relu", "gelu_new", "gelu_pytorch_tanh", "quick_g
 DROPPED = (0.1,)
 QUERIES_AND_VALUES = ("all-linear", ["q_proj", "v_proj"])
 ADAPTED = {**{name: QUERIES_AND_VALUES for name in ("llama", "qwen2", "mistral", "gemma", "gemma2", "qwen3", "bart")},
-           "gpt2": (["c_attn"], ["c_attn", "c_proj"]), "t5": (["q", "v"],), "bert": (["query", "value"],)}
+           "gpt2": (["c_attn"], ["c_attn", "c_proj"], "all-linear"), "t5": (["q", "v"], "all-linear"), "bert": (["query", "value"], "all-linear"),
+           **{name: ("all-linear",) for name in ("roberta", "distilbert", "mixtral", "qwen2_moe", "phi3", "opt", "gpt_neox", "falcon", "bloom",
+                                                 "phi", "whisper", "vit", "dinov2", "deepseek_v3", "olmo2", "gptj")}}
+
+
+EAGER = ("t5", "mt5", "gpt_oss", "electra", "gptj", "gpt_neo", "bloom", "mpt", "deberta-v2", "swin", "mamba", "falcon_mamba", "mamba2")
 
 
 class Drawing:
@@ -76,12 +81,95 @@ class Drawing:
     def experts(self, drawn, count, **more):
         return {**drawn, count: self.one(3, 5, 6), "num_experts_per_tok": self.one(1, 2, 3), **more}
 
-    def gpt2(self, head):
+    def gpt2(self, head, name="gpt2", **choices):
         heads, size = self.one(2, 4, 5), self.one(8, 16, 20, 32)
-        return cases.model("gpt2", head, vocab_size=self.one(96, 501), n_embd=heads * size, n_layer=self.one(1, 2, 3, 4), n_head=heads,
+        return cases.model(name, head, vocab_size=self.one(96, 501), n_embd=heads * size, n_layer=self.one(1, 2, 3, 4), n_head=heads,
                            n_positions=self.one(130, 160), pad_token_id=0,
                            **self.some(n_inner=(100,), activation_function=ACTIVATIONS, resid_pdrop=(0.0,), embd_pdrop=(0.0,),
-                                       attn_pdrop=(0.0,), tie_word_embeddings=(False,), use_cache=(False,)))
+                                       attn_pdrop=(0.0,), tie_word_embeddings=(False,), use_cache=(False,)), **self.some(**choices))
+
+    def gpt_neo(self):
+        heads, layers = self.one(2, 4, 5), self.one(2, 4)
+        return cases.model("gpt_neo", "GPTNeoForCausalLM", vocab_size=self.one(96, 501), hidden_size=heads * self.one(8, 16, 20),
+                           num_layers=layers, num_heads=heads, attention_types=[[["global", "local"], layers // 2]], pad_token_id=0,
+                           max_position_embeddings=self.one(130, 160), window_size=self.one(4, 16, 200),
+                           **self.some(intermediate_size=(100,), activation_function=ACTIVATIONS, attention_dropout=DROPPED,
+                                       embed_dropout=DROPPED, resid_dropout=DROPPED, use_cache=(False,)))
+
+    def ungrouped(self, name, stem, **choices):
+        return cases.model(name, stem + "ForCausalLM", pad_token_id=0, **self.sizes(grouped=False), **self.some(
+            hidden_act=ACTIVATIONS, attention_dropout=DROPPED, hidden_dropout=DROPPED), **self.some(**choices))
+
+    def falcon(self):
+        drawn = self.sizes(grouped=False)
+        drawn.pop("intermediate_size")
+        heads = drawn["num_attention_heads"]
+        if self.random.random() < 0.5:
+            drawn |= {"new_decoder_architecture": True, "num_kv_heads": self.one(*(n for n in range(1, heads + 1) if heads % n == 0)),
+                      **self.some(num_ln_in_parallel_attn=(1, 2))}
+        else:
+            drawn |= self.some(multi_query=(False,), parallel_attn=(False,))
+        return cases.model("falcon", "FalconForCausalLM", pad_token_id=0, **drawn, **self.some(
+            bias=(True,), attention_dropout=DROPPED, hidden_dropout=DROPPED, ffn_hidden_size=(100,), activation=("relu", "gelu_new")))
+
+    def opt(self):
+        heads = self.one(2, 4, 5)
+        width = heads * self.one(8, 16, 32)
+        return cases.model("opt", "OPTForCausalLM", vocab_size=self.one(96, 501), hidden_size=width, ffn_dim=self.one(100, 320),
+                           num_hidden_layers=self.one(1, 2, 4), num_attention_heads=heads, max_position_embeddings=self.one(130, 160),
+                           word_embed_proj_dim=self.one(width, 24), **self.some(
+                               do_layer_norm_before=(False,), dropout=(0.0,), attention_dropout=DROPPED, enable_bias=(False,),
+                               layer_norm_elementwise_affine=(False,), activation_function=ACTIVATIONS, use_cache=(False,)))
+
+    def heads_and_layers(self, name, stem, width, layers, heads, **choices):
+        """Bloom and MPT, which call their sizes otherwise."""
+        count = self.one(2, 4, 8)
+        return cases.model(name, stem + "ForCausalLM", pad_token_id=0, vocab_size=self.one(96, 501), **{
+            width: count * self.one(8, 16, 20), layers: self.one(1, 2, 4), heads: count}, **self.some(**choices))
+
+    def distilbert(self):
+        heads = self.one(2, 4, 5)
+        return cases.model("distilbert", "DistilBertFor" + self.one("MaskedLM", "SequenceClassification", "TokenClassification"),
+                           vocab_size=self.one(96, 501), dim=heads * self.one(8, 16, 20), hidden_dim=self.one(100, 320),
+                           n_layers=self.one(1, 2, 4), n_heads=heads, max_position_embeddings=self.one(130, 160), **self.some(
+                               dropout=(0.0,), attention_dropout=(0.0,), activation=("relu",)))
+
+    def deberta(self):
+        return cases.model("deberta-v2", self.one("DebertaV2ForMaskedLM", "DebertaV2ForSequenceClassification", "DebertaV2ForTokenClassification"),
+                           **{**cases.DEBERTA, **self.some(
+                               share_att_key=(False,), pos_att_type=(["c2p"], ["p2c"]), position_buckets=(8, -1), num_hidden_layers=(1, 2),
+                               type_vocab_size=(2,), position_biased_input=(True,), norm_rel_ebd=("none",), hidden_dropout_prob=(0.0,),
+                               attention_probs_dropout_prob=(0.0,), embedding_size=(48,))})
+
+    def latent(self, name, stem, sizes):
+        return cases.model(name, stem + "ForCausalLM", **{**sizes, **self.some(
+            q_lora_rank=(None,), num_hidden_layers=(1, 2, 4), first_k_dense_replace=(0, 2), attention_dropout=DROPPED,
+            attention_bias=(True,), n_shared_experts=(2,))})
+
+    def dbrx(self):
+        return cases.model("dbrx", "DbrxForCausalLM", **{
+            **cases.DBRX, "n_layers": self.one(1, 2, 4), "attn_config": {"clip_qkv": 8, "kv_n_heads": self.one(1, 2, 4), **self.some(attn_pdrop=DROPPED)},
+            "ffn_config": {**cases.DBRX["ffn_config"], "moe_num_experts": self.one(3, 5), "moe_top_k": self.one(1, 2),
+                           **self.some(moe_jitter_eps=(0,), ffn_act_fn=({"name": "gelu"},))}}, **self.some(resid_pdrop=DROPPED, emb_pdrop=DROPPED))
+
+    def scan(self, name, stem):
+        return cases.model(name, stem + "ForCausalLM", vocab_size=self.one(96, 501), hidden_size=self.one(32, 64), state_size=self.one(4, 8),
+                           num_hidden_layers=self.one(1, 2, 4), **self.some(
+                               expand=(1, 3), conv_kernel=(2, 3), use_bias=(True,), use_conv_bias=(False,), time_step_rank=(3,),
+                               residual_in_fp32=(False,), tie_word_embeddings=(False,), hidden_act=("gelu",)))
+
+    def mamba2(self):
+        heads, size = self.one(4, 8), self.one(8, 16)
+        return cases.model("mamba2", "Mamba2ForCausalLM", **{
+            **cases.MAMBA2, "hidden_size": heads * size // 2, "num_heads": heads, "head_dim": size, "n_groups": self.one(1, 2, 4),
+            "chunk_size": self.one(8, 16, 64), **self.some(num_hidden_layers=(1, 2), use_bias=(True,), use_conv_bias=(False,),
+                                                           residual_in_fp32=(False,), state_size=(8,), conv_kernel=(2,))})
+
+    def swin(self):
+        return cases.model("swin", "SwinForImageClassification", **{
+            **cases.SWIN, **self.some(image_size=(40, 54), depths=([2, 2, 2], [1, 3, 1]), window_size=(3, 7), drop_path_rate=(0.0,), mlp_ratio=(2.0,),
+                                      qkv_bias=(False,), hidden_dropout_prob=DROPPED, attention_probs_dropout_prob=DROPPED,
+                                      use_absolute_embeddings=(True,), hidden_act=("relu",))})
 
     def encoder(self, name, stem, heads=("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"), **more):
         drawn = {**self.sizes(grouped=False), "max_position_embeddings": self.one(130, 140, 256), **more}
@@ -111,7 +199,7 @@ class Drawing:
 
     def setup(self, config):
         name, sees = config["model_type"], "patch_size" in config
-        drawn = {"attention": "eager" if name in ("t5", "mt5", "gpt_oss", "electra") else self.one("sdpa", "sdpa", "eager"),
+        drawn = {"attention": "eager" if name in EAGER else self.one("sdpa", "sdpa", "eager"),
                  "dtype": self.one("bf16", "fp32"), "batch": self.one(1, 2, 3, 5),
                  "sequence": None if sees else self.one(7, 16, 17, 33, 40, 64, 100, 127),
                  **self.some(checkpoint=(True,)), **({} if sees or name == "whisper" else self.some(mask=("ones", "padded")))}
@@ -119,6 +207,8 @@ class Drawing:
             drawn["target"] = self.one(9, 20, 33, 64)
         if name in ADAPTED and self.random.random() < 0.3:
             drawn["lora"] = {"r": self.one(4, 8), "target_modules": self.one(*ADAPTED[name])}
+            if drawn["lora"]["target_modules"] == "all-linear" and "vocab_size" in config and "Classification" in config["architectures"][0]:
+                del drawn["lora"]  # whether the classifier is meant follows from peft's task
         elif name in ("llama", "qwen2", "gemma2", "olmo2", "mixtral") and self.random.random() < 0.3:
             drawn["freeze"] = [self.one("model.embed_tokens.*", "*.mlp.*", "*norm.weight", "*.self_attn.*", "*.layers.0.*")]
         return drawn
@@ -168,6 +258,29 @@ FAMILIES = {
                                             **d.some(attention_dropout=DROPPED)),
     "dinov2": lambda d: d.images("dinov2", "Dinov2ForImageClassification", mlp_ratio=4,
                                  **d.some(drop_path_rate=DROPPED, use_swiglu_ffn=(True,), qkv_bias=(False,))),
+    "gpt_bigcode": lambda d: d.gpt2("GPTBigCodeForCausalLM", "gpt_bigcode", multi_query=(False,)),
+    "gptj": lambda d: d.gpt2("GPTJForCausalLM", "gptj") | {"rotary_dim": d.one(4, 8)},
+    "gpt_neo": lambda d: d.gpt_neo(),
+    "gpt_neox": lambda d: d.ungrouped("gpt_neox", "GPTNeoX", use_parallel_residual=(False,), rotary_pct=(0.5, 1.0), attention_bias=(False,)),
+    "phi": lambda d: d.ungrouped("phi", "Phi", partial_rotary_factor=(0.25, 1.0), qk_layernorm=(True,), resid_pdrop=DROPPED, embd_pdrop=DROPPED),
+    "falcon": lambda d: d.falcon(),
+    "opt": lambda d: d.opt(),
+    "bloom": lambda d: d.heads_and_layers("bloom", "Bloom", "hidden_size", "n_layer", "n_head", hidden_dropout=DROPPED, attention_dropout=DROPPED,
+                                          apply_residual_connection_post_layernorm=(True,), use_cache=(False,)),
+    "mpt": lambda d: d.heads_and_layers("mpt", "Mpt", "d_model", "n_layers", "n_heads", expansion_ratio=(2, 3), max_seq_len=(128, 160),
+                                        attn_config=({"clip_qkv": 8.0}, {"attn_pdrop": 0.1}, {"alibi": False}), resid_pdrop=DROPPED, emb_pdrop=DROPPED),
+    "distilbert": lambda d: d.distilbert(),
+    "albert": lambda d: d.encoder("albert", "Albert", embedding_size=d.one(40, 64), **d.some(inner_group_num=(2,))),
+    "deberta-v2": lambda d: d.deberta(),
+    "deepseek_v2": lambda d: d.latent("deepseek_v2", "DeepseekV2", cases.MLA_V2),
+    "phimoe": lambda d: d.experts(d.decoder("phimoe", "Phimoe", own_head=False, attention_bias=(True,), lm_head_bias=(True,), router_jitter_noise=(0.02,),
+                                            input_jitter_noise=(0.01,)), "num_local_experts") | {"num_experts_per_tok": 2},
+    "dbrx": lambda d: d.dbrx(),
+    "mamba": lambda d: d.scan("mamba", "Mamba"),
+    "falcon_mamba": lambda d: d.scan("falcon_mamba", "FalconMamba"),
+    "mamba2": lambda d: d.mamba2(),
+    "swin": lambda d: d.swin(),
+    "siglip_vision_model": lambda d: d.images("siglip_vision_model", "SiglipVisionModel", **d.some(attention_dropout=DROPPED)),
 }
 
 
@@ -186,14 +299,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--checkpoint", action="store_true", help="blocks of all models are recomputed")
     parser.add_argument("--to", default=os.path.join(make_goldens.FOLDER, "drawn.json"))
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=" ".join(FAMILIES))
     options = parser.parse_args()
     unknown = sorted(set(options.families) - set(FAMILIES))
     if unknown:
         parser.error(f"unknown FAMILY {unknown[0]}")
-    if options.families and options.to == parser.get_default("to"):
-        parser.error("--to FILE is needed where families are named: drawn.json is of all")
+    if (options.families or options.checkpoint) and options.to == parser.get_default("to"):
+        parser.error("--to FILE is needed where families are named or all are recomputed: drawn.json is of all")
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     torch_step.work_without_gpu()
@@ -203,7 +317,7 @@ def main():
         drawing = Drawing(f"{options.seed} {family}")
         for i in range(options.rounds):
             config = FAMILIES[family](drawing)
-            setup = drawing.setup(config)
+            setup = {**drawing.setup(config), **({"checkpoint": True} if options.checkpoint else {})}
             try:
                 run = measured(config, setup)
             except (RuntimeError, TypeError, ValueError) as error:

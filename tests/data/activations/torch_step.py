@@ -10,6 +10,7 @@ a reduction, dq_accum of the flash backward) is no tensor and is not seen.
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import subprocess
 import tempfile
@@ -86,7 +87,7 @@ def _efficient_mask(mask, query, key):
     return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
 
 
-def _sdpa_on_gpu(math):
+def _sdpa_on_gpu(of_torch):
     def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         if torch.is_autocast_enabled("cuda"):
             dtype = torch.get_autocast_dtype("cuda")
@@ -115,7 +116,7 @@ def _sdpa_on_gpu(math):
             return torch.ops.aten._scaled_dot_product_efficient_attention(
                 query, key, value, _efficient_mask(attn_mask, query, key), keep, dropout_p, is_causal, scale=scale)[0]
         sdpa_choices.add("math")
-        return math(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return of_torch(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     return attention
 
 
@@ -130,18 +131,24 @@ def added(a, b):
 
 class Answers(TorchDispatchMode):
     """What the data would decide. A condition on a tensor holds or not (is no token padding?), but that a tensor of ones is one (a mask
-    that the model makes itself) always holds; a random number is never less than a probability of 0 (layer drop). Of N choices of an expert, expert i of E gets
-    floor((i + 1) N / E) - floor(i N / E); all have some. A tensor of integers that follow from this has them as its
+    that the model makes itself) always holds; a random number is never less than a probability of 0 (layer drop). Of N choices of experts the first i of E
+    get floor(imbalance i N / E), but one of each token at most. A tensor of integers that follow from this has them as its
     attribute `known`, as a list or a number, and so has what is made of it. Times and rates, which torch.arange and
     torch.linspace make of floats, have their values as the attribute `clock`, a tensor on the CPU, and so has what is made
     of such tensors and numbers alone."""
 
-    def __init__(self, condition, experts):
+    def __init__(self, condition, experts, imbalance):
         super().__init__()
-        self.condition, self.experts, self.hit = condition, experts, 0
+        self.condition, self.experts, self.imbalance = condition, experts, imbalance
+        self.choices = self.chosen = 0  # of the latest topk: tokens x chosen, and of each token
+        self.asked = iter(())           # experts whose tokens are asked for next
 
-    def share(self, expert, choices):
-        return (expert + 1) * choices // self.experts - expert * choices // self.experts
+    def of_first(self, some):
+        most = self.choices // self.chosen * min(some, self.chosen)
+        return math.floor(min(self.imbalance * (some * self.choices) / self.experts, most)) if some > 0 else 0
+
+    def share(self, expert):
+        return self.of_first(expert + 1) - self.of_first(expert)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -183,22 +190,29 @@ class Answers(TorchDispatchMode):
 
     def nonzero(self, mask):
         if mask.dim() == 1:  # which experts have tokens
-            found = torch.empty(self.experts, 1, dtype=torch.int64, device=mask.device)
-            found.known = list(range(self.experts))
+            hit = [expert for expert in range(self.experts) if self.share(expert) > 0]
+            self.asked = iter(hit)
+            found = torch.empty(len(hit), 1, dtype=torch.int64, device=mask.device)
+            found.known = hit
             return found
-        count = self.share(self.hit % self.experts, mask.numel())
-        self.hit += 1
-        return torch.empty(count, 2, dtype=torch.int64, device=mask.device)
+        if self.chosen == 0:  # drawn, not the most probable ones (phimoe)
+            self.choices, self.chosen = mask.numel(), min(mask.shape)
+        expert = next(self.asked, None)
+        if expert is None:
+            self.asked = iter(range(self.experts))
+            expert = next(self.asked)
+        return torch.empty(self.share(expert), 2, dtype=torch.int64, device=mask.device)
 
     def carry(self, func, args, result):
         aten, source = torch.ops.aten, args[0] if args else None
         if func is aten.ones.default or hasattr(source, "all_one") and (
                 func is aten.all.default or func is aten.eq.Scalar and args[1] == 1):
             result.all_one = True
+        if func is aten.topk.default:
+            self.choices, self.chosen = result[1].numel(), args[1]
         # Choices of each expert: one-hot rows of each token.
         if func is aten.sum.dim_IntList and hasattr(source, "chosen") and args[1] == [0]:
-            choices = source.shape[0] * source.chosen
-            result.known = [self.share(i, choices) for i in range(self.experts)]
+            result.known = [self.share(i) for i in range(self.experts)]
         if func is aten.scatter_.value and source.dtype == torch.int64:
             result.chosen = source.chosen = args[2].shape[-1]
         if func is aten.eq.Scalar and hasattr(source, "of_images"):  # which tokens stand for images
@@ -228,16 +242,16 @@ class Answers(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def fake_gpu(condition=True, experts=0):
+def fake_gpu(condition=True, experts=0, imbalance=1):
     """Fake CUDA tensors, with the attention operators of a GPU."""
-    math = F.scaled_dot_product_attention
+    of_torch = F.scaled_dot_product_attention
     sdpa_choices.clear()
-    F.scaled_dot_product_attention = _sdpa_on_gpu(math)
+    F.scaled_dot_product_attention = _sdpa_on_gpu(of_torch)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), Answers(condition, experts):
+        with FakeTensorMode(allow_non_fake_inputs=True), Answers(condition, experts, imbalance):
             yield
     finally:
-        F.scaled_dot_product_attention = math
+        F.scaled_dot_product_attention = of_torch
 
 
 # --- which module runs ----------------------------------------------------------------------------------------------------

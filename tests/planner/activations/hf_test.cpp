@@ -6,6 +6,7 @@
 #include <boost/json.hpp>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <map>
 #include <set>
 #include <sstream>
@@ -58,9 +59,9 @@ Lora read_lora(const json::object& options, const Policy& policy) {
 
 // Nothing where the run has something that is not modelled.
 std::optional<Run> read_run(const json::object& setup) {
-  static const std::set<std::string> known{"attention", "dtype",  "batch", "sequence",   "operators",
-                                           "use_cache", "target", "mask",  "checkpoint", "freeze",
-                                           "lora",      "images", "image", "recompute"};
+  static const std::set<std::string> known{"attention", "dtype",     "batch",      "sequence", "operators", "use_cache",
+                                           "target",    "mask",      "checkpoint", "freeze",   "lora",      "images",
+                                           "image",     "recompute", "imbalance",  "ulysses"};
   for (const auto& member : setup) {
     if (!known.contains(std::string(member.key()))) return std::nullopt;
   }
@@ -82,6 +83,11 @@ std::optional<Run> read_run(const json::object& setup) {
     run.lora = read_lora(options->as_object(), run.setup.policy);
     const json::value* dropout = options->as_object().if_contains("lora_dropout");
     if (dropout != nullptr) run.client.adapter_dropout = dropout->to_number<double>();
+  }
+  if (const json::value* ranks = setup.if_contains("ulysses")) run.setup.parallel.context = number(*ranks);
+  if (const json::value* imbalance = setup.if_contains("imbalance")) {
+    run.client.expert_load.imbalance =
+        imbalance->is_string() ? std::numeric_limits<double>::infinity() : imbalance->to_number<double>();
   }
   if (text(setup, "recompute") == "invert") run.client.recompute = RecomputeKind::invert;
   if (text(setup, "recompute") == "adjoint") run.client.recompute = RecomputeKind::adjoint;
@@ -121,17 +127,16 @@ std::string listed(const Activity& activity) {
   return lines;
 }
 
-// Of the peak, where saved bytes always agree to the byte. T5's embedding, which encoder, decoder and head use, is the one
-// that differs: its gradients are added up in another order. A continuous flow's forward differentiates: what its backward runs first
-// follows from how many nodes autograd's own thread has numbered before, in this step and in earlier ones.
-double tolerance(std::string_view file, const Policy& policy) {
+// Of the peak, where saved bytes always agree to the byte. Not explained: a tensor of one token's features in mamba2, a copy of a
+// gradient in gemma3's tower with eager attention, what an inverted layer makes of a gradient in glow and nice. A continuous flow's
+// forward differentiates: what its backward runs first follows from how many nodes autograd's own thread has numbered before, in
+// this step and in earlier ones.
+double tolerance(const std::string& file, const Policy& policy) {
   if (policy.compute != policy.parameter) return 0.04;  // autocast: casts of gradients at the peak
-  if (file == "cnf") return 0.035;
-  if (file == "drawn") return 0.002;  // mT5 among them
-  static const std::set<std::string_view> within_a_percent{
-      "t5",    "balance", "dbrx",   "deberta", "experts", "flow",   "flux2", "gemma3",
-      "jamba", "kimi_vl", "llama4", "mamba",   "mamba2",  "phimoe", "sd3",   "sd3_pipeline"};
-  return within_a_percent.contains(file) ? 0.01 : 0.001;
+  static const std::map<std::string_view, double> wider{{"cnf", 0.035},  {"drawn", 0.002},  {"drawn_recomputed", 0.002},
+                                                        {"flow", 0.004}, {"gemma3", 0.008}, {"mamba2", 0.003}};
+  const auto wide = wider.find(file);
+  return wide == wider.end() ? 0.001 : wide->second;
 }
 
 // What an operation in place on a view keeps is inside the view's CopySlices node, where the goldens' script does not see it:
@@ -142,6 +147,11 @@ std::uint64_t hidden_bytes(const Model& model, const json::object& config, const
   if (model.catalog.family != "deepseek_v2" || run.setup.policy.compute != DType::f32) return 0;
   const std::uint64_t layers = number(config.at("num_hidden_layers")) - number(config.at("first_k_dense_replace"));
   return layers * tokens * number(config.at("num_experts_per_tok")) * (number(config.at("hidden_size")) + 1) * 4;
+}
+
+// GPT-J divides by an attribute of each layer, a number that the script makes on the GPU: where a model is loaded it stays on the CPU.
+std::uint64_t bytes_on_the_host(const Model& model, const Run& run) {
+  return model.catalog.family == "gptj" ? model.architecture.layers * bits(run.setup.policy.compute) / 8 : 0;
 }
 
 class HfActivations : public testing::TestWithParam<std::string> {};
@@ -168,7 +178,7 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       ASSERT_TRUE(exact.activity) << exact.unknown_because;
       // What a checkpoint keeps is not in PyTorch's graph, so not in the golden.
       if (run->client.recompute == RecomputeKind::none) {
-        EXPECT_EQ(saved_bytes(*exact.activity),
+        EXPECT_EQ(saved_bytes(*exact.activity) + bytes_on_the_host(model, *run),
                   number(entry.at("saved_bytes")) + hidden_bytes(model, c.at("config").as_object(), *run))
             << listed(*exact.activity);
       }
@@ -178,19 +188,8 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       const auto measured = static_cast<double>(number(step.at("peak")));
       const double planned =
           static_cast<double>(resident(step)) + static_cast<double>(sum(peak_of(*rounded.activity).held));
-      // A recomputed block runs to its end here, before any gradient of it is there; torch.utils.checkpoint begins where the first node
-      // asks for what was saved, and stops where the last one has it: of a mixture's block with the balance of its experts in the loss
-      // 1.25 % less at most, of LLaVA's with adapters 1.1 % less. Experts that are all computed hold more while it runs than it leaves
-      // behind: Llama 4 is 1.1 % below torch in one run, and 2.3 and 1.3 % with adapters. Of the models that were drawn one layer of
-      // Gemma with adapters is 2.4 % below, another model 1.2 % above.
-      static const std::map<std::string_view, double> wider{
-          {"balance", 0.015}, {"drawn", 0.025}, {"llama4", 0.015}, {"llama4_images", 0.025}, {"llava", 0.015}};
-      const bool recomputed = run->client.recompute != RecomputeKind::none && GetParam() != "cnf";
-      const auto wide = wider.find(GetParam());
-      const double most = !recomputed           ? tolerance(GetParam(), run->setup.policy)
-                          : wide == wider.end() ? 0.01
-                                                : wide->second;
-      EXPECT_NEAR(planned / measured, 1.0, most) << planned << " against " << measured;
+      EXPECT_NEAR(planned / measured, 1.0, tolerance(GetParam(), run->setup.policy))
+          << planned << " against " << measured;
       ++compared;
     }
   }
@@ -401,10 +400,11 @@ TEST(HfCnf, OtherRecomputationIsRefused) {
 
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
                          testing::Values("albert", "amp", "balance", "chameleon", "cnf", "dbrx", "deberta", "decoders",
-                                         "dinov2", "dit", "drawn", "encoders", "experts", "flow", "flux2", "gemma3",
-                                         "gpt2", "gpt_neox", "jamba", "kimi_vl", "llama", "llama4", "llama4_images",
-                                         "llava", "mamba", "mamba2", "partly", "phimoe", "qwen_vl", "sd3",
-                                         "sd3_pipeline", "siglip", "swin", "t5", "towers", "vision"));
+                                         "dinov2", "dit", "drawn", "drawn_recomputed", "encoders", "experts", "flow",
+                                         "flux2", "gemma3", "gpt2", "gpt_neox", "imbalance", "jamba", "kimi_vl",
+                                         "llama", "llama4", "llama4_images", "llava", "mamba", "mamba2", "partly",
+                                         "phimoe", "qwen_vl", "sd3", "sd3_pipeline", "siglip", "swin", "t5", "towers",
+                                         "ulysses", "vision"));
 
 }  // namespace
 }  // namespace shardplan

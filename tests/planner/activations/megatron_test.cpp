@@ -297,6 +297,13 @@ TEST(MegatronLayers, Experts) {
   rig.setup.world_size = 4;
   rig.setup.parallel.expert = 4;
   EXPECT_EQ(rig.layer(), attention + routing + computed);
+  // The most loaded rank has what its experts compute of others' tokens; what it routes are its own.
+  rig.client.expert_load.imbalance = 2;
+  const std::uint64_t routed = tokens * 8 * (2 + 4 + 2 + 1);
+  EXPECT_EQ(rig.layer(), attention + routed + 2 * (pairs * (8 + 2) + computed));
+  rig.client.expert_load.capacity_factor = 1.5;  // and a map of what is not dropped
+  EXPECT_EQ(rig.layer(), attention + routed + tokens * 8 + 3 * (pairs * (8 + 2) + computed) / 2);
+  rig.client.expert_load = {};
   // The input of the second product is made again.
   rig.client.recompute = RecomputeKind::selective;
   rig.client.megatron.recompute_modules = {.core_attention = false, .moe_activation = true};

@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <string_view>
+#include <vector>
+
 #include "planner/activations/activity.h"
 #include "planner/activations/torch_ops.h"
 
@@ -116,6 +119,108 @@ TEST(Tape, ACheckpointKeepsItsInputOnly) {
   tape.backward(y, tape.allocate("gradient", {10}, DType::f32));
   y.reset();
   EXPECT_EQ(held(tape), 80);  // w's and v's gradients
+}
+
+// What has been allocated so far of this pass, by operation, in order.
+std::vector<std::string_view> made_in(const Tape& tape, Pass pass) {
+  std::vector<std::string_view> names;
+  for (const Event& event : tape.events()) {
+    const Storage& storage = tape.storages()[event.storage];
+    if (event.allocated && storage.pass == pass) names.push_back(storage.name);
+  }
+  return names;
+}
+
+using Names = std::vector<std::string_view>;
+
+// scale's backward needs nothing, so it comes first; silu's asks for its input, and there the function stops.
+TEST(Tape, ACheckpointRunsAgainWhenItIsAskedAndAsFarAsItMust) {
+  for (const bool reentrant : {false, true}) {
+    Tape tape(kExact);
+    tape.enter("unit");
+    const auto block = [&](const Value& x) { return neg(unary("silu", mul(x, trained(tape, "w", {10})))); };
+    const Value x = tape.outside({10}, DType::f32);
+    Value y = reentrant ? tape.reentrant_checkpoint(block, x) : tape.checkpoint(block, x);
+    EXPECT_EQ(held(tape), 40);
+    tape.backward(y, tape.outside({10}, DType::f32));
+    const Names expected =
+        reentrant ? Names{"mul", "silu", "neg", "neg", "silu", "w"} : Names{"neg", "mul", "silu", "w"};
+    EXPECT_EQ(made_in(tape, Pass::backward), expected);
+  }
+}
+
+// What an operation saves of its own making is there only once it has been computed.
+TEST(Tape, ACheckpointComputesWhatIsSavedLast) {
+  Tape tape(kExact);
+  tape.enter("unit");
+  const auto block = [&](const Value& x) { return unary_of_output("tanh", mul(x, trained(tape, "w", {10}))); };
+  Value y = tape.checkpoint(block, tape.outside({10}, DType::f32));
+  tape.backward(y, tape.outside({10}, DType::f32));
+  EXPECT_EQ(made_in(tape, Pass::backward), (Names{"mul", "tanh", "tanh", "w"}));
+}
+
+// Several outputs, of which one has no gradient: the node that would have made it is passed over, and holds nothing.
+TEST(Tape, ACheckpointedNodeWithoutAGradientHoldsNothing) {
+  Tape tape(kExact);
+  tape.enter("unit");
+  const auto block = [&](std::span<const Value> inputs) {
+    const Value z = mul(inputs[0], trained(tape, "w", {10}));
+    return std::vector<Value>{unary("silu", z), unary("gelu", scale(z))};
+  };
+  const Value x = tape.outside({10}, DType::f32);
+  std::vector<Value> outputs = tape.checkpoint_all(block, std::span(&x, 1));
+  tape.backward(outputs[0], tape.outside({10}, DType::f32));
+  outputs.clear();
+  EXPECT_EQ(held(tape), 40);  // w's gradient
+}
+
+// A product of bf16 with fp32 has a gradient in fp32, which is cast once the factors that were made again are gone.
+TEST(Tape, WhatIsMadeAgainGoesBeforeGradientsAreCast) {
+  Tape tape(kExact);
+  tape.enter("unit");
+  const Value x = tape.outside({100}, DType::bf16);
+  Value y = tape.checkpoint(
+      [&](const Value& input) {
+        const Value narrow = mul(input, tape.parameter("w", {100}, DType::bf16, true));
+        return mul(narrow, scale(tape.outside({100}, DType::f32)));
+      },
+      x);
+  tape.backward(y, tape.outside({100}, DType::f32));
+  std::int64_t level = 0;
+  std::int64_t at_cast = 0;
+  for (const Event& event : tape.events()) {
+    const Storage& storage = tape.storages()[event.storage];
+    level += (event.allocated ? 1 : -1) * static_cast<std::int64_t>(storage.bytes);
+    if (event.allocated && storage.name == "to") at_cast = level;
+  }
+  EXPECT_EQ(at_cast, 400 + 400 + 200);  // the output, its fp32 gradient and that one cast
+}
+
+// A selective checkpoint: what is chosen behind the point where the function stops waits for the last of its nodes.
+TEST(Tape, WhatIsChosenAndNotTakenLivesAsLongAsItsCheckpoint) {
+  Tape tape(kExact);
+  tape.enter("unit");
+  const Value x = tape.outside({10}, DType::f32);
+  const auto chooses_silu = [] { return [](std::string_view operation) { return operation == "silu"; }; };
+  Value y = tape.selective_checkpoint(
+      [&](const Value& input) { return scale(unary("silu", mul(input, trained(tape, "w", {10})))); }, x, chooses_silu);
+  EXPECT_EQ(held(tape), 80);  // silu's output and the block's
+  tape.backward(y, tape.outside({10}, DType::f32));
+  EXPECT_EQ(held(tape), 40 + 40);
+  EXPECT_EQ(made_in(tape, Pass::backward), (Names{"mul", "mul", "silu", "w"}));
+}
+
+TEST(Tape, ALeafAndItsGradientLiveAsLongAsTheGraph) {
+  Tape tape(kExact);
+  tape.enter("unit");
+  Value x = tape.leaf(tape.allocate("x", {10}, DType::f32));
+  Value y = neg(x);
+  x.reset();
+  EXPECT_EQ(held(tape), 80);
+  tape.backward(y, tape.outside({10}, DType::f32));
+  y.reset();
+  EXPECT_EQ(held(tape), 0);
+  EXPECT_EQ(made_in(tape, Pass::backward), (Names{"neg"}));
 }
 
 TEST(Tape, SizesAreRounded) {

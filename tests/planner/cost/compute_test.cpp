@@ -125,6 +125,11 @@ TEST(Compute, ATokenPassesItsExpertsAlone) {
   Work shared = kWork;
   shared.expert_ranks = 4;  // two experts here, for the tokens of four
   EXPECT_NEAR(seconds_of(experts, shared).forward, 2 * one, 1e-12);
+  shared.expert_load.imbalance = 1.5;
+  EXPECT_NEAR(seconds_of(experts, shared).forward, 3 * one, 1e-12) << "the others wait for the most loaded rank";
+  Work alone = kWork;
+  alone.expert_load.imbalance = 1.5;
+  EXPECT_NEAR(seconds_of(experts, alone).forward, 2 * one, 1e-12) << "whoever computes it, all is computed here";
 }
 
 TEST(Compute, ManySmallExpertsWasteTiles) {

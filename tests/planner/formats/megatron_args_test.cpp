@@ -488,7 +488,7 @@ RC_GTEST_PROP(MegatronArgsProperty, WhatIsWrittenReadsBack, ()) {
     p.piece_layers.assign(p.pipeline * p.virtual_stages, 0);
     p.piece_layers.back() = sizes.layers;
   }
-  const std::string text = megatron_args_text(sizes, setup, options, 3, 17);
+  const std::string text = megatron_args_text(sizes, setup, options, {}, 3, 17);
   const MegatronRun run = read_megatron_args(text, "args.yaml");
   RC_ASSERT(run.sizes == sizes);
   RC_ASSERT(run.config.megatron == options);
