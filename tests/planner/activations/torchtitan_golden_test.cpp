@@ -100,14 +100,6 @@ Activity activity(const Model& model, const Run& run, const autograd::TapeOption
   return result.activity.value_or(Activity{});
 }
 
-// Of the peak. A recomputed block runs to its end here before any gradient of it is there, and lets go of what it chose as it goes; torch stops
-// where the last saved tensor is there, and holds what it chose and did not come to, the last product and its part, until the block's
-// backward has ended.
-double tolerance(RecomputeKind recompute) {
-  if (recompute == RecomputeKind::none) return 1e-4;
-  return recompute == RecomputeKind::selective ? 0.045 : 0.01;
-}
-
 void compare(const Model& model, const json::object& golden) {
   const Run run = read_run(golden.at("setup").as_object(), model.architecture.layers);
   const Activity exact = activity(model, run, {.rounding = 1});
@@ -121,7 +113,7 @@ void compare(const Model& model, const json::object& golden) {
     const Activity rounded = activity(model, run, {.folds = folds, .adds_in_place = false});
     const double planned =
         static_cast<double>(number(golden, "resident")) + static_cast<double>(sum(peak_of(rounded).held));
-    EXPECT_NEAR(planned / static_cast<double>(number(golden, "peak")), 1, tolerance(run.client.recompute)) << planned;
+    EXPECT_NEAR(planned / static_cast<double>(number(golden, "peak")), 1, 1e-4) << planned;
   }
 }
 
