@@ -71,7 +71,7 @@ Value decoder(ForwardContext& context, BlockForward block, const DecoderNames& n
   const UnitView unit = required_unit(context, whole(names.words));
   const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
   const Value words = embedding_output(context, embedding(ids, unit[whole(names.words)].weight));
-  context.shared.positions = arange(context, context.tokens());
+  context.shared.positions = {arange(context, context.tokens())};
   context.shared.mask = make_mask(context);
   Value hidden = dropout(words, dropout_rate(context, whole(names.dropout)));
   if (rotated > 0) context.shared.tables = make_rotary(context, rotated);
@@ -264,11 +264,11 @@ Value bloom_lm(ForwardContext& context, BlockForward block) {
   {
     const Value ids = tape.outside({context.batch(), context.tokens()}, DType::i64);
     const Value words = embedding_output(context, embedding(ids, unit[base + "word_embeddings"].weight));
-    context.shared.positions = arange(context, context.tokens());
+    context.shared.positions = {arange(context, context.tokens())};
     hidden = layer_norm(unit[base + "word_embeddings_layernorm"], words);
     const Value ones = tape.allocate("ones", {context.batch(), context.tokens()}, DType::f32);
     const std::uint64_t heads = context.model.architecture.heads;
-    const Value alibi = tape.allocate("alibi", {context.batch() * heads, 1, context.tokens()}, hidden.dtype());
+    context.shared.bias = tape.allocate("alibi", {context.batch() * heads, 1, context.tokens()}, hidden.dtype());
     context.shared.mask = make_older_mask(context, true);
     hidden = run_blocks(context, block, std::move(hidden));
     if (const auto last = unit_with(context, base + "ln_f")) hidden = layer_norm((*last)[base + "ln_f"], hidden);
@@ -289,7 +289,7 @@ Value mpt_attention(ForwardContext& context, const UnitView& block, const Value&
   cache(context, k, v);
   const Shape pairs{hidden.size(0), sizes.heads, hidden.size(1), hidden.size(1)};
   Value scores = scale(batched_matmul(parts[0], k, pairs));
-  scores = add(scores, context.shared.bias);
+  scores = add(scores, context.shared.bias.viewed({sizes.heads, 1, pairs[3]}));
   scores = where(context.shared.mask, scores);
   Value weights = to(softmax(scores), v.dtype());
   weights = dropout(weights, block, "attn.attn_dropout");
@@ -309,7 +309,7 @@ Value mpt_block(ForwardContext& context, const UnitView& block, const Value& inp
 Value mpt_mask(ForwardContext& context) {
   Tape& tape = context.tape;
   const Architecture& a = context.model.architecture;
-  context.shared.bias = tape.allocate("alibi", {a.heads, 1, context.tokens()}, DType::f32);
+  context.shared.bias = tape.allocate("alibi", {a.heads, 1, a.max_positions}, DType::f32);
   const Shape pairs{context.batch(), 1, context.tokens(), context.tokens()};
   const Value mask = tape.allocate("mask", pairs, context.setup.policy.parameter);
   return tape.allocate("to", pairs, DType::boolean);
@@ -363,10 +363,10 @@ Value opt_lm(ForwardContext& context, BlockForward block) {
     const Shape tokens{context.batch(), context.tokens()};
     Value words =
         embedding_output(context, embedding(tape.outside(tokens, DType::i64), unit[base + "embed_tokens"].weight));
-    context.shared.positions = arange(context, context.tokens());
+    context.shared.positions = {arange(context, context.tokens())};
     const Value ones = tape.allocate("ones", tokens, DType::f32);
     context.shared.mask = make_older_mask(context, true);
-    const Value places = tape.allocate("to", tokens, DType::i64);
+    context.shared.positions.push_back(tape.allocate("to", tokens, DType::i64));
     const Value positions = embedding(tape.allocate("add", tokens, DType::i64), unit[base + "embed_positions"].weight);
     if (unit.has(base + "project_in")) words = linear(words, unit[base + "project_in"]);
     hidden = add(words, positions);
