@@ -45,10 +45,11 @@ class Globs {
  public:
   Globs(const std::vector<std::string>& globs, const char* flag) : globs_(globs), flag_(flag), used_(globs.size()) {}
 
-  bool match(std::string_view module, bool linear_in_block) {
+  // `adaptable`: one of those that all-linear means.
+  bool match(std::string_view module, bool adaptable) {
     bool any = false;
     for (std::size_t i = 0; i < globs_.size(); ++i) {
-      const bool hit = globs_[i] == kAllLinear ? linear_in_block : matches(globs_[i], module);
+      const bool hit = globs_[i] == kAllLinear ? adaptable : matches(globs_[i], module);
       if (hit) used_[i] = true;
       any = any || hit;
     }
@@ -96,10 +97,40 @@ void push_adapters(std::vector<Tensor>& tensors, std::string_view module, const 
       adapter(fmt::format("{}.lora_B.default.weight", module), transposed ? second : first, rank, lora.dtype));
 }
 
+// Routers that are classes of their own, with a weight, and no linear modules.
+bool is_bare_router(const Catalog& catalog, std::string_view module) {
+  const std::string_view name = last_component(module);
+  const bool deepseek = catalog.family.starts_with("deepseek") || catalog.family.starts_with("kimi");
+  return (deepseek && name == "gate") || (catalog.family == "gpt_oss" && name == "router");
+}
+
+// Rows of the largest table of embeddings, which is that of words.
+std::uint64_t rows_of_words(const Catalog& catalog) {
+  std::uint64_t rows = 0;
+  for (const UnitRun& run : catalog.runs) {
+    for (const Tensor& tensor : run.tensors) {
+      const bool table = is_matrix(tensor) && names_embedding(module_of(tensor.name));
+      if (table && tensor.name.find("position") == std::string::npos) rows = std::max(rows, tensor.shape[0]);
+    }
+  }
+  return rows;
+}
+
 struct Adapted {
+  const Catalog& catalog;
   const Lora& lora;
   Globs targets;
   Globs saved;
+  std::uint64_t words = rows_of_words(catalog);
+
+  // Every linear module but the head that says words, and the classifier of texts, which peft trains as it is (peft
+  // tuners/tuners_utils.py, _maybe_include_all_linear_layers, with the task of the model's class).
+  bool is_adaptable(const UnitRun& run, std::string_view module, const Tensor& weight) const {
+    if (names_embedding(module) || is_bare_router(catalog, module)) return false;
+    const bool says_words = !weight.tied_to.empty() || weight.shape[0] == words;
+    const bool classifies = words > 0 && (module == "score" || module == "classifier");
+    return run.numbered || (!says_words && !classifies);
+  }
 };
 
 // The outermost module of the unit that is saved as a whole and holds this one; empty if none is.
@@ -126,7 +157,7 @@ std::vector<Tensor> adapt_unit(const UnitRun& run, std::uint64_t index, Adapted&
     const auto last = run.tensors.begin() + static_cast<std::ptrdiff_t>(end);
     const auto weight = std::find_if(first, last, is_matrix);
     if (weight != last &&
-        adapted.targets.match(above + std::string(module), run.numbered && !names_embedding(module))) {
+        adapted.targets.match(above + std::string(module), adapted.is_adaptable(run, module, *weight))) {
       push_adapters(result, module, *weight, adapted.lora, transposed);
     }
     const std::string_view saved = saved_module(above, module, adapted.saved);
@@ -140,12 +171,6 @@ std::vector<Tensor> adapt_unit(const UnitRun& run, std::uint64_t index, Adapted&
     }
   }
   return result;
-}
-
-// The parameters of a class of its own, not of a linear module.
-bool is_bare_router(const Catalog& catalog, std::string_view module) {
-  const bool deepseek = catalog.family.starts_with("deepseek") || catalog.family.starts_with("kimi");
-  return deepseek && last_component(module) == "gate";
 }
 
 bool is_quantizable(const Catalog& catalog, const UnitRun& run, const Tensor& tensor, bool heads) {
@@ -185,7 +210,11 @@ void push_scales(std::vector<Tensor>& tensors, const Tensor& weight, Quantizatio
 bool names_embedding(std::string_view name) {
   if (name.ends_with(".weight")) name = module_of(name);
   const std::string_view word = last_component(name);
-  if (word == "embed_out" || word.find("unembed") != std::string_view::npos) return false;
+  // Linear modules beside tables: of GPT-NeoX, Electra, ALBERT, DeBERTa, diffusion transformers.
+  constexpr std::array<std::string_view, 6> kLinear{"embed_out",  "embeddings_project", "embedding_hidden_mapping_in",
+                                                    "embed_proj", "context_embedder",   "x_embedder"};
+  if (std::find(kLinear.begin(), kLinear.end(), word) != kLinear.end()) return false;
+  if (word.find("unembed") != std::string_view::npos) return false;
   constexpr std::array<std::string_view, 5> kTables{"wte", "wpe", "shared", "relative_attention_bias",
                                                     "rel_embeddings"};
   return word.find("embed") != std::string_view::npos ||
@@ -198,7 +227,8 @@ void add_lora(Catalog& catalog, const Lora& lora) {
   if (catalog.count_only || unit_count(catalog) > kMostUnits) {
     throw ConfigError("--lora-rank", "", fmt::format("needs a model of at most {} units", kMostUnits));
   }
-  Adapted adapted{lora, Globs(lora.targets, "--lora-targets"), Globs(lora.modules_to_save, "--modules-to-save")};
+  Adapted adapted{catalog, lora, Globs(lora.targets, "--lora-targets"),
+                  Globs(lora.modules_to_save, "--modules-to-save")};
   CatalogBuilder builder(catalog.name, catalog.family);
   for (const UnitRun& run : catalog.runs) {
     for (std::uint64_t i = 0; i < run.count; ++i) {

@@ -30,7 +30,8 @@ namespace shardplan {
 struct Lora {
   std::uint64_t rank = 0;  // r; more is a more able adapter, and bytes in proportion
   // Globs (base/glob.h) for whole names of modules, or for their ends after a dot, as peft's target_modules:
-  // "q_proj" is every module called so. "all-linear" is every linear module of the blocks.
+  // "q_proj" is every module called so. "all-linear" is every linear module but the head that says
+  // words, or a classifier of texts.
   std::vector<std::string> targets{};
   std::vector<std::string> modules_to_save{};
   // Of the adapters; empty: the policy's parameter dtype. peft makes them fp32 beside 16-bit weights unless it is told

@@ -7,6 +7,7 @@
 
 #include "planner/activations/hf/hf_model.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/hf/hf_ulysses.h"
 #include "planner/activations/litgpt/litgpt_model.h"
 #include "planner/activations/megatron/megatron_model.h"
 #include "planner/activations/torch_programs/torchtitan_model.h"
@@ -61,8 +62,11 @@ std::string flow_refuses(const Model& model, RecomputeKind recompute) {
 std::string hf_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client) {
   const std::string_view profile = name(client.profile);
   const Parallelism& parallel = setup.parallel;
-  if (parallel.tensor > 1 || parallel.context > 1 || parallel.expert > 1) {
-    return fmt::format("profile {} shares out no layer, no sequence and no experts (--tp, --cp, --ep)", profile);
+  if (parallel.tensor > 1 || parallel.expert > 1) {
+    return fmt::format("profile {} shares out no layer and no experts (--tp, --ep)", profile);
+  }
+  if (parallel.context > 1) {
+    if (std::string why = ulysses_refuses(model, setup, client); !why.empty()) return why;
   }
   if (setup.policy.compute != setup.policy.parameter && !autocasts(setup.policy)) {
     return fmt::format("profile {} computes in the parameters' dtype, or by autocast over fp32: {} is neither", profile,
@@ -98,7 +102,8 @@ std::string hf_refuses(const Model& model, const Catalog& held, const Setup& set
 
 void run_hf(Tape& tape, const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client,
             std::vector<SavedByUnit>* saved) {
-  ForwardContext context{tape, model, held, setup, client};
+  const ClientSetup seen = seen_by_a_rank(setup, client);
+  ForwardContext context{tape, model, held, setup, seen};
   context.unfolded = !tape.options().folds;
   if (autocasts(setup.policy)) tape.begin_autocast(setup.policy.compute);
   Value loss = family_of(model, client)->forward(context);

@@ -126,7 +126,8 @@ Modules partly_rotated(const ModelConfig& config, Modules modules, double class_
     if (!module.attention) continue;
     AttentionSizes& sizes = *module.attention;
     const auto features = static_cast<std::uint64_t>(static_cast<double>(sizes.head_size) * part);
-    if (features < sizes.head_size) sizes.rotary_size = features;
+    const std::uint64_t rotated = round_up(features, std::uint64_t{2});  // a sine and a cosine for each pair
+    if (rotated < sizes.head_size) sizes.rotary_size = rotated;
   }
   return modules;
 }

@@ -2,6 +2,7 @@
 // Falcon, MPT) or three with biases (OPT, Phi).
 #include <fmt/format.h>
 
+#include "base/checked.h"
 #include "planner/families/decoder.h"
 
 namespace shardplan {
@@ -68,15 +69,15 @@ Modules megatron_mlp(const Architecture& a, const std::string& function, bool bi
   return plain_mlp("mlp", "dense_h_to_4h", "dense_4h_to_h", a.hidden, a.intermediate, function, bias);
 }
 
-// int(share * head_size), as the classes compute it; 0 where that is all of it.
+// int(share * head_size), as the classes compute it, in whole pairs; 0 where that is all of it.
 std::uint64_t rotated_features(const ModelConfig& config, std::string_view attribute, double share,
                                std::uint64_t head_size) {
   const double features = share * static_cast<double>(head_size);
   if (!(features >= 1) || features > static_cast<double>(head_size)) {
     config.fail(attribute, fmt::format("expected a share of the {} features of a head, found {}", head_size, share));
   }
-  const auto rotated = static_cast<std::uint64_t>(features);
-  return rotated == head_size ? 0 : rotated;
+  const std::uint64_t rotated = round_up(static_cast<std::uint64_t>(features), std::uint64_t{2});
+  return rotated >= head_size ? 0 : rotated;
 }
 
 // Rotary on a part of each head; attention and MLP side by side, each behind its own norm (modeling_gpt_neox.py).
@@ -173,17 +174,22 @@ void falcon(ModelConfig& config, ModelBuilder& model) {
   model.head("word_embeddings", true);
 }
 
-// What attn_config says of dropout, which is for attention and for what comes out of each part alike. The class takes both
-// kinds of attention for the first one.
-double read_mpt_attention(const ModelConfig& config) {
-  if (!config.has("attn_config")) return 0;
+struct MptAttention {
+  double dropped = 0;  // for attention and for what comes out of each part alike
+  bool clips = false;
+};
+
+// What attn_config says. The class takes both kinds of attention for the first one.
+MptAttention read_mpt_attention(const ModelConfig& config) {
+  if (!config.has("attn_config")) return {};
   const ModelConfig attention = config.nested("attn_config", config.family(), "Model");
   const std::string type = attention.text("attn_type", "multihead_attention");
   if (type != "multihead_attention" && type != "multiquery_attention") {
     attention.fail("attn_type",
                    fmt::format(R"(expected "multihead_attention" or "multiquery_attention", found "{}")", type));
   }
-  return attention.number("attn_pdrop", 0);
+  return {.dropped = attention.number("attn_pdrop", 0),
+          .clips = attention.has("clip_qkv") && attention.factor("clip_qkv", 1) > 0};
 }
 
 // ALiBi, no bias anywhere, an MLP that is four times as wide whatever expansion_ratio says (modeling_mpt.py).
@@ -192,18 +198,20 @@ void mpt(ModelConfig& config, ModelBuilder& model) {
       read_decoder(config, {.vocabulary = 50368, .hidden = 2048, .layers = 24, .heads = 16, .max_positions = 2048});
   a.intermediate = 4 * a.hidden;
   a.use_cache = false;
-  const double dropped = read_mpt_attention(config);
+  const auto [dropped, clips] = read_mpt_attention(config);
+  const Modules clip = clips ? activation("clip_qkv", "clamp", 3 * a.hidden) : Modules{};
   model.describe(a);
   model.add(embedding("wte", a.vocabulary, a.hidden));
-  model.blocks(
-      "blocks", a.layers,
-      join({layer_norm("norm_1", a.hidden, false),
-            fused_attention(
-                "attn", a,
-                {.input = "Wqkv", .output = "out_proj", .bias = false, .dropouts = dropout("attn_dropout", dropped)}),
-            layer_norm("norm_2", a.hidden, false),
-            plain_mlp("ffn", "up_proj", "down_proj", a.hidden, a.intermediate, "gelu", false),
-            dropout("ffn.hidden_dropout", dropped), dropout("resid_attn_dropout", dropped)}));
+  model.blocks("blocks", a.layers,
+               join({layer_norm("norm_1", a.hidden, false),
+                     fused_attention("attn", a,
+                                     {.input = "Wqkv",
+                                      .output = "out_proj",
+                                      .bias = false,
+                                      .dropouts = join({clip, dropout("attn_dropout", dropped)})}),
+                     layer_norm("norm_2", a.hidden, false),
+                     plain_mlp("ffn", "up_proj", "down_proj", a.hidden, a.intermediate, "gelu", false),
+                     dropout("ffn.hidden_dropout", dropped), dropout("resid_attn_dropout", dropped)}));
   model.add(layer_norm("norm_f", a.hidden, false));
   model.head("wte", true);
 }

@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "planner/activations/hf/hf_ulysses.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -136,6 +137,7 @@ const Value& mask_of(const ForwardContext& context, const UnitView& block, const
 Value attend(ForwardContext& context, const Value& q, const Value& k, const Value& v, const AttentionCall& call) {
   const Shape joined{q.size(0), q.size(2), q.size(1) * v.size(-1)};
   if (context.attention() == AttentionKind::eager) return view(eager(context, q, k, v, call), joined);
+  if (context.setup.parallel.context > 1) return attend_exchanged(context, q, k, v, call);
   // With a mask, heads are repeated before the kernel; without, the kernel does what it can.
   const std::uint64_t times = call.mask.defined() ? q.size(1) / k.size(1) : 1;
   const Value keys = repeat_kv(k, times);

@@ -61,8 +61,9 @@ Value attend_repeated(ForwardContext& context, const AttentionSizes& sizes, Head
   heads.k = repeat_kv(heads.k, sizes.heads / sizes.kv_heads);
   heads.v = repeat_kv(heads.v, sizes.heads / sizes.kv_heads);
   if (call.mask.defined() && context.attention() != AttentionKind::eager) {
+    const bool expanded = sizes.kv_heads == 1 && sizes.heads > 1;
     for (Value* x : {&heads.q, &heads.k, &heads.v}) {
-      if (x->layout() != Layout::in_order) *x = contiguous(*x);
+      if (x->layout() != Layout::in_order || (expanded && x != &heads.q)) *x = contiguous(*x);
     }
   }
   return attend(context, heads.q, heads.k, heads.v, call);

@@ -5,6 +5,7 @@
 #include "planner/activations/hf/hf_attention.h"
 #include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/hf/hf_modules.h"
+#include "planner/activations/torch_indexing.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -238,7 +239,10 @@ Value bloom_attention(ForwardContext& context, const UnitView& block, const Valu
   v = view(v, folded);
   const Value scores = view(matmul(q, k, {folded[0], tokens, tokens}), pairs);
   Value weights = context.shared.mask.defined() ? add(scores, context.shared.mask) : scores;
-  weights = to(softmax(to(weights, DType::f32)), q.dtype());
+  {
+    const Value probabilities = softmax_in(weights, DType::f32);
+    weights = to(probabilities, q.dtype());
+  }
   weights = dropout(weights, block, "self_attention.attention_dropout");
   Value mixed = matmul(view(weights, {folded[0], tokens, tokens}), v, folded);
   mixed = transpose(view(mixed, {batch, sizes.heads, tokens, sizes.head_size}));
@@ -282,14 +286,16 @@ Value bloom_lm(ForwardContext& context, BlockForward block) {
 Value mpt_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
   const AttentionSizes& sizes = *block.module("attn.attention").attention;
   const std::uint64_t width = sizes.heads * sizes.head_size;
-  std::vector<Value> parts = split(linear(hidden, block["attn.Wqkv"]), std::array{width, width, width});
+  Value fused = linear(hidden, block["attn.Wqkv"]);
+  if (block.has("attn.clip_qkv")) fused = clamp(fused, 2);
+  std::vector<Value> parts = split(fused, std::array{width, width, width});
   for (Value& part : parts) part = split_heads(part, sizes.heads);
   Value k = parts[1];
   Value v = parts[2];
   cache(context, k, v);
   const Shape pairs{hidden.size(0), sizes.heads, hidden.size(1), hidden.size(1)};
   Value scores = scale(batched_matmul(parts[0], k, pairs));
-  scores = add(scores, context.shared.bias.viewed({sizes.heads, 1, pairs[3]}));
+  scores = add(scores, slice(context.shared.bias, {sizes.heads, 1, hidden.size(1)}));
   scores = where(context.shared.mask, scores);
   Value weights = to(softmax(scores), v.dtype());
   weights = dropout(weights, block, "attn.attn_dropout");

@@ -133,14 +133,16 @@ RotaryTables make_rotary(ForwardContext& context, std::uint64_t features, Rotati
   Tape& tape = context.tape;
   const NoGrad no_grad(tape);
   const std::uint64_t s = context.tokens();
-  const Value positions = tape.allocate("to", {1, 1, s}, DType::f32);
-  const Value frequencies = tape.allocate("matmul", {1, features / 2, s}, DType::f32);
+  // Positions that are counted are the same for all texts, those of a batch each text's own.
+  const std::uint64_t texts = context.setup.parallel.context > 1 ? context.batch() : 1;
+  const Value positions = tape.allocate("to", {texts, 1, s}, DType::f32);
+  const Value frequencies = tape.allocate("matmul", {texts, features / 2, s}, DType::f32);
   if (rotation == Rotation::complex) {
     const Value ones = tape.allocate("ones", frequencies.shape(), DType::f32);
     return {scale(tape.allocate("polar", {1, 1, s, features}, DType::f32)), {}};
   }
-  Value both = frequencies.viewed({1, 1, s, features / 2});
-  if (rotation != Rotation::halves) both = tape.allocate("cat", {1, 1, s, features}, DType::f32);
+  Value both = frequencies.viewed({texts, 1, s, features / 2});
+  if (rotation != Rotation::halves) both = tape.allocate("cat", {texts, 1, s, features}, DType::f32);
   const Value cos = scale(unary("cos", both));
   const Value sin = scale(unary("sin", both));
   if (rotation == Rotation::wide_tables) return {cos, sin};
@@ -213,13 +215,16 @@ void rotate_part(Value& q, Value& k, const RotaryTables& tables, std::uint64_t f
   k = cat(std::array{k_part, k_rest}, k.shape());
 }
 
+Value next_words(ForwardContext& context) {
+  const Shape tokens{context.batch() * context.tokens()};
+  if (context.setup.parallel.context > 1) return context.tape.outside(tokens, DType::i64);
+  Value padded = context.tape.allocate("labels", {context.batch(), context.tokens() + 1}, DType::i64);
+  return context.batch() == 1 ? padded : context.tape.allocate("labels", tokens, DType::i64);
+}
+
 Value causal_loss(ForwardContext& context, const Value& logits) {
-  Tape& tape = context.tape;
   const Value wide = to(logits, DType::f32);
-  // Labels are shifted by padding and slicing; of more than one text, the slice has gaps and is copied.
-  const Value padded = tape.allocate("labels", {context.batch(), context.tokens() + 1}, DType::i64);
-  const Value labels =
-      context.batch() == 1 ? padded : tape.allocate("labels", {context.batch() * context.tokens()}, DType::i64);
+  const Value labels = next_words(context);
   return cross_entropy(view(wide, {context.batch() * context.tokens(), logits.size(-1)}), labels);
 }
 

@@ -106,6 +106,10 @@ Value embedding_output(const ForwardContext& context, const Value& x);
 // embedding, blocks, norm, head, loss.
 Value causal_lm(ForwardContext& context, const CausalLm& model);
 
+// Of each token the next one. Shifted by padding and slicing: of more than one text, the slice has gaps and is copied. Ranks that share
+// a text out are given them shifted.
+Value next_words(ForwardContext& context);
+
 // Logits in fp32, and their mean cross entropy (loss/loss_utils.py, ForCausalLMLoss).
 Value causal_loss(ForwardContext& context, const Value& logits);
 

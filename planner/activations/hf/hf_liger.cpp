@@ -120,8 +120,7 @@ Value fused_linear_cross_entropy(ForwardContext& context, const Parameters& head
   if (head.adapter.a.defined() || head.bias.defined()) throw NotModelled("a head with an adapter or a bias");
   Tape& tape = context.tape;
   const std::uint64_t tokens = context.batch() * context.tokens();
-  const Value padded = tape.allocate("labels", {context.batch(), context.tokens() + 1}, DType::i64);
-  const Value labels = context.batch() == 1 ? padded : tape.allocate("labels", {tokens}, DType::i64);
+  const Value labels = next_words(context);
   const Value features = view(hidden, {tokens, hidden.size(-1)});
   std::vector<Value> gradients{tape.allocate("gradient of the features", features.shape(), features.dtype())};
   const Value& weight = head.weight;

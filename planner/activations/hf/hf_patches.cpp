@@ -5,6 +5,7 @@
 #include <array>
 #include <utility>
 
+#include "planner/activations/hf/hf_layers.h"
 #include "planner/activations/hf/hf_modules.h"
 #include "planner/activations/torch_ops.h"
 
@@ -20,7 +21,9 @@ Value patches(ForwardContext& context, const Parameters& projection, std::uint64
   const Value image = context.tape.outside({images, projection.module->input}, context.setup.policy.parameter);
   const Shape shape{images, projection.module->output, count};
   const Value channels = convolution(image, projection.weight, projection.bias, shape);
-  return view(channels, {shape[0], shape[2], shape[1]});
+  const Value tokens = view(channels, {shape[0], shape[2], shape[1]});
+  // A model that reads no words has these for its embedding.
+  return context.model.architecture.vocabulary == 0 ? embedding_output(context, tokens) : tokens;
 }
 
 Value behind_token(const Value& token, const Value& patches) {

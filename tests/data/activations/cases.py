@@ -289,6 +289,25 @@ FILES = {
             ("gpt_oss", "eager", model("gpt_oss", "GptOssForCausalLM", **GROUPED, head_dim=32, num_local_experts=4,
                                        num_experts_per_tok=2, sliding_window=16)))
     ],
+    "ulysses": [
+        (f"{name}, ulysses", config,
+         [run("sdpa", "bf16", 1, 64, ulysses=2), run("sdpa", "bf16", 3, 80, ulysses=4), run("sdpa", "bf16", 1, 64, ulysses=4, use_cache=False),
+          run("sdpa", "bf16", 2, 64, ulysses=2, checkpoint=True)])
+        for name, config in (
+            ("llama", model("llama", "LlamaForCausalLM", **GROUPED)),
+            ("llama, no groups", model("llama", "LlamaForCausalLM", **TEXT)),
+            ("qwen2", model("qwen2", "Qwen2ForCausalLM", **GROUPED)),
+            ("qwen3", model("qwen3", "Qwen3ForCausalLM", **HEADS_OF_40)),
+            ("mistral, dropout", model("mistral", "MistralForCausalLM", **GROUPED, attention_dropout=0.1)),
+            ("granite", model("granite", "GraniteForCausalLM", **GROUPED)),
+            ("olmo2", model("olmo2", "Olmo2ForCausalLM", **GROUPED)),
+            ("mixtral", model("mixtral", "MixtralForCausalLM", **EXPERTS)),
+            ("qwen3_moe", model("qwen3_moe", "Qwen3MoeForCausalLM", **QWEN_EXPERTS)))
+    ] + [
+        ("llama, ulysses, longer", model("llama", "LlamaForCausalLM", **{**GROUPED, "num_hidden_layers": 5}),
+         [run("sdpa", "bf16", 1, 1024, ulysses=4), run("sdpa", "bf16", 2, 512, ulysses=2, lora=QV), run("sdpa", "bf16", 1, 1024, ulysses=4, checkpoint=True),
+          run("sdpa", "fp32", 2, 128, ulysses=2)]),
+    ],
     "imbalance": [
         (f"{name}, imbalance", config,
          [run(attention, "bf16", 2, 17, imbalance=1.7), run(attention, "bf16", 3, 40, imbalance="inf"),

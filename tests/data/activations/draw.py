@@ -24,7 +24,9 @@ ACTIVATIONS = ("silu", "gelu", "relu", "gelu_new", "gelu_pytorch_tanh", "quick_g
 DROPPED = (0.1,)
 QUERIES_AND_VALUES = ("all-linear", ["q_proj", "v_proj"])
 ADAPTED = {**{name: QUERIES_AND_VALUES for name in ("llama", "qwen2", "mistral", "gemma", "gemma2", "qwen3", "bart")},
-           "gpt2": (["c_attn"], ["c_attn", "c_proj"]), "t5": (["q", "v"],), "bert": (["query", "value"],)}
+           "gpt2": (["c_attn"], ["c_attn", "c_proj"], "all-linear"), "t5": (["q", "v"], "all-linear"), "bert": (["query", "value"], "all-linear"),
+           **{name: ("all-linear",) for name in ("roberta", "distilbert", "mixtral", "qwen2_moe", "phi3", "opt", "gpt_neox", "falcon", "bloom",
+                                                 "phi", "whisper", "vit", "dinov2", "deepseek_v3", "olmo2", "gptj")}}
 
 
 EAGER = ("t5", "mt5", "gpt_oss", "electra", "gptj", "gpt_neo", "bloom", "mpt", "deberta-v2", "swin", "mamba", "falcon_mamba", "mamba2")
@@ -130,7 +132,7 @@ class Drawing:
         return cases.model("distilbert", "DistilBertFor" + self.one("MaskedLM", "SequenceClassification", "TokenClassification"),
                            vocab_size=self.one(96, 501), dim=heads * self.one(8, 16, 20), hidden_dim=self.one(100, 320),
                            n_layers=self.one(1, 2, 4), n_heads=heads, max_position_embeddings=self.one(130, 160), **self.some(
-                               dropout=(0.0,), attention_dropout=(0.0,), activation=("relu",), sinusoidal_pos_embds=(True,)))
+                               dropout=(0.0,), attention_dropout=(0.0,), activation=("relu",)))
 
     def deberta(self):
         return cases.model("deberta-v2", self.one("DebertaV2ForMaskedLM", "DebertaV2ForSequenceClassification", "DebertaV2ForTokenClassification"),
@@ -205,6 +207,8 @@ class Drawing:
             drawn["target"] = self.one(9, 20, 33, 64)
         if name in ADAPTED and self.random.random() < 0.3:
             drawn["lora"] = {"r": self.one(4, 8), "target_modules": self.one(*ADAPTED[name])}
+            if drawn["lora"]["target_modules"] == "all-linear" and "vocab_size" in config and "Classification" in config["architectures"][0]:
+                del drawn["lora"]  # whether the classifier is meant follows from peft's task
         elif name in ("llama", "qwen2", "gemma2", "olmo2", "mixtral") and self.random.random() < 0.3:
             drawn["freeze"] = [self.one("model.embed_tokens.*", "*.mlp.*", "*norm.weight", "*.self_attn.*", "*.layers.0.*")]
         return drawn

@@ -13,6 +13,7 @@ import fnmatch
 import json
 import os
 import sys
+import types
 import unittest.mock
 import warnings
 
@@ -154,6 +155,8 @@ def has_no_head(architecture):
 
 def batch_of(config, setup):
     count, length, dtype = setup["batch"], setup["sequence"], DTYPES[setup["dtype"]]
+    if "ulysses" in setup:  # this rank's part, as UlyssesSPDataLoaderAdapter hands it out
+        length //= setup["ulysses"]
     if length is None:
         size = config.get("vision_config", config)["image_size"]
         batch = {"pixel_values": torch.zeros(count, 3, size, size, dtype=dtype, device="cuda")}
@@ -196,6 +199,8 @@ def batch_of(config, setup):
         batch["labels"] = integers(count)
     elif length is not None and not has_no_head(config["architectures"][0]):
         batch["labels"] = integers(count, setup.get("target", length))
+    if "ulysses" in setup:
+        batch |= {"position_ids": integers(count, length), "shift_labels": batch["labels"]}
     return batch
 
 
@@ -210,6 +215,31 @@ def lengths_known():
         yield
     finally:
         torch.unique_consecutive, torch.repeat_interleave = unique, repeat
+
+
+@contextlib.contextmanager
+def shared_out(model, setup):
+    """DeepSpeed's Ulysses in the place of attention, on one rank of a group that exchanges nothing; where the setup asks for it."""
+    if "ulysses" not in setup:
+        yield
+        return
+    from deepspeed.runtime.sequence_parallel import ulysses_sp
+    import deepspeed.sequence.layer
+    ranks = setup["ulysses"]
+    nowhere = types.SimpleNamespace(group_name="ulysses")
+    for module in (ulysses_sp, deepspeed.sequence.layer):
+        module.dist = types.SimpleNamespace(get_world_size=lambda group: ranks, get_rank=lambda group=None: 0,
+                                            all_gather=lambda parts, mine, group: None)
+    config, functions = model.config, transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
+    plain = transformers.integrations.sdpa_attention.sdpa_attention_forward
+    exchanged = ulysses_sp.UlyssesSPAttentionHF(
+        plain, setup["batch"], config.num_attention_heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        config.num_key_value_heads, config.num_hidden_layers, nowhere, seq_length_is_variable=True)
+    functions["sdpa"] = lambda module, query, key, value, mask, *rest, **options: exchanged(module, query, key, value, None, *rest, **options)
+    try:
+        yield
+    finally:
+        del functions["sdpa"]
 
 
 def step_of(model, batch, setup):
@@ -259,10 +289,11 @@ def built(config, setup):
 def measured(config, setup, shared_too):
     with torch_step.fake_gpu(setup.get("mask") != "padded", experts_of(config), float(setup.get("imbalance", 1))):
         model, inputs, forward = built(config, setup)
-        saved = [] if setup.get("checkpoint") else torch_step.saved_tensors(model, forward, inputs)
-        step = torch_step.step_memory(model, forward, inputs)
-        model.zero_grad(set_to_none=True)
-        peak, followed = mem_tracker_peaks(model, forward, inputs, step["peak"])
+        with shared_out(model, setup):
+            saved = [] if setup.get("checkpoint") else torch_step.saved_tensors(model, forward, inputs)
+            step = torch_step.step_memory(model, forward, inputs)
+            model.zero_grad(set_to_none=True)
+            peak, followed = mem_tracker_peaks(model, forward, inputs, step["peak"])
     groups = torch_step.fold(saved)
     for group in groups:
         group["tensors"] = [entry if entry[6] is not None else entry[:6] for entry in group["tensors"]

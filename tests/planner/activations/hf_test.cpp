@@ -59,9 +59,9 @@ Lora read_lora(const json::object& options, const Policy& policy) {
 
 // Nothing where the run has something that is not modelled.
 std::optional<Run> read_run(const json::object& setup) {
-  static const std::set<std::string> known{"attention", "dtype",  "batch", "sequence",   "operators",
-                                           "use_cache", "target", "mask",  "checkpoint", "freeze",
-                                           "lora",      "images", "image", "recompute",  "imbalance"};
+  static const std::set<std::string> known{"attention", "dtype",     "batch",      "sequence", "operators", "use_cache",
+                                           "target",    "mask",      "checkpoint", "freeze",   "lora",      "images",
+                                           "image",     "recompute", "imbalance",  "ulysses"};
   for (const auto& member : setup) {
     if (!known.contains(std::string(member.key()))) return std::nullopt;
   }
@@ -84,6 +84,7 @@ std::optional<Run> read_run(const json::object& setup) {
     const json::value* dropout = options->as_object().if_contains("lora_dropout");
     if (dropout != nullptr) run.client.adapter_dropout = dropout->to_number<double>();
   }
+  if (const json::value* ranks = setup.if_contains("ulysses")) run.setup.parallel.context = number(*ranks);
   if (const json::value* imbalance = setup.if_contains("imbalance")) {
     run.client.expert_load.imbalance =
         imbalance->is_string() ? std::numeric_limits<double>::infinity() : imbalance->to_number<double>();
@@ -403,7 +404,7 @@ INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
                                          "flux2", "gemma3", "gpt2", "gpt_neox", "imbalance", "jamba", "kimi_vl",
                                          "llama", "llama4", "llama4_images", "llava", "mamba", "mamba2", "partly",
                                          "phimoe", "qwen_vl", "sd3", "sd3_pipeline", "siglip", "swin", "t5", "towers",
-                                         "vision"));
+                                         "ulysses", "vision"));
 
 }  // namespace
 }  // namespace shardplan

@@ -102,5 +102,23 @@ TEST(MemcalcSamples, AMergerOfAnotherWidthIsRefused) {
   std::filesystem::remove(path);
 }
 
+// Ulysses: ranks that share each text out hold a part of what one would.
+TEST(MemcalcSamples, RanksThatShareATextOut) {
+  const auto planned = [](const std::string& flags) {
+    const Outcome outcome =
+        memcalc("plan llama-3.1-8b --gpus 8 --zero 3 --engine deepspeed --seq 32768 " + flags + " --json");
+    return json::parse(outcome.out).at("worst").at("device");
+  };
+  const double whole = static_cast<double>(number(planned("").at("at_peak").at("activations")));
+  const double part = static_cast<double>(number(planned("--cp 8").at("at_peak").at("activations")));
+  EXPECT_NEAR(part / whole, 1.0 / 8, 0.02);
+  EXPECT_TRUE(has(memcalc("plan llama-3.1-8b --gpus 8 --cp 8 --engine deepspeed --seq 32767").out,
+                  "8 ranks (--cp) cannot share out 32767 tokens"));
+  EXPECT_TRUE(has(memcalc("plan gemma-2-9b --gpus 8 --cp 8 --engine deepspeed --seq 8192").out,
+                  "profile hf-sdpa shares out no sequence of gemma2 (--cp)"));
+  EXPECT_TRUE(has(memcalc("plan llama-3.1-8b --gpus 8 --cp 8 --zero 3 --engine fsdp2 --seq 8192").out,
+                  "not accelerate's ring"));
+}
+
 }  // namespace
 }  // namespace shardplan::test
