@@ -270,6 +270,9 @@ class Tape {
   using Function = std::function<Value(std::span<const Value>)>;
   Value reentrant_checkpoint(Function function, std::span<const Value> inputs);
 
+  // A function that was checkpointed runs once more.
+  bool runs_again() const { return again_ != nullptr; }
+
   // Selective checkpointing (torch.utils.checkpoint, create_selective_checkpoint_contexts): the first kind, but what operations put
   // out that the policy chooses is kept, and taken instead of computed again. A policy is asked for each operation in order,
   // by its name, and may count; `make_policy` makes a fresh one for the forward and for the backward.
@@ -385,10 +388,10 @@ class Tape {
   Purpose purpose_ = Purpose::activation;
   bool grad_enabled_ = true;
   bool training_ = true;
-  bool keeps_saved_ = true;       // false in the forward of what one node stands for
-  std::shared_ptr<Frame> frame_;  // of the checkpoint whose forward runs
-  Frame* again_ = nullptr;        // of the one whose function runs again
-  bool stopped_ = false;          // it has come as far as it must: what else it makes is not made
+  bool keeps_saved_ = true;                 // false in the forward of what one node stands for
+  std::shared_ptr<Frame> frame_;            // of the checkpoint whose forward runs
+  Frame* again_ = nullptr;                  // of the one whose function runs again
+  bool stopped_ = false;                    // it has come as far as it must: what else it makes is not made
   std::vector<Value>* unpacked_ = nullptr;  // what was made again for the node that runs
   Selection* selection_ = nullptr;
   std::vector<Value>* asked_for_ = nullptr;  // gradients of parameters that are returned instead of kept, by parameter

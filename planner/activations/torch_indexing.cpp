@@ -149,21 +149,31 @@ Value norm_of_rows(const Value& x) {
                          gradient_after("norm backward", x, 1));
 }
 
-Value mul_in_place(const Value& x, const Value& factors) {
+Value mul_in_place(const Value& x, const Value& factors, bool is_view) {
   const std::array inputs{x, factors};
   std::vector<Value> saved;
   if (factors.requires_grad()) saved.push_back(x.tape().allocate("clone", x.shape(), x.dtype()));
   if (x.requires_grad()) saved.push_back(factors);
-  return x.tape().record(
-      "mul", inputs, x.detached(), std::move(saved),
-      [operands = std::array{meta_of(x), meta_of(factors)}](Tape& tape, std::span<const Value>, std::vector<Value>&) {
-        std::vector<Value> gradients(2);
-        const Meta whole{operands[0].shape, operands[0].dtype, true};
-        if (operands[1].wanted) gradients[1] = fresh(tape, "mul backward", whole);
-        if (operands[0].wanted) gradients[0] = fresh(tape, "mul backward", whole);
-        fit(tape, gradients, operands);
-        return gradients;
-      });
+  return x.tape().record("mul", inputs, x.detached(), std::move(saved),
+                         [is_view, operands = std::array{meta_of(x), meta_of(factors)}](
+                             Tape& tape, std::span<const Value>, std::vector<Value>& incoming) {
+                           std::vector<Value> gradients(2);
+                           const Meta whole{operands[0].shape, operands[0].dtype, true};
+                           // torch/csrc/autograd/functions/tensor.cpp, CopySlices: what came, written out, and a copy of it beside the base's gradient.
+                           std::array<Value, 2> copies;
+                           Value base;
+                           if (is_view) {
+                             copies[0] = fresh(tape, "clone", whole);
+                             incoming.clear();
+                             base = fresh(tape, "new_empty_strided", whole);
+                             copies[1] = fresh(tape, "clone", whole);
+                           }
+                           if (operands[1].wanted) gradients[1] = fresh(tape, "mul backward", whole);
+                           if (operands[0].wanted) gradients[0] = fresh(tape, "mul backward", whole);
+                           if (is_view && operands[0].wanted) gradients[0] = std::move(base);
+                           fit(tape, gradients, operands);
+                           return gradients;
+                         });
 }
 
 Value sum_over(const Value& x, Shape shape) {

@@ -49,8 +49,8 @@ Value largest(const Value& x);
 Value divide_by_sum(const Value& x, bool shifted = false);
 // torch.norm(x, dim=-1, keepdim=True): keeps x and the norm of each row.
 Value norm_of_rows(const Value& x);
-// x *= factors, broadcast: x itself; what it was is copied first where the factors need a gradient.
-Value mul_in_place(const Value& x, const Value& factors);
+// x *= factors, broadcast: x itself; what it was is copied first where the factors need a gradient. `is_view`: of another tensor.
+Value mul_in_place(const Value& x, const Value& factors, bool is_view = false);
 // The sum over a dim: `shape` is what comes out. Its gradient is seen as often as there are summands.
 Value sum_over(const Value& x, Shape shape);
 // Within one bound or two.

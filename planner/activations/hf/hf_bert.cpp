@@ -135,6 +135,7 @@ Value encoder(ForwardContext& context, BlockForward block, const EncoderKind& ki
     ones = tape.allocate("ones", {context.batch(), context.tokens()}, DType::f32);
   }
   context.shared.mask = make_encoder_mask(context);
+  context.returns_probabilities = true;
   for (const char* name : {"embeddings_project", "encoder.embedding_hidden_mapping_in"}) {
     const auto projection = unit_with(context, base + name);
     if (projection) embedded = linear(embedded, (*projection)[base + name]);

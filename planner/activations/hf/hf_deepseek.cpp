@@ -157,7 +157,8 @@ Value v2_experts(const ForwardContext& context, const UnitView& block, const Val
   const Value placed = scattered(all, order, all.shape());
   const Value sum = [&] {
     const Value wide = to(view(placed, {tokens, routing.chosen, x.size(1)}), weights.dtype());
-    return sum_over(mul_in_place(wide, view(weights, {tokens, routing.chosen, 1})), x.shape());
+    const bool is_view = weights.dtype() == x.dtype();
+    return sum_over(mul_in_place(wide, view(weights, {tokens, routing.chosen, 1}), is_view), x.shape());
   }();
   return to(sum, x.dtype());
 }

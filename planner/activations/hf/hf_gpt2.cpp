@@ -245,6 +245,7 @@ Value bigcode_lm(ForwardContext& context) {
 }
 
 Value wide_lm(ForwardContext& context, BlockForward block) {
+  context.returns_probabilities = true;
   return language_loss(context, "lm_head", base_model(context, block, true), true);
 }
 

@@ -162,12 +162,13 @@ Heads falcon_heads(const Value& fused, const AttentionSizes& sizes, bool grouped
 }
 
 // In the model's dtype, without dropout.
-Value falcon_eager(const ForwardContext& context, const Heads& heads) {
+Value falcon_eager(ForwardContext& context, const Heads& heads) {
   const auto& [q, k, v] = heads;
   const std::uint64_t times = q.size(1) / k.size(1);
   Value scores = batched_matmul(q, repeat_heads(k, times), {q.size(0), q.size(1), q.size(2), k.size(2)});
   scores = scaled_in_place(scores);
   scores = softmax(add(scores, context.shared.mask));
+  context.block_locals.push_back(scores);
   return batched_matmul(scores, repeat_heads(v, times), q.shape());
 }
 
@@ -208,6 +209,7 @@ Value falcon_block(ForwardContext& context, const UnitView& block, const Value& 
 
 Value falcon_lm(ForwardContext& context, BlockForward block) {
   const std::uint64_t size = context.model.architecture.head_size;
+  context.returns_probabilities = true;
   const Value hidden = decoder(context, block, {"word_embeddings", "", "ln_f"}, size, older_mask);
   return language_loss(context, "lm_head", hidden);
 }
@@ -238,13 +240,14 @@ Value bloom_attention(ForwardContext& context, const UnitView& block, const Valu
   k = view(k, folded);
   v = view(v, folded);
   const Value scores = view(matmul(q, k, {folded[0], tokens, tokens}), pairs);
-  Value weights = context.shared.mask.defined() ? add(scores, context.shared.mask) : scores;
-  {
-    const Value probabilities = softmax_in(weights, DType::f32);
-    weights = to(probabilities, q.dtype());
-  }
-  weights = dropout(weights, block, "self_attention.attention_dropout");
-  Value mixed = matmul(view(weights, {folded[0], tokens, tokens}), v, folded);
+  const Value weights = context.shared.mask.defined() ? add(scores, context.shared.mask) : scores;
+  Value probabilities = [&] {
+    const Value wide = softmax_in(weights, DType::f32);
+    return to(wide, q.dtype());
+  }();
+  probabilities = dropout(probabilities, block, "self_attention.attention_dropout");
+  context.block_locals.push_back(probabilities);
+  Value mixed = matmul(view(probabilities, {folded[0], tokens, tokens}), v, folded);
   mixed = transpose(view(mixed, {batch, sizes.heads, tokens, sizes.head_size}));
   mixed = view(mixed, {batch, tokens, sizes.heads * sizes.head_size});
   const Value output = linear(mixed, block["self_attention.dense"]);
@@ -274,6 +277,7 @@ Value bloom_lm(ForwardContext& context, BlockForward block) {
     const std::uint64_t heads = context.model.architecture.heads;
     context.shared.bias = tape.allocate("alibi", {context.batch() * heads, 1, context.tokens()}, hidden.dtype());
     context.shared.mask = make_older_mask(context, true);
+    context.returns_probabilities = true;
     hidden = run_blocks(context, block, std::move(hidden));
     if (const auto last = unit_with(context, base + "ln_f")) hidden = layer_norm((*last)[base + "ln_f"], hidden);
     context.shared = {};
@@ -299,6 +303,7 @@ Value mpt_attention(ForwardContext& context, const UnitView& block, const Value&
   scores = where(context.shared.mask, scores);
   Value weights = to(softmax(scores), v.dtype());
   weights = dropout(weights, block, "attn.attn_dropout");
+  context.block_locals.push_back(weights);
   Value mixed = contiguous(transpose(batched_matmul(weights, v, parts[0].shape())));
   return linear(view(mixed, {hidden.size(0), hidden.size(1), width}), block["attn.out_proj"]);
 }
@@ -322,6 +327,7 @@ Value mpt_mask(ForwardContext& context) {
 }
 
 Value mpt_lm(ForwardContext& context, BlockForward block) {
+  context.returns_probabilities = true;
   const Value hidden = decoder(context, block, {"wte", "", "norm_f"}, 0, mpt_mask);
   context.shared.bias.reset();
   return language_loss(context, "lm_head", hidden);

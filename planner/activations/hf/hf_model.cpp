@@ -59,7 +59,8 @@ Value run_block(ForwardContext& context, BlockForward block, const UnitRun& run,
                       context.client.adapter_dropout);
   const auto forward = [&context, block, unit](const Value& input) {
     Value output = block(context, unit, input);
-    context.block_locals.clear();
+    std::vector<Value> locals = std::exchange(context.block_locals, {});
+    if (context.returns_probabilities && !context.tape.runs_again()) context.returned = std::move(locals);
     return output;
   };
   if (!recomputed(context, run.first_number + index)) return forward(hidden);
@@ -137,6 +138,7 @@ Value run_blocks(ForwardContext& context, BlockForward block, Value hidden, std:
       }
     }
   }
+  context.returned.clear();
   return hidden;
 }
 

@@ -64,6 +64,7 @@ struct ForwardContext {
   bool never_packed = false;      // models that say each token's position: no batch is taken for several texts in a row
   bool carries_encoded = false;   // blocks put out what they share as `encoded` too, beside the hidden features
   bool makes_biases = false;      // the first block makes the biases of attention, for all
+  bool returns_probabilities = false;  // blocks do, to a variable of the model's
   bool hands_all_tables = false;  // a block is handed the tables of windows and the others, whichever it rotates by
 
   // What the routers of the blocks have said so far, where the loss has a term of it: for each block that was run.
@@ -73,8 +74,9 @@ struct ForwardContext {
   // base model's, which returns before the head.
   std::vector<Value> locals{};
   std::vector<Value> base_locals{};
-  // And those of a block's, until it returns.
+  // And those of a block's, until it returns; of attention whose probabilities a block returns, until the next one has.
   std::vector<Value> block_locals{};
+  std::vector<Value> returned{};
 
   // The output of the last of the steps in a row that are recomputed by inversion.
   std::shared_ptr<Value> inverted{};

@@ -344,6 +344,8 @@ Value whisper_decoder(ForwardContext& context, const std::string& name, const Va
   const Value positions = embedding(places, unit[name + ".embed_positions"].weight);
   Value hidden = add(words, positions);
   hidden = dropout(hidden, dropout_rate(context, name + ".dropout"));
+  // The mask is made beside a cache that is there already when recomputation switches it off.
+  context.never_packed = context.client.use_cache && context.model.architecture.use_cache;
   context.shared.mask = make_causal_mask(context, 0, false, ids.size(1));
   hidden = run_blocks(context, whisper_block, std::move(hidden), name + ".layers");
   context.shared = {.encoded = std::move(context.shared.encoded)};
