@@ -159,7 +159,11 @@ Value plain_attention(const Value& query, const Value& key, const Value& value, 
   if (bias.defined()) scores = add(scores, bias);
   scores = softmax(scores);
   scores = dropout(scores, options.dropout);
-  return to(batched_matmul(scores, v, {q.size(0), q.size(1), q.size(2), v.size(-1)}), query.dtype());
+  const Value mixed = batched_matmul(scores, v, {q.size(0), q.size(1), q.size(2), v.size(-1)});
+  Value output = to(mixed, query.dtype());
+  // Probabilities are returned too, in the operands' dtype.
+  if (inside != query.dtype()) tape.allocate("to", scores.shape(), query.dtype());
+  return output;
 }
 
 namespace {

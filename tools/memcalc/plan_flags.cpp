@@ -323,6 +323,7 @@ ClientSetup PlanOptions::whole_client() const {
   ClientSetup whole = client;
   whole.profile = profile.value_or(engine == Engine::megatron ? Profile::megatron : Profile::hf_sdpa);
   whole.sequence = sequence.value_or(0);
+  whole.passes_keys_on = engine == Engine::fsdp2;
   whole.micro_batch = micro_batch;
   if (!megatron) {
     // Without arguments of a run, as recipes for models of other people run them: what Megatron drops out by default these

@@ -31,10 +31,6 @@ void add_notes(const PlanOptions& options, const Catalog& catalog, Report& repor
         fmt::format("{}: copies of the weights in {} are made by the client's code and not yet counted",
                     setup.policy.name, name(setup.policy.compute)));
   }
-  const bool hf = options.whole_client().profile <= Profile::hf_liger;
-  if (hf && counted && setup.parallel.context > 1 && options.engine == Engine::fsdp2) {
-    report.notes.push_back("activations with --cp are as DeepSpeed's Ulysses has them, not accelerate's ring");
-  }
   if (!catalog.active_parameters && options.client.expert_load != ExpertLoad{}) {
     report.notes.push_back(
         fmt::format("--moe-imbalance and --moe-capacity-factor are not used: {} has no experts", catalog.family));

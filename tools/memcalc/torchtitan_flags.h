@@ -1,4 +1,4 @@
-// Flags of profile torchtitan, and what it does whatever it is told. Included by plan_flags.cpp alone.
+// Flags of profile torchtitan, and what it does whatever it is told. Included by client_flags.cpp and plan_flags.cpp.
 #pragma once
 
 #include <set>

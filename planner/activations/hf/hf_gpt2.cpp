@@ -97,22 +97,28 @@ Value bigcode_block(ForwardContext& context, const UnitView& block, const Value&
 
 // ---- GPT-Neo and GPT-J: scores in fp32, whatever attention is asked for ----
 
-Value wide_attention(ForwardContext& context, Value q, Value k, const Value& v, bool masks_itself, double dropped) {
-  Tape& tape = context.tape;
-  q = to(q, DType::f32);
-  k = to(k, DType::f32);
-  const Shape pairs{q.size(0), q.size(1), q.size(2), k.size(2)};
-  Value weights = batched_matmul(q, k, pairs);
+Value wide_heads(ForwardContext& context, const Value& query, const Value& key, const Value& v, bool masks_itself,
+                 double dropped) {
+  const Value q = to(query, DType::f32);
+  const Value k = to(key, DType::f32);
+  Value weights = batched_matmul(q, k, {q.size(0), q.size(1), q.size(2), k.size(2)});
   if (masks_itself) {
-    const Value least = tape.allocate("full", {}, DType::f32);
+    const Value least = context.tape.allocate("full", {}, DType::f32);
     weights = where({}, weights);
   } else {
     weights = scale(weights);
   }
   if (context.shared.mask.defined()) weights = add(weights, context.shared.mask);
-  weights = to(softmax(weights), v.dtype());
+  weights = softmax(weights);
+  weights = to(weights, v.dtype());
   weights = dropout(weights, dropped);
-  const Value output = contiguous(transpose(batched_matmul(weights, v, q.shape())));
+  context.block_locals.push_back(weights);
+  return batched_matmul(weights, v, q.shape());
+}
+
+Value wide_attention(ForwardContext& context, const Value& q, const Value& k, const Value& v, bool masks_itself,
+                     double dropped) {
+  const Value output = contiguous(transpose(wide_heads(context, q, k, v, masks_itself, dropped)));
   return view(output, {q.size(0), q.size(2), q.size(1) * q.size(3)});
 }
 
@@ -133,21 +139,17 @@ Value neo_block(ForwardContext& context, const UnitView& block, const Value& inp
 
 // Sines and cosines of every token's position, gathered in each block; half of each pair (create_sinusoidal_positions).
 struct Waves {
-  Value both, sin, cos;
+  Value rows, places, both;
 };
 
 Waves gather_waves(ForwardContext& context, std::uint64_t size, DType dtype) {
   Tape& tape = context.tape;
   const Shape shape{1, context.tokens(), size};
   Waves waves;
-  {
-    const Value positions = tape.allocate("repeat", shape, DType::i64);
-    const Value gathered = tape.allocate("gather", shape, DType::f32);
-    waves.both = to(gathered, dtype);
-  }
-  const Shape half{1, context.tokens(), size / 2};
-  waves.sin = waves.both.viewed(half);
-  waves.cos = waves.both.viewed(half);
+  waves.rows = tape.allocate("repeat", {1, context.model.architecture.max_positions, size}, DType::f32);
+  waves.places = tape.allocate("repeat", shape, DType::i64);
+  const Value gathered = tape.allocate("gather", shape, DType::f32);
+  waves.both = to(gathered, dtype);
   return waves;
 }
 
@@ -174,18 +176,22 @@ Value gptj_attention(ForwardContext& context, const UnitView& block, const Value
   Value k = view(linear(hidden, block["attn.k_proj"]), split);
   Value v = split_heads(linear(hidden, block["attn.v_proj"]), sizes.heads);
   const std::uint64_t rotated = sizes.rotary_size > 0 ? sizes.rotary_size : sizes.head_size;
-  {
-    const Waves waves = gather_waves(context, rotated, k.dtype());
-    Shape turned = split;
-    turned.back() = rotated;
-    Shape rest = split;
-    rest.back() -= rotated;
-    const auto rotate = [&](const Value& x) {
-      if (rest.back() == 0) return rotate_pairs(x);
-      return cat(std::array{rotate_pairs(slice(x, turned)), slice(x, rest)}, split);
-    };
-    k = rotate(k);
-    q = rotate(q);
+  // Variables of its forward, these and the parts of queries and keys, live until it returns.
+  const Waves waves = gather_waves(context, rotated, k.dtype());
+  std::array<Value, 2> turned;
+  std::array<Value, 2> rest;
+  if (rotated == sizes.head_size) {
+    k = rotate_pairs(k);
+    q = rotate_pairs(q);
+  } else {
+    Shape part = split;
+    part.back() = rotated;
+    Shape other = split;
+    other.back() -= rotated;
+    for (std::size_t i = 0; i < 2; ++i) rest[i] = slice(i == 0 ? k : q, other);
+    for (std::size_t i = 0; i < 2; ++i) turned[i] = rotate_pairs(slice(i == 0 ? k : q, part));
+    k = cat(std::array{turned[0], rest[0]}, split);
+    q = cat(std::array{turned[1], rest[1]}, split);
   }
   q = transpose(q);
   k = transpose(k);
@@ -210,12 +216,12 @@ Value base_model(ForwardContext& context, BlockForward block, bool older) {
   const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
   const UnitView unit = required_unit(context, base + "wte");
   const Value words = embedding_output(context, embedding(ids, unit[base + "wte"].weight));
-  context.shared.positions = arange(context, context.tokens());
+  context.shared.positions = {arange(context, context.tokens())};
   Value positions;
   Value hidden = words;
   if (older) context.shared.mask = make_older_mask(context, false);
   if (unit.has(base + "wpe")) {
-    positions = embedding(context.shared.positions.viewed({1, context.tokens()}), unit[base + "wpe"].weight);
+    positions = embedding(context.shared.positions[0].viewed({1, context.tokens()}), unit[base + "wpe"].weight);
     hidden = add(words, positions);
   }
   if (!older) context.shared.mask = make_causal_mask(context);

@@ -72,7 +72,7 @@ Value decoder(ForwardContext& context, BlockForward block, const DecoderNames& n
   const UnitView unit = required_unit(context, whole(names.words));
   const Value ids = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
   const Value words = embedding_output(context, embedding(ids, unit[whole(names.words)].weight));
-  context.shared.positions = arange(context, context.tokens());
+  context.shared.positions = {arange(context, context.tokens())};
   context.shared.mask = make_mask(context);
   Value hidden = dropout(words, dropout_rate(context, whole(names.dropout)));
   if (rotated > 0) context.shared.tables = make_rotary(context, rotated);
@@ -239,7 +239,10 @@ Value bloom_attention(ForwardContext& context, const UnitView& block, const Valu
   v = view(v, folded);
   const Value scores = view(matmul(q, k, {folded[0], tokens, tokens}), pairs);
   Value weights = context.shared.mask.defined() ? add(scores, context.shared.mask) : scores;
-  weights = to(softmax(to(weights, DType::f32)), q.dtype());
+  {
+    const Value probabilities = softmax_in(weights, DType::f32);
+    weights = to(probabilities, q.dtype());
+  }
   weights = dropout(weights, block, "self_attention.attention_dropout");
   Value mixed = matmul(view(weights, {folded[0], tokens, tokens}), v, folded);
   mixed = transpose(view(mixed, {batch, sizes.heads, tokens, sizes.head_size}));
@@ -265,11 +268,11 @@ Value bloom_lm(ForwardContext& context, BlockForward block) {
   {
     const Value ids = tape.outside({context.batch(), context.tokens()}, DType::i64);
     const Value words = embedding_output(context, embedding(ids, unit[base + "word_embeddings"].weight));
-    context.shared.positions = arange(context, context.tokens());
+    context.shared.positions = {arange(context, context.tokens())};
     hidden = layer_norm(unit[base + "word_embeddings_layernorm"], words);
     const Value ones = tape.allocate("ones", {context.batch(), context.tokens()}, DType::f32);
     const std::uint64_t heads = context.model.architecture.heads;
-    const Value alibi = tape.allocate("alibi", {context.batch() * heads, 1, context.tokens()}, hidden.dtype());
+    context.shared.bias = tape.allocate("alibi", {context.batch() * heads, 1, context.tokens()}, hidden.dtype());
     context.shared.mask = make_older_mask(context, true);
     hidden = run_blocks(context, block, std::move(hidden));
     if (const auto last = unit_with(context, base + "ln_f")) hidden = layer_norm((*last)[base + "ln_f"], hidden);
@@ -366,10 +369,10 @@ Value opt_lm(ForwardContext& context, BlockForward block) {
     const Shape tokens{context.batch(), context.tokens()};
     Value words =
         embedding_output(context, embedding(tape.outside(tokens, DType::i64), unit[base + "embed_tokens"].weight));
-    context.shared.positions = arange(context, context.tokens());
+    context.shared.positions = {arange(context, context.tokens())};
     const Value ones = tape.allocate("ones", tokens, DType::f32);
     context.shared.mask = make_older_mask(context, true);
-    const Value places = tape.allocate("to", tokens, DType::i64);
+    context.shared.positions.push_back(tape.allocate("to", tokens, DType::i64));
     const Value positions = embedding(tape.allocate("add", tokens, DType::i64), unit[base + "embed_positions"].weight);
     if (unit.has(base + "project_in")) words = linear(words, unit[base + "project_in"]);
     hidden = add(words, positions);

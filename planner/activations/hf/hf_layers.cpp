@@ -297,7 +297,7 @@ Value base_model(ForwardContext& context, const CausalLm& model) {
   Value embedded = first_features(context, model);
   if (model.holds_input) context.locals.push_back(embedded);
   if (model.embedding_scale == EmbeddingScale::at_once) embedded = scale(embedded);
-  context.shared.positions = tape.allocate("arange", {context.tokens()}, DType::i64);
+  context.shared.positions = {tape.allocate("arange", {context.tokens()}, DType::i64)};
   make_masks(context, model, sizes);
   const std::uint64_t features = sizes.rotary_size != 0 ? sizes.rotary_size : a.head_size;
   if (model.tables != nullptr) {

@@ -30,7 +30,7 @@ struct Grid {
 
 // What the model makes once for all of its blocks. A block that is recomputed keeps it until its backward.
 struct SharedByBlocks {
-  Value positions{};
+  std::vector<Value> positions{};  // numbers of tokens
   RotaryTables tables{};
   RotaryTables window_tables{};  // of layers that see a window, where theirs differ
   Value mask{};                  // undefined where attention needs none

@@ -151,7 +151,7 @@ struct Stack {
 Value t5_stack(ForwardContext& context, const Stack& stack) {
   const std::string words = stack.name + ".embed_tokens";
   const Value embedded = embedding_output(context, embedding(stack.ids, required_unit(context, words)[words].weight));
-  context.shared.positions = arange(context, stack.tokens);
+  context.shared.positions = {arange(context, stack.tokens)};
   const Value ones = context.tape.allocate("ones", {context.batch(), stack.tokens}, DType::f32);
   const bool decodes = context.shared.encoded.defined();
   context.makes_biases = true;
@@ -279,7 +279,7 @@ Value bart_stack(ForwardContext& context, const Stack& stack) {
     context.shared.mask = padding_of_pairs(context);
   }
   const Value range = arange(context, stack.tokens);
-  if (decodes) context.shared.positions = range;
+  if (decodes) context.shared.positions = {range};
   const std::uint64_t rows = decodes ? 1 : context.batch();
   const Value places = tape.allocate("add", {rows, stack.tokens}, DType::i64);
   const Value positions = embedding(places, unit[stack.name + ".embed_positions"].weight);
@@ -339,7 +339,7 @@ Value whisper_decoder(ForwardContext& context, const std::string& name, const Va
   const std::string table = name + ".embed_tokens";
   const Value words = embedding_output(context, embedding(ids, required_unit(context, table)[table].weight));
   const UnitView unit = required_unit(context, name + ".embed_positions");
-  context.shared.positions = arange(context, ids.size(1));
+  context.shared.positions = {arange(context, ids.size(1))};
   const Value places = tape.allocate("repeat", ids.shape(), DType::i64);
   const Value positions = embedding(places, unit[name + ".embed_positions"].weight);
   Value hidden = add(words, positions);

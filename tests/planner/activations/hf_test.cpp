@@ -128,12 +128,12 @@ std::string listed(const Activity& activity) {
 }
 
 // Of the peak, where saved bytes always agree to the byte. Not explained: a tensor of one token's features in mamba2, a copy of a
-// gradient in gemma3's tower with eager attention, what an inverted layer makes of a gradient in glow and nice. A continuous flow's
-// forward differentiates: what its backward runs first follows from how many nodes autograd's own thread has numbered before, in
-// this step and in earlier ones.
+// gradient in gemma3's tower with eager attention, what an inverted layer makes of a gradient in glow and nice, the end of one mT5. In the
+// drawn models Mamba's A_log is fp32 whatever the model's dtype, and here in that. A continuous flow's forward differentiates: what its
+// backward runs first follows from how many nodes autograd's own thread has numbered before, in this step and in earlier ones.
 double tolerance(const std::string& file, const Policy& policy) {
   if (policy.compute != policy.parameter) return 0.04;  // autocast: casts of gradients at the peak
-  static const std::map<std::string_view, double> wider{{"cnf", 0.035},  {"drawn", 0.002},  {"drawn_recomputed", 0.002},
+  static const std::map<std::string_view, double> wider{{"cnf", 0.035},  {"drawn", 0.002},  {"drawn_recomputed", 0.003},
                                                         {"flow", 0.004}, {"gemma3", 0.008}, {"mamba2", 0.003}};
   const auto wide = wider.find(file);
   return wide == wider.end() ? 0.001 : wide->second;
