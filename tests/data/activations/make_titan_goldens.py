@@ -6,8 +6,8 @@ pipeline parallelism.
 
 CHECKOUT is pytorch/torchtitan at commit 9dec370 (December 2024): its own model, its own apply_tp, apply_ac and context-parallel
 context run, on fake CUDA tensors and a process group whose collectives move nothing (torch.testing._internal.distributed.fake_pg),
-as its scripts/estimate does. --live lists what is live at the peak, too. Fully sharded data parallelism is left out: parameters are there in 16 bits, as they are while a block
-computes. The tests read the file alone; README.md in this folder has what its fields mean.
+as its scripts/estimate does. --live lists what is live at the peak, too. Fully sharded data parallelism is left out: parameters are
+there as they are while a block computes. The tests read the file alone; README.md in this folder has what its fields mean.
 """
 import contextlib
 import gc
