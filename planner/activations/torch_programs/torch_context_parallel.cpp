@@ -147,7 +147,9 @@ class Backward {
       keys_values_.send(next_);
     }
     if (i > 0) used_ = {before, before};
-    if (later) rows_ = allocate("contiguous", halved(rows_of(metas_[0].shape)), DType::f32, Layout::in_order);
+    const Shape& queries = metas_[0].shape;
+    if (later && queries[0] * queries[1] > 1)
+      rows_ = allocate("contiguous", halved(rows_of(queries)), DType::f32, Layout::in_order);
     std::array<Value, 3> part;
     for (std::size_t k = 0; k < 3; ++k) {
       const bool half = i > 0 && (k == 0) == later;

@@ -124,7 +124,7 @@ Value torchtitan_block(ForwardContext& context, const UnitView& block, const Val
 // What comes out at the head: logits of this rank's words, or of all.
 Value logits_of(const ForwardContext& context, const UnitView& head, const Value& hidden) {
   const std::uint64_t ranks = context.setup.parallel.tensor;
-  const Value logits = adapted_linear(head, "lm_head", gathered(hidden, ranks));
+  Value logits = adapted_linear(head, "lm_head", gathered(hidden, ranks));
   if (context.client.loss_parallel) return logits;
   return gathered_features(logits, ranks, context.model.architecture.vocabulary);
 }

@@ -6,14 +6,15 @@ pipeline parallelism.
 
 CHECKOUT is pytorch/torchtitan at commit 9dec370 (December 2024): its own model, its own apply_tp, apply_ac and context-parallel
 context run, on fake CUDA tensors and a process group whose collectives move nothing (torch.testing._internal.distributed.fake_pg),
-as its scripts/estimate does. --live lists what is live at the peak, too. Fully sharded data parallelism is left out: parameters are there in 16 bits, as they are while a block
-computes. The tests read the file alone; README.md in this folder has what its fields mean.
+as its scripts/estimate does. --live lists what is live at the peak, too. Fully sharded data parallelism is left out: parameters are
+there as they are while a block computes. The tests read the file alone; README.md in this folder has what its fields mean.
 """
 import contextlib
 import gc
 import importlib
 import json
 import os
+import random
 import sys
 import types
 import warnings
@@ -256,6 +257,27 @@ CASES = [
 ]
 
 
+def drawn(seed, count):
+    """Cases of one run each, of sizes and meshes that the seed draws."""
+    random_of = random.Random(seed)
+    one_of, between = random_of.choice, random_of.randint
+    cases = []
+    for i in range(count):
+        tp, cp, layers = one_of([1, 2, 3, 4]), one_of([1, 1, 2, 3, 4]), between(1, 5)
+        groups = tp * between(1, 3)
+        heads, width = groups * between(1, 3), one_of([8, 16, 24, 32])
+        first = between(0, layers - 1)
+        part = [first, between(first + 1, layers)]
+        setup = {"tp": tp, "cp": cp, "rank": max(cp - 2, 0), "layers": one_of([part, None, None]),
+                 "rotate": one_of(["alltoall", None]) if cp > 1 else None, "recompute": one_of(["op", "full", "2", None, None]),
+                 "loss_parallel": one_of([False, None]) if tp > 1 else None}
+        dtype = one_of(["fp32", "bf16", "bf16"]) if cp == 1 else "bf16"
+        setup = {"dtype": dtype, "batch": between(1, 3), "sequence": 2 * cp * tp * between(1, 12),
+                 **{key: value for key, value in setup.items() if value is not None and value != [0, layers]}}
+        cases.append((f"drawn {i}", llama(layers, heads * width, heads, groups, tp * between(8, 60), between(50, 700)), [setup]))
+    return cases
+
+
 def compact(value):
     return json.dumps(value, separators=(",", ":"))
 
@@ -280,7 +302,7 @@ def main():
     torch_step.work_without_gpu()
     titan, inferring = Titan(sys.argv[1]), Inferring()
     written = []
-    for name, config, setups in CASES:
+    for name, config, setups in CASES + drawn(seed=1, count=24):
         runs = []
         for setup in setups:
             runs.append(measured(titan, config, setup, inferring))

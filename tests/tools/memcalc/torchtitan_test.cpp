@@ -53,6 +53,17 @@ TEST(MemcalcTorchtitan, TheLossMayBeWhole) {
   EXPECT_GT(at_peak(plan(run + " --disable-loss-parallel"), "loss"), 5 * at_peak(plan(run), "loss"));
 }
 
+TEST(MemcalcTorchtitan, FlagsAreInTheSetup) {
+  const json::value plain = plan(kRun).at("setup");
+  EXPECT_TRUE(plain.at("loss_parallel").is_null());
+  EXPECT_TRUE(plain.at("context_rotate_method").is_null());
+  const json::value mesh =
+      plan(kRun + " --tp 2 --cp 2 --disable-loss-parallel --context-rotate-method alltoall").at("setup");
+  EXPECT_FALSE(mesh.at("loss_parallel").as_bool());
+  EXPECT_EQ(mesh.at("context_rotate_method").as_string(), "alltoall");
+  EXPECT_TRUE(mesh.at("sequence_parallel").as_bool());
+}
+
 TEST(MemcalcTorchtitan, WhatIsNotKnownIsSaidSo) {
   const auto refusal = [](const std::string& words) { return memcalc("plan " + kMesh + " " + words).out; };
   EXPECT_NE(refusal("--seq 8192 --tp 16").find("--tp 16 ranks heads of keys and values of its own"), std::string::npos);
