@@ -21,7 +21,7 @@ std::string words(const ExpertLoad& load) {
   if (load.padded && load.capacity_factor) return fmt::format("padded to {:g} even shares", *load.capacity_factor);
   std::string text = load.imbalance == 1          ? "even"
                      : std::isinf(load.imbalance) ? "the worst case"
-                                                  : fmt::format("{:g} even shares", load.imbalance);
+                                                  : fmt::format("at most {:g} even shares", load.imbalance);
   if (load.capacity_factor) text += fmt::format(", dropped beyond {:g} even shares", *load.capacity_factor);
   return text;
 }
@@ -33,10 +33,13 @@ std::uint64_t pairs_of_first(std::uint64_t some, const Choices& c, const ExpertL
   if (load.capacity_factor) {
     // Megatron-LM moe_utils.py, get_capacity: of each expert, and each rank that sends.
     const double share = as_double(c.tokens) * as_double(c.chosen) / as_double(c.experts);
-    const auto capacity = static_cast<std::uint64_t>(std::ceil(share * *load.capacity_factor));
-    const std::uint64_t taken = checked_multiply(checked_multiply(some, c.senders), capacity);
-    if (load.padded) return taken;
-    most = std::min(most, taken);
+    const double capacity = std::ceil(share * *load.capacity_factor);
+    constexpr double kMost = 1e15;  // too many for any memory, and still a whole number
+    const auto taken = [&](double of_each) {
+      return checked_multiply(checked_multiply(some, c.senders), static_cast<std::uint64_t>(of_each));
+    };
+    if (load.padded) return taken(std::min(capacity, kMost));
+    most = std::min(most, taken(std::min(capacity, as_double(c.tokens))));
   }
   const double pairs = as_double(checked_multiply(checked_multiply(c.tokens, c.senders), c.chosen));
   const double share = std::floor(load.imbalance * (as_double(some) * pairs) / as_double(c.experts));

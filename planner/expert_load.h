@@ -21,7 +21,7 @@ struct ExpertLoad {
   bool operator==(const ExpertLoad&) const = default;
 };
 
-// "even", "2.5 even shares", "the worst case", "the worst case, dropped beyond 1.25 even shares", "padded to 1.25 even shares"
+// "even", "at most 2.5 even shares", "the worst case", "the worst case, dropped beyond 1.25 even shares", "padded to 1.25 even shares"
 std::string words(const ExpertLoad& load);
 
 // Each token is computed by `chosen` different ones of `experts`.

@@ -123,12 +123,13 @@ struct Adapted {
   Globs saved;
   std::uint64_t words = rows_of_words(catalog);
 
-  // Every linear module but the head that says words, and the classifier of texts, which peft trains as it is (peft
-  // tuners/tuners_utils.py, _maybe_include_all_linear_layers, with the task of the model's class).
+  // Every linear module but the head that says words, and the classifier of texts, which peft with the task of the model's
+  // class saves whole instead: --modules-to-save (peft tuners/tuners_utils.py, _maybe_include_all_linear_layers).
   bool is_adaptable(const UnitRun& run, std::string_view module, const Tensor& weight) const {
     if (names_embedding(module) || is_bare_router(catalog, module)) return false;
     const bool says_words = !weight.tied_to.empty() || weight.shape[0] == words;
-    const bool classifies = words > 0 && (module == "score" || module == "classifier");
+    const std::string_view first = module.substr(0, module.find('.'));
+    const bool classifies = words > 0 && (first == "score" || first == "classifier");
     return run.numbered || (!says_words && !classifies);
   }
 };

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "planner/activations/hf/hf_model.h"
@@ -37,12 +38,52 @@ const autograd::HfFamily* family_of(const Model& model, const ClientSetup& clien
                                              : find_hf_family(model.catalog.family);
 }
 
-// Whose forwards agree with PyTorch's under torch.autocast too (tests/data/activations/amp.json, dit.json): Llama and its kin are one.
+// Whose forwards agree with PyTorch's under torch.autocast too (tests/data/activations/amp.json, dit.json).
 bool known_under_autocast(std::string_view family) {
-  static constexpr std::array kOthers{"gpt2", "gpt_neox", "mixtral", "bert", "t5", "vit", "DiT"};
-  const auto llamas = autograd::hf_llama_families();
-  return std::find(kOthers.begin(), kOthers.end(), family) != kOthers.end() ||
-         std::any_of(llamas.begin(), llamas.end(), [&](const auto& llama) { return llama.model_type == family; });
+  static constexpr std::array kFamilies{"llama",
+                                        "mistral",
+                                        "qwen2",
+                                        "qwen3",
+                                        "gemma",
+                                        "gemma2",
+                                        "gemma3_text",
+                                        "phi3",
+                                        "olmo",
+                                        "olmo2",
+                                        "olmo3",
+                                        "cohere",
+                                        "granite",
+                                        "gpt2",
+                                        "gpt_bigcode",
+                                        "gpt_neo",
+                                        "gptj",
+                                        "gpt_neox",
+                                        "falcon",
+                                        "opt",
+                                        "bloom",
+                                        "mpt",
+                                        "phi",
+                                        "mixtral",
+                                        "qwen2_moe",
+                                        "olmoe",
+                                        "qwen3_moe",
+                                        "phimoe",
+                                        "deepseek_v2",
+                                        "bert",
+                                        "roberta",
+                                        "electra",
+                                        "albert",
+                                        "t5",
+                                        "distilbert",
+                                        "deberta-v2",
+                                        "whisper",
+                                        "vit",
+                                        "dinov2",
+                                        "siglip",
+                                        "DiT",
+                                        "clip_vision_model",
+                                        "siglip_vision_model"};
+  return std::find(kFamilies.begin(), kFamilies.end(), family) != kFamilies.end();
 }
 
 // Recomputation that only flows have, and what continuous ones do not have: a block is one solution of an equation.

@@ -64,6 +64,9 @@ void read_experts(Arguments& a, const MegatronSizes& sizes, ClientSetup& client)
   m.router_fp32 = a.text("moe-router-dtype").value_or("") == "fp32";
   client.expert_load.capacity_factor = a.positive_real("moe-expert-capacity-factor");
   client.expert_load.padded = a.flag("moe-pad-expert-input-to-capacity");
+  if (client.expert_load.padded && !client.expert_load.capacity_factor) {  // transformer_config.py
+    a.fail_expected("moe-pad-expert-input-to-capacity", "moe-expert-capacity-factor beside it");
+  }
 }
 
 void read_fp8(Arguments& a, MegatronClient& m) {

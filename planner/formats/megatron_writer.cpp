@@ -110,7 +110,6 @@ void write_experts(Lines& lines, const MegatronSizes::Experts& e) {
 void write_capacity(Lines& lines, const ExpertLoad& load) {
   if (!load.capacity_factor) return;
   lines.word("moe-expert-capacity-factor", fmt::format("{}", *load.capacity_factor));
-  lines.word("moe-token-dispatcher-type", "alltoall");  // its checks: no other drops
   lines.flag("moe-pad-expert-input-to-capacity", load.padded);
 }
 

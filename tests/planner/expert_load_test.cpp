@@ -59,6 +59,7 @@ TEST(ExpertLoad, CapacityDropsAndPads) {
   EXPECT_EQ(pairs_of_first(2, choices, {.imbalance = kWorst, .capacity_factor = 1.25}), 2U * 4 * 10);
   EXPECT_EQ(pairs_of_first(2, choices, {.capacity_factor = 1.25}), 60U) << "even shares are below it";
   EXPECT_EQ(pairs_of_first(2, choices, {.capacity_factor = 1.25, .padded = true}), 80U) << "whoever chose it";
+  EXPECT_EQ(pairs_of_first(2, choices, {.imbalance = kWorst, .capacity_factor = 1e30}), 240U) << "nothing is dropped";
   EXPECT_EQ(pairs_of_first(2, choices, {.capacity_factor = 0.5}), 2U * 4 * 4) << "half of the tokens are dropped";
 }
 
@@ -83,7 +84,7 @@ TEST(ExpertLoad, LoadOfARankIsItsPairsOverItsShare) {
 
 TEST(ExpertLoad, Words) {
   EXPECT_EQ(words(ExpertLoad{}), "even");
-  EXPECT_EQ(words(ExpertLoad{.imbalance = 1.5}), "1.5 even shares");
+  EXPECT_EQ(words(ExpertLoad{.imbalance = 1.5}), "at most 1.5 even shares");
   EXPECT_EQ(words(ExpertLoad{.imbalance = kWorst, .capacity_factor = 1.25}),
             "the worst case, dropped beyond 1.25 even shares");
   EXPECT_EQ(words(ExpertLoad{.capacity_factor = 2, .padded = true}), "padded to 2 even shares");

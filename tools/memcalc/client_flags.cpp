@@ -121,15 +121,18 @@ void add_client_flags(CLI::App* app, PlanOptions& options) {
            [&options](const std::string& text) { set_recompute(options, text); });
   add_read(app, "--loss", "eager, fused or chunked=N (eager)",
            [&options](const std::string& text) { set_loss(options, text); });
-  add_read(app, "--moe-imbalance",
-           "what the most chosen experts get, which are the planned rank's, in even shares; worst: all that routing "
-           "can give (1)",
-           [&options](const std::string& text) { set_imbalance(options, text); });
+  add_read(
+      app, "--moe-imbalance",
+      "what the most chosen experts get, which are the planned rank's, in even shares; worst: as few are chosen as "
+      "can be (1)",
+      [&options](const std::string& text) { set_imbalance(options, text); });
+  app->get_option("--moe-imbalance")->type_name("SHARES|worst");
   add_read(app, "--moe-capacity-factor", "even shares that an expert takes; tokens beyond are dropped (none are)",
            [&options](const std::string& text) {
              options.client.expert_load.capacity_factor = factor("--moe-capacity-factor", text, "a number above 0");
            });
   add_torchtitan_flags(app, options.client);
+  app->get_option("--moe-capacity-factor")->type_name("SHARES");
   for (const char* flag :
        {"--seq", "--micro-batch", "--images", "--image-size", "--profile", "--attention", "--recompute", "--loss",
         "--moe-imbalance", "--moe-capacity-factor", "--disable-loss-parallel", "--context-rotate-method"}) {

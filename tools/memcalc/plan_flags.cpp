@@ -331,8 +331,6 @@ ClientSetup PlanOptions::whole_client() const {
     whole.megatron.hidden_dropout = 0;
     whole.megatron.attention_dropout = 0;
     whole.megatron.create_attention_mask = false;
-    // No other dispatcher of Megatron's drops tokens.
-    if (client.expert_load.capacity_factor) whole.megatron.token_dispatcher = TokenDispatcher::all_to_all;
     if (setup.policy.name == "fp8-mixed") whole.megatron.fp8 = Fp8Recipe::delayed;
   }
   return whole;

@@ -36,7 +36,7 @@ void add_notes(const PlanOptions& options, const Catalog& catalog, Report& repor
         fmt::format("--moe-imbalance and --moe-capacity-factor are not used: {} has no experts", catalog.family));
   }
   if (catalog.active_parameters && counted && options.client.expert_load == ExpertLoad{}) {
-    report.notes.push_back("experts are taken to be chosen equally often: --moe-imbalance N, or worst, plans for less");
+    report.notes.push_back("experts are taken to be chosen equally often: --moe-imbalance F, or worst, plans for an uneven choice");
   }
   if (experts_apart(setup.parallel)) {
     report.notes.push_back(

@@ -24,6 +24,7 @@ std::string ulysses_refuses(const Model& model, const Setup& setup, const Client
   if (std::find(kFamilies.begin(), kFamilies.end(), model.catalog.family) == kFamilies.end()) {
     return fmt::format("profile {} shares out no sequence of {} (--cp)", name(client.profile), model.catalog.family);
   }
+  if (autocasts(setup.policy)) return "Ulysses under autocast is not known (--cp)";
   if (resolved_attention(client) == AttentionKind::eager) return "Ulysses has no eager attention (--cp)";
   if (client.sequence % ranks != 0) {
     return fmt::format("{} ranks (--cp) cannot share out {} tokens", ranks, client.sequence);

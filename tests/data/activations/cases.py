@@ -659,3 +659,18 @@ FILES = {
          [run("eager", "bf16", 3, 41, target=37), run("eager", "fp32", 3, 41, target=37)]),
     ],
 }
+
+
+def under_autocast():
+    """One run of each family that agrees there: the first case of it, with its first attention and shape."""
+    differ, seen = {"nemotron", "gpt_oss", "deepseek_v3", "dbrx", "bart", "swin", "mamba", "falcon_mamba"}, set()
+    for file in ("gpt2", "decoders", "gpt_neox", "experts", "phimoe", "encoders", "albert", "deberta", "t5", "vision", "dinov2", "siglip"):
+        for name, config, runs in FILES[file]:
+            if config["model_type"] in differ | seen:
+                continue
+            seen.add(config["model_type"])
+            first = {key: runs[0][key] for key in ("attention", "batch", "sequence", "target") if key in runs[0]}
+            yield f"{name}, autocast", config, [{**first, "dtype": "amp-bf16"}]
+
+
+FILES["autocast"] = list(under_autocast())

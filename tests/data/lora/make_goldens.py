@@ -42,6 +42,8 @@ CASES = [
           ("gpt2", "GPT2LMHeadModel", {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
           ("bert", "BertForMaskedLM", {**TEXT, "max_position_embeddings": 64}),
           ("bert", "BertForSequenceClassification", {**TEXT, "max_position_embeddings": 64}),
+          ("roberta", "RobertaForSequenceClassification", {**TEXT, "max_position_embeddings": 64}),
+          ("electra", "ElectraForSequenceClassification", {**TEXT, "max_position_embeddings": 64, "embedding_size": 24}),
           ("roberta", "RobertaForMaskedLM", {**TEXT, "max_position_embeddings": 64}),
           ("distilbert", "DistilBertForMaskedLM", {"vocab_size": 96, "dim": 32, "hidden_dim": 80, "n_layers": 2, "n_heads": 4}),
           ("electra", "ElectraForMaskedLM", {**TEXT, "max_position_embeddings": 64, "embedding_size": 24}),

@@ -132,7 +132,7 @@ std::string listed(const Activity& activity) {
 // drawn models Mamba's A_log is fp32 whatever the model's dtype, and here in that. A continuous flow's forward differentiates: what its
 // backward runs first follows from how many nodes autograd's own thread has numbered before, in this step and in earlier ones.
 double tolerance(const std::string& file, const Policy& policy) {
-  if (policy.compute != policy.parameter) return 0.04;  // autocast: casts of gradients at the peak
+  if (policy.compute != policy.parameter) return 0.01;  // autocast: copies of gradients, as they are cast
   static const std::map<std::string_view, double> wider{{"cnf", 0.035},  {"drawn", 0.002},  {"drawn_recomputed", 0.003},
                                                         {"flow", 0.004}, {"gemma3", 0.008}, {"mamba2", 0.003}};
   const auto wide = wider.find(file);
@@ -151,13 +151,12 @@ std::uint64_t hidden_bytes(const Model& model, const json::object& config, const
 
 // GPT-J divides by an attribute of each layer, a number that the script makes on the GPU: where a model is loaded it stays on the CPU.
 std::uint64_t bytes_on_the_host(const Model& model, const Run& run) {
-  return model.catalog.family == "gptj" ? model.architecture.layers * bits(run.setup.policy.compute) / 8 : 0;
+  return model.catalog.family == "gptj" ? model.architecture.layers * bits(run.setup.policy.parameter) / 8 : 0;
 }
 
 class HfActivations : public testing::TestWithParam<std::string> {};
 
 TEST_P(HfActivations, SavedTensorsAndPeak) {
-  static const std::set<std::string_view> unknown_under_autocast{"bert", "gpt_neox", "t5", "vit"};
   const json::value golden = read_json(std::filesystem::path(ACTIVATION_GOLDENS) / (GetParam() + ".json"));
   std::size_t compared = 0;
   for (const json::value& c : golden.at("cases").as_array()) {
@@ -170,12 +169,9 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       for (const std::string& glob : run->freeze) freeze(model.catalog, glob);
       if (run->lora) add_lora(model.catalog, *run->lora);
       SCOPED_TRACE(text(c.as_object(), "name") + " " + json::serialize(entry.at("setup")));
-      if (GetParam() == "amp" && unknown_under_autocast.contains(model.catalog.family)) {
-        EXPECT_FALSE(activity_of(model, model.catalog, run->setup, run->client).activity);
-        continue;
-      }
       const ActivityResult exact = activity_of(model, model.catalog, run->setup, run->client, {.rounding = 1});
-      ASSERT_TRUE(exact.activity) << exact.unknown_because;
+      EXPECT_TRUE(exact.activity) << exact.unknown_because;
+      if (!exact.activity) continue;
       // What a checkpoint keeps is not in PyTorch's graph, so not in the golden.
       if (run->client.recompute == RecomputeKind::none) {
         EXPECT_EQ(saved_bytes(*exact.activity) + bytes_on_the_host(model, *run),
@@ -399,12 +395,12 @@ TEST(HfCnf, OtherRecomputationIsRefused) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, HfActivations,
-                         testing::Values("albert", "amp", "balance", "chameleon", "cnf", "dbrx", "deberta", "decoders",
-                                         "dinov2", "dit", "drawn", "drawn_recomputed", "encoders", "experts", "flow",
-                                         "flux2", "gemma3", "gpt2", "gpt_neox", "imbalance", "jamba", "kimi_vl",
-                                         "llama", "llama4", "llama4_images", "llava", "mamba", "mamba2", "partly",
-                                         "phimoe", "qwen_vl", "sd3", "sd3_pipeline", "siglip", "swin", "t5", "towers",
-                                         "ulysses", "vision"));
+                         testing::Values("albert", "amp", "autocast", "balance", "chameleon", "cnf", "dbrx", "deberta",
+                                         "decoders", "dinov2", "dit", "drawn", "drawn_recomputed", "encoders",
+                                         "experts", "flow", "flux2", "gemma3", "gpt2", "gpt_neox", "imbalance", "jamba",
+                                         "kimi_vl", "llama", "llama4", "llama4_images", "llava", "mamba", "mamba2",
+                                         "partly", "phimoe", "qwen_vl", "sd3", "sd3_pipeline", "siglip", "swin", "t5",
+                                         "towers", "ulysses", "vision"));
 
 }  // namespace
 }  // namespace shardplan

@@ -359,6 +359,8 @@ def plan(
     seq: _Count = None,
     micro_batch: _Count = None,
     images: _Count = None,
+    moe_imbalance: Union[float, str, None] = None,
+    moe_capacity_factor: Optional[float] = None,
     image_size: _Word = None,
     profile: _Word = None,
     attention: _Word = None,
