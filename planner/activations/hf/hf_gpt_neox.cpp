@@ -183,6 +183,11 @@ Value falcon_attention(ForwardContext& context, const UnitView& block, const Val
   if (context.attention() == AttentionKind::eager) {
     mixed = falcon_eager(context, heads);
   } else {
+    if (context.shared.mask.defined()) {  // brought in order; of one head they are
+      for (Value* x : {&heads.q, &heads.k, &heads.v}) {
+        if (x->layout() != Layout::in_order && x->size(1) > 1) *x = contiguous(*x);
+      }
+    }
     mixed = scaled_dot_product_attention(heads.q, heads.k, heads.v,
                                          {.mask = context.shared.mask,
                                           .causal = !context.shared.mask.defined(),

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 
 #include "base/checked.h"
 #include "planner/activations/torch_ops.h"
