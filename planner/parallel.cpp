@@ -149,8 +149,9 @@ void add_pipeline_notes(const Catalog& model, const std::string& stack, std::uin
   const bool even = p.piece_layers.empty() && !p.first_stage_layers && !p.last_stage_layers &&
                     !p.embedding_is_a_layer && !p.loss_is_a_layer;
   if (even && layers % p.pipeline != 0) {
-    notes.push_back(fmt::format("{} layers do not divide into {} stages: the first {} have one more", layers,
-                                p.pipeline, layers % p.pipeline));
+    notes.push_back(fmt::format("{} layers do not divide into {} stages: the first {} {}have one more", layers,
+                                p.pipeline, layers % p.pipeline,
+                                p.more_layers_behind_first ? "behind the first one " : ""));
   }
   if (std::any_of(model.runs.begin(), model.runs.end(),
                   [&](const UnitRun& run) { return run.numbered && run.name != stack && run.name != "mtp.layers"; })) {
@@ -196,6 +197,11 @@ std::vector<std::uint64_t> layers_of_pieces(std::uint64_t layers, const Parallel
     std::vector<std::uint64_t> counts(pieces, counted / pieces);
     if (p.embedding_is_a_layer) --counts.front();
     if (p.loss_is_a_layer) --counts.back();
+    return counts;
+  }
+  if (p.more_layers_behind_first && !p.first_stage_layers && !p.last_stage_layers) {
+    std::vector<std::uint64_t> counts(pieces, layers / pieces);
+    std::for_each_n(counts.begin() + 1, layers % pieces, [](std::uint64_t& count) { ++count; });
     return counts;
   }
   const std::vector<std::uint64_t> of_ranks = layers_of_ranks(layers, p);

@@ -50,6 +50,10 @@ struct Parallelism {
   bool embedding_is_a_layer = false;
   bool loss_is_a_layer = false;
 
+  // Where layers do not divide into the pieces, the pieces behind the first one have one more (torchtitan, parallelisms/
+  // pipelining_utils.py, generate_split_points). False: the first ones.
+  bool more_layers_behind_first = false;
+
   // Decoder layers of each piece of the pipeline, pipeline x virtual_stages of them in the order of the model; a piece may
   // have none. Empty: by the rules above, which it excludes (Megatron-LM, pipeline_model_parallel_layout).
   std::vector<std::uint64_t> piece_layers{};

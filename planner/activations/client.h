@@ -83,7 +83,16 @@ struct ClientSetup {
   bool empties_cache = false;
   double adapter_dropout = 0;  // of the inputs of low-rank adapters
   ExpertLoad expert_load{};
-  MegatronClient megatron{};   // of profile megatron
+  // Of profiles hf-*: ranks of a context group pass keys and values on (accelerate with FSDP2), instead of exchanging heads
+  // (DeepSpeed's Ulysses).
+  bool passes_keys_on = false;
+  // Of profile torchtitan with tensor parallelism: each rank has the loss of its part of the vocabulary. False: the logits are
+  // gathered first (training.disable_loss_parallel).
+  bool loss_parallel = true;
+  // The same with context parallelism: keys and values of all ranks are gathered at once. False: those of one other rank at a time
+  // (experimental.context_parallel_rotate_method alltoall).
+  bool context_gathers = true;
+  MegatronClient megatron{};  // of profile megatron
   LitGptVersion litgpt = LitGptVersion::current;
   bool operator==(const ClientSetup&) const = default;
 };

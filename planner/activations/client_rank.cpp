@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "planner/activations/pipeline.h"
+#include "planner/activations/torch_programs/torchtitan_model.h"
 
 namespace shardplan {
 namespace {
@@ -28,6 +29,7 @@ std::vector<ClientTerm> client_terms(const Model& model, const Catalog& held, co
                                      const ClientSetup& client, const std::optional<MegatronMachine>& machine) {
   if (client.profile == Profile::megatron) return megatron_client_terms(model, held, setup, client, machine);
   std::vector<ClientTerm> terms;
+  if (client.profile == Profile::torchtitan) terms = torchtitan_client_terms(model, held, setup, client);
   if (!machine) return terms;
   for (const Workspace& workspace : workspaces_of(machine->generation, libraries_of(*machine)).list) {
     if (!workspace.in_allocator) continue;

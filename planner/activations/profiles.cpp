@@ -39,8 +39,9 @@ const autograd::HfFamily* family_of(const Model& model, const ClientSetup& clien
 
 // Whose forwards agree with PyTorch's under torch.autocast too (tests/data/activations/amp.json, dit.json): Llama and its kin are one.
 bool known_under_autocast(std::string_view family) {
+  static constexpr std::array kOthers{"gpt2", "gpt_neox", "mixtral", "bert", "t5", "vit", "DiT"};
   const auto llamas = autograd::hf_llama_families();
-  return family == "gpt2" || family == "mixtral" || family == "DiT" ||
+  return std::find(kOthers.begin(), kOthers.end(), family) != kOthers.end() ||
          std::any_of(llamas.begin(), llamas.end(), [&](const auto& llama) { return llama.model_type == family; });
 }
 

@@ -245,6 +245,10 @@ class Tape {
   // The copy of a trained fp32 parameter, undefined at first; null for any other value.
   Value* cached_cast(const Value& value);
 
+  // A second gradient of this value is added to the first in a new tensor, whatever else holds that: it is a DTensor, or another
+  // subclass of torch.Tensor (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
+  void adds_apart(const Value& value);
+
   // x.requires_grad_(True) of a value without a history: gradients come as far as this.
   static Value requiring_grad(const Value& value);
   // The same where gradients run to it in this backward: it lives as long as the graph does, and so does its gradient.
@@ -320,6 +324,7 @@ class Tape {
     std::string_view parameter;  // of the first input that is one
     std::uint32_t unit = 0;
     Purpose purpose = Purpose::activation;
+    bool adds_in_place = true;  // gradients to each other
     std::vector<Edge> inputs;
     std::vector<Value> saved;
     std::uint32_t outputs = 1;
@@ -359,7 +364,7 @@ class Tape {
                                std::vector<Value>& gradients);
   void run(std::size_t first);
   void accumulate(const Edge& edge, Value gradient);
-  void accumulate(Value& sum, Value gradient);
+  void accumulate(Value& sum, Value gradient, bool in_place = true);
   void accumulate_parameter(Gradient& sum, Value gradient);
   bool adds_in_place(const Value& sum) const;
 

@@ -21,10 +21,16 @@ bool Tape::adds_in_place(const Value& sum) const {
   return options_.adds_in_place && storages_[sum.storage_].references == 1;
 }
 
-void Tape::accumulate(Value& sum, Value gradient) {
+void Tape::adds_apart(const Value& value) {
+  if (!value.requires_grad()) return;
+  SHARDPLAN_CHECK(!value.edge_.is_parameter() && value.edge_.node != Edge::kNowhere, "a value that an operation made");
+  nodes_[value.edge_.node].adds_in_place = false;
+}
+
+void Tape::accumulate(Value& sum, Value gradient, bool in_place) {
   if (!sum.defined()) {
     sum = std::move(gradient);
-  } else if (!adds_in_place(sum)) {
+  } else if (!in_place || !adds_in_place(sum)) {
     sum = allocate("accumulated gradient", sum.shape(), sum.dtype(), sum.layout());
   }
 }
@@ -69,7 +75,7 @@ void Tape::accumulate(const Edge& edge, Value gradient) {
   }
   Node& node = nodes_[edge.node];
   node.gradients.resize(node.outputs);
-  accumulate(node.gradients[edge.output], std::move(gradient));
+  accumulate(node.gradients[edge.output], std::move(gradient), node.adds_in_place);
 }
 
 void Tape::run(std::size_t first) {

@@ -123,12 +123,19 @@ Value copied(const Value& x, Shape shape) {
 }
 
 Value cat(std::span<const Value> parts, Shape shape) {
+  DType widest = parts[0].dtype();
+  for (const Value& part : parts) {
+    if (is_floating(part.dtype()) && bits(part.dtype()) > bits(widest)) widest = part.dtype();
+  }
+  // Of autocast's list `promote`.
+  std::vector<Value> alike;
+  for (const Value& part : parts) alike.push_back(part.tape().autocast() ? to(part, widest) : part);
   std::vector<Shape> shapes;
   for (const Value& part : parts) shapes.push_back(part.shape());
   Tape& tape = parts[0].tape();
-  Value output = tape.allocate("cat", std::move(shape), parts[0].dtype());
+  Value output = tape.allocate("cat", std::move(shape), widest);
   // Gradients of the parts are views of the whole (FunctionsManual.cpp, cat_tensors_backward).
-  return tape.record("cat", parts, std::move(output), {},
+  return tape.record("cat", alike, std::move(output), {},
                      [shapes = std::move(shapes)](Tape&, std::span<const Value>, std::vector<Value>& incoming) {
                        std::vector<Value> gradients;
                        for (const Shape& part : shapes) gradients.push_back(incoming[0].viewed(part));
@@ -395,10 +402,11 @@ Value fused_rms_norm(const Value& x, const Value& weight) {
 
 Value cross_entropy(const Value& logits, const Value& labels) {
   Tape& tape = logits.tape();
-  const Value probabilities = unary_of_output("log_softmax", logits);
+  // The first is not on autocast's list, the second is.
+  const Value probabilities = widened(unary_of_output("log_softmax", logits));
   const std::array inputs{probabilities};
-  Value output = tape.allocate("nll_loss", {}, logits.dtype());
-  std::vector<Value> saved{probabilities, tape.allocate("nll_loss weight", {}, logits.dtype())};
+  Value output = tape.allocate("nll_loss", {}, probabilities.dtype());
+  std::vector<Value> saved{probabilities, tape.allocate("nll_loss weight", {}, probabilities.dtype())};
   if (labels.defined()) saved.push_back(labels);
   return record("nll_loss", inputs, std::move(output), std::move(saved));
 }

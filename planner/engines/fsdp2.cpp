@@ -34,15 +34,18 @@ std::uint64_t shard(const Owned& owned) {
 struct Group {
   Bytes gathered;       // in the compute copy's dtype, padded
   Bytes gradients;      // whole, of what is trained
+  Bytes accumulated;    // the same in the reduction's dtype
   Bytes reduce_input;   // padded, in the reduction's dtype
   Bytes reduce_output;  // this rank's part, where the sharded gradient is a copy of it and no view
   Bytes sharded;        // this rank's part, as it is kept
-  Group& operator+=(const Group& other) {
-    gathered += other.gathered;
-    gradients += other.gradients;
-    reduce_input += other.reduce_input;
-    reduce_output += other.reduce_output;
-    sharded += other.sharded;
+  Group& operator+=(const Group& other) { return add(other, 1); }
+  Group& add(const Group& other, std::uint64_t times) {
+    gathered += times * other.gathered;
+    gradients += times * other.gradients;
+    accumulated += times * other.accumulated;
+    reduce_input += times * other.reduce_input;
+    reduce_output += times * other.reduce_output;
+    sharded += times * other.sharded;
     return *this;
   }
 };
@@ -58,8 +61,10 @@ Group group_of(const OwnedRun& run, const Setup& setup, const Fsdp2Options& opti
     const DType reduced = reduce_dtype(owned.policy, options);
     const DType kept = sharded_dtype(owned.policy);
     group.gradients += bytes_for(owned.policy.parameter, owned.elements);
+    group.accumulated += bytes_for(options.reduce_dtype.value_or(kept), owned.elements);
     group.reduce_input += bytes_for(reduced, padded);
-    if (reduced != kept || setup.accumulation > 1) group.reduce_output += bytes_for(reduced, shard(owned));
+    if (reduced != kept || (setup.accumulation > 1 && options.gradient_sync))
+      group.reduce_output += bytes_for(reduced, shard(owned));
     group.sharded += bytes_for(kept, shard(owned));
   }
   return group;
@@ -67,8 +72,8 @@ Group group_of(const OwnedRun& run, const Setup& setup, const Fsdp2Options& opti
 
 struct Groups {
   Group root;
-  Group block;   // the largest of each part
-  Bytes blocks;  // all gathered
+  Group block;  // the largest of each part
+  Group all;    // the root's and all blocks' together
   std::uint64_t count = 0;
 };
 
@@ -76,11 +81,11 @@ Groups groups_of(const std::vector<OwnedRun>& runs, const Setup& setup, const Fs
   Groups groups;
   for (const OwnedRun& run : runs) {
     const Group group = group_of(run, setup, options);
+    groups.all.add(group, run.count);
     if (!run.block) {
       groups.root += group;
       continue;
     }
-    groups.blocks += run.count * group.gathered;
     groups.count += run.count;
     groups.block.gathered = std::max(groups.block.gathered, group.gathered);
     groups.block.gradients = std::max(groups.block.gradients, group.gradients);
@@ -89,6 +94,12 @@ Groups groups_of(const std::vector<OwnedRun>& runs, const Setup& setup, const Fs
     groups.block.sharded = std::max(groups.block.sharded, group.sharded);
   }
   return groups;
+}
+
+// Whether blocks let go of what they gathered between a forward and its backward. Where gradients wait, parameters do too
+// (torch/distributed/pipelining/stage.py: set_reshard_after_backward).
+bool reshards(const Setup& setup, const Fsdp2Options& options) {
+  return options.gradient_sync && options.reshard_after_forward.value_or(setup.stage == 3);
 }
 
 // Of one tensor's shard.
@@ -121,8 +132,9 @@ void add_states(TermList& list, const std::vector<OwnedRun>& runs, const Setup& 
   list.add({"parameters: sharded, the master", MemoryClass::parameters, options.offload ? host : Tier::device,
             Span::always, sum_bytes(runs, parameter), rows, inputs, kParam});
   if (!setup.optimizer_in_backward) {
-    list.add({"gradients: sharded", MemoryClass::gradients, options.offload ? host : Tier::device, Span::step,
-              sum_bytes(runs, gradient), rows, inputs, kCollectives});
+    list.add({"gradients: sharded", MemoryClass::gradients, options.offload ? host : Tier::device,
+              options.gradient_sync ? Span::step : Span::update, sum_bytes(runs, gradient), rows, inputs,
+              kCollectives});
   }
   list.add({"optimizer states: moments", MemoryClass::optimizer_states, options.offload ? Tier::pageable : Tier::device,
             Span::always, sum_bytes(runs, [&](const Owned& owned) { return moments_of(owned, setup); }), rows, inputs,
@@ -131,7 +143,8 @@ void add_states(TermList& list, const std::vector<OwnedRun>& runs, const Setup& 
                 : "torch/optim/adam.py, Adam._init_group: zeros_like of the sharded parameter"});
 }
 
-void add_buffers(TermList& list, const Groups& groups, const Setup& setup, bool reshard) {
+void add_buffers(TermList& list, const Groups& groups, const Setup& setup, const Fsdp2Options& options) {
+  const bool reshard = reshards(setup, options);
   const std::uint64_t two = std::min<std::uint64_t>(groups.count, 2);
   const std::string blocks =
       fmt::format("{} units that repeat, the largest {} B", groups.count, with_commas(groups.block.gathered.count()));
@@ -139,13 +152,19 @@ void add_buffers(TermList& list, const Groups& groups, const Setup& setup, bool 
             groups.root.gathered, "padded elements of everything outside of blocks x bytes per element",
             "kept from its forward to its backward", kGroup});
   list.add({"gathered parameters: blocks", MemoryClass::gathered_parameters, Tier::device, Span::backward,
-            reshard ? two * groups.block.gathered : groups.blocks,
+            reshard ? two * groups.block.gathered : groups.all.gathered - groups.root.gathered,
             reshard ? "the unit that computes + the flat buffer of the next one" : "every unit, kept after its forward",
             blocks, kGroup});
-  const Bytes gradients = std::max(groups.root.gradients, groups.block.gradients);
   const Bytes input = std::max(groups.root.reduce_input, groups.block.reduce_input);
-  list.add({"gradients of the unit that computes", MemoryClass::communication_buffers, Tier::device, Span::backward,
-            gradients, "elements of the largest unit x bytes per element", "not sharded yet", kGroup});
+  if (options.gradient_sync) {
+    list.add({"gradients of the unit that computes", MemoryClass::communication_buffers, Tier::device, Span::backward,
+              std::max(groups.root.gradients, groups.block.gradients),
+              "elements of the largest unit x bytes per element", "not sharded yet", kGroup});
+  } else {
+    list.add({"gradients: whole, waiting", MemoryClass::gradients, Tier::device, Span::backward, groups.all.accumulated,
+              "elements of all units x bytes of the reduction's dtype", "set_requires_gradient_sync(False)",
+              "torch/distributed/fsdp/_fully_shard/_fsdp_param.py, FSDPParam.unsharded_grad_dtype"});
+  }
   list.add({"reduce-scatter input", MemoryClass::communication_buffers, Tier::device, Span::backward, input,
             "padded elements of the largest unit x bytes of the reduction's dtype",
             "one is alive: reduce_scatter_max_input_buffers", kCollectives});
@@ -184,18 +203,18 @@ EngineTerms fsdp2_terms(const Catalog& catalog, const Setup& setup, const Fsdp2O
                                   setup.stage));
   }
   const std::vector<OwnedRun> runs = owned_tensors(catalog, setup);
-  const bool reshard = options.reshard_after_forward.value_or(setup.stage == 3);
   EngineTerms terms;
   TermList list(terms.terms);
   add_states(list, runs, setup, options);
-  if (!catalog.count_only) add_buffers(list, groups_of(runs, setup, options), setup, reshard);
-  terms.traffic = textbook_traffic(catalog, setup);
+  if (!catalog.count_only) add_buffers(list, groups_of(runs, setup, options), setup, options);
+  Setup sent = setup;
+  if (!options.gradient_sync) sent.accumulation = 1;  // once a step
+  terms.traffic = textbook_traffic(catalog, sent);
   // Gathered once where it is kept.
-  if (!reshard) {
-    Setup gathered = setup;
-    gathered.stage = 3;
-    gathered.cadence.reset();
-    const Bytes twice = textbook_traffic(catalog, gathered).gather_parameters;
+  if (!reshards(setup, options)) {
+    sent.stage = 3;
+    sent.cadence.reset();
+    const Bytes twice = textbook_traffic(catalog, sent).gather_parameters;
     terms.traffic.gather_parameters = Bytes{twice.count() / 2};
   }
   if (setup.policy.master && *setup.policy.master != setup.policy.parameter) {
@@ -209,7 +228,12 @@ EngineTerms fsdp2_terms(const Catalog& catalog, const Setup& setup, const Fsdp2O
         "rows "
         "of each rank");
   }
-  if (setup.accumulation > 1) {
+  if (!options.gradient_sync) {
+    terms.notes.emplace_back(
+        "fsdp2 in a pipeline of torch.distributed.pipelining: gathered parameters and whole gradients, in the "
+        "reduction's "
+        "dtype, stay from the first micro-batch to the last");
+  } else if (setup.accumulation > 1) {
     terms.notes.emplace_back("fsdp2 reduces every micro-batch and adds into the sharded gradient");
   }
   return terms;

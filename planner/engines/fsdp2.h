@@ -5,6 +5,8 @@
 // empty hold padding. The sharded parameter, in the master's dtype, is the master.
 //   stage 3: units are released after their forward and gathered again; stage 2: kept (reshard_after_forward=False).
 //   stages 0 and 1 do not exist there.
+// Without gradient_sync (a pipeline) whole gradients of all units, and what was gathered, stay until the last micro-batch; then they
+// are reduced unit by unit. The input of one reduction is counted beside the activations, of which nothing is left by then.
 //
 // Optimizers hold states of each rank's shard, in its shape: torch.optim.AdamW, Muon and torchao's AdamW8bit make them like
 // the local tensor. Adafactor, torch's (2.15) and transformers' (4.57), fails on sharded parameters: what is said is what

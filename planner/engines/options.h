@@ -89,8 +89,11 @@ struct Fsdp2Options {
   // Empty: at stage 3 but not for the root. False (stage 2) keeps what was gathered until the backward.
   std::optional<bool> reshard_after_forward;
   std::optional<DType> reduce_dtype;  // MixedPrecisionPolicy; empty: the gradient's
-  bool offload = false;               // CPUOffloadPolicy: shards, gradients and states live on the host
-  bool pin_memory = true;             // of CPUOffloadPolicy
+  // set_requires_gradient_sync. False: gradients stay whole, in the reduction's dtype, and are reduced behind the last
+  // micro-batch, as torch.distributed.pipelining has it (stage.py, backward_maybe_with_nosync).
+  bool gradient_sync = true;
+  bool offload = false;    // CPUOffloadPolicy: shards, gradients and states live on the host
+  bool pin_memory = true;  // of CPUOffloadPolicy
 
   bool operator==(const Fsdp2Options&) const = default;
 };

@@ -187,6 +187,11 @@ TEST(Parallel, LayersOfPieces) {
             (Counts{16, 16, 16, 13}));
   EXPECT_EQ(layers_of_pieces(30, {.pipeline = 4, .embedding_is_a_layer = true, .loss_is_a_layer = true}),
             (Counts{7, 8, 8, 7}));
+  // torchtitan's Llama 405B, and more pieces than divide.
+  EXPECT_EQ(layers_of_pieces(126, {.pipeline = 8, .more_layers_behind_first = true}),
+            (Counts{15, 16, 16, 16, 16, 16, 16, 15}));
+  EXPECT_EQ(layers_of_pieces(7, {.pipeline = 2, .virtual_stages = 2, .more_layers_behind_first = true}),
+            (Counts{1, 2, 2, 2}));
   expect_config_error([] { layers_of_pieces(3, {.pipeline = 4}); }, "--pp", "", "3 layers are fewer than the 4 stages");
   expect_config_error([] { layers_of_pieces(32, {.pipeline = 4, .virtual_stages = 3}); }, "--virtual-stages", "",
                       "8 layers on one of 4 ranks do not divide");

@@ -8,6 +8,8 @@
 #include <optional>
 #include <string_view>
 
+#include "tools/memcalc/torchtitan_flags.h"
+
 namespace shardplan::memcalc {
 namespace {
 
@@ -127,8 +129,10 @@ void add_client_flags(CLI::App* app, PlanOptions& options) {
            [&options](const std::string& text) {
              options.client.expert_load.capacity_factor = factor("--moe-capacity-factor", text, "a number above 0");
            });
-  for (const char* flag : {"--seq", "--micro-batch", "--images", "--image-size", "--profile", "--attention",
-                           "--recompute", "--loss", "--moe-imbalance", "--moe-capacity-factor"}) {
+  add_torchtitan_flags(app, options.client);
+  for (const char* flag :
+       {"--seq", "--micro-batch", "--images", "--image-size", "--profile", "--attention", "--recompute", "--loss",
+        "--moe-imbalance", "--moe-capacity-factor", "--disable-loss-parallel", "--context-rotate-method"}) {
     app->get_option(flag)->group(kGroup);
   }
 }

@@ -315,10 +315,12 @@ StepTime Evaluator::time(const PlanOptions& options) {
   StepSetup step;
   step.ranks = setup.world_size;
   step.replicas = setup.replicate;
-  step.stage = setup.stage;
+  // Where gradients wait for the last micro-batch, parameters are gathered and gradients reduced once a step, as at stage 1.
+  const bool waits = options.engine == Engine::fsdp2 && !engine_options_of(options).fsdp2.gradient_sync;
+  step.stage = waits ? 1 : setup.stage;
   step.micro_batches = setup.accumulation;
   step.by_shardplan = options.engine == Engine::shardplan;
-  step.reduces_each = resolved_cadence(setup) == Cadence::micro_batch;
+  step.reduces_each = !waits && resolved_cadence(setup) == Cadence::micro_batch;
   step.policy = setup.policy;
   step.optimizer = setup.optimizer;
   step.reduced = setup.policy.wire;

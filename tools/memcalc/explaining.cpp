@@ -13,6 +13,10 @@ std::string source_of(Profile profile) {
     return "megatron/core and transformer_engine/pytorch, each layer's save_for_backward; docs/memory_model.md, "
            "'Activations'";
   }
+  if (profile == Profile::torchtitan) {
+    return "torchtitan/models/llama/model.py and torchtitan/parallelisms; PyTorch, tools/autograd/derivatives.yaml and "
+           "torch/distributed/tensor; docs/memory_model.md, 'Activations'";
+  }
   return "transformers, modeling_*.py of the family; PyTorch, tools/autograd/derivatives.yaml, what each operation "
          "keeps; "
          "docs/memory_model.md, 'Activations'";

@@ -198,14 +198,19 @@ ProgramRun torchtune_run(const json::object& row) {
   return run;
 }
 
+// In a pipeline the local batch is cut into micro-batches, whose number the tables leave out.
+void set_axes(const json::object& row, Setup& setup) {
+  const json::object* parallel = object_of(row, "parallel");
+  const auto ranks = [&](const char* axis) { return parallel == nullptr ? 1 : count_of(*parallel, axis, 1); };
+  if (ranks("pp") > 1) throw NotPredicted("the number of its micro-batches is not published");
+  setup.parallel.tensor = ranks("tp");
+  setup.parallel.context = ranks("cp");
+  setup.world_size = count_of(row, "world_size", 8) / setup.parallel.tensor;
+}
+
 ProgramRun torchtitan_run(const json::object& row) {
   for (const char* word : {"compile", "Float8"}) {
     if (has_technique(row, word)) throw NotPredicted(fmt::format("{}: reported, not scored", word));
-  }
-  const json::object* parallel = object_of(row, "parallel");
-  for (const char* axis : {"tp", "pp", "cp"}) {
-    if (parallel != nullptr && count_of(*parallel, axis, 1) > 1)
-      throw NotPredicted(fmt::format("profile torchtitan has no {}", axis));
   }
   ProgramRun run;
   run.model = model_of(row);
@@ -217,10 +222,10 @@ ProgramRun torchtitan_run(const json::object& row) {
   options.engine_options.fsdp2.reduce_dtype = DType::f32;
   options.gpu = text_of(row, "gpu").starts_with("H200") ? "h200-141gb" : "h100-80gb";
   options.setup.policy = policy_named("bf16-mixed");
-  options.setup.world_size = count_of(row, "world_size", 8);
   options.setup.stage = 3;
   options.micro_batch = count_of(row, "local_batch_size", 1);
   options.sequence = count_of(row, "seq_len", 8192);
+  set_axes(row, options.setup);
   const std::string recompute = text_of(row, "activation_checkpointing");
   if (recompute == "full") options.client.recompute = RecomputeKind::full;
   if (recompute == "selective op") options.client.recompute = RecomputeKind::selective;

@@ -9,6 +9,7 @@
 #include "tools/memcalc/engine_flags.h"
 #include "tools/memcalc/export.h"
 #include "tools/memcalc/flags.h"
+#include "tools/memcalc/torchtitan_flags.h"
 
 namespace shardplan::memcalc {
 namespace {
@@ -201,6 +202,7 @@ void settle(PlanOptions& options, PlanFlags& flags, const std::set<std::string>&
   }
   options.lora = resolve(flags.lora);
   options.client.adapter_dropout = flags.lora.dropout.value_or(0);
+  settle_torchtitan(options, given);
   options.setup.parallel.vocabulary_multiple =
       options.vocabulary_multiple.value_or(options.engine == Engine::megatron ? 128 : 1);
   divide_world(options.setup);
@@ -321,6 +323,7 @@ ClientSetup PlanOptions::whole_client() const {
   ClientSetup whole = client;
   whole.profile = profile.value_or(engine == Engine::megatron ? Profile::megatron : Profile::hf_sdpa);
   whole.sequence = sequence.value_or(0);
+  whole.passes_keys_on = engine == Engine::fsdp2;
   whole.micro_batch = micro_batch;
   if (!megatron) {
     // Without arguments of a run, as recipes for models of other people run them: what Megatron drops out by default these

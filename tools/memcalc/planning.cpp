@@ -31,10 +31,6 @@ void add_notes(const PlanOptions& options, const Catalog& catalog, Report& repor
         fmt::format("{}: copies of the weights in {} are made by the client's code and not yet counted",
                     setup.policy.name, name(setup.policy.compute)));
   }
-  const bool hf = options.whole_client().profile <= Profile::hf_liger;
-  if (hf && counted && setup.parallel.context > 1 && options.engine == Engine::fsdp2) {
-    report.notes.push_back("activations with --cp are as DeepSpeed's Ulysses has them, not accelerate's ring");
-  }
   if (!catalog.active_parameters && options.client.expert_load != ExpertLoad{}) {
     report.notes.push_back(
         fmt::format("--moe-imbalance and --moe-capacity-factor are not used: {} has no experts", catalog.family));
@@ -221,8 +217,10 @@ std::optional<MegatronMachine> machine_of(const PlanOptions& options) {
 }
 
 std::string refused_interleaving(const PlanOptions& options) {
-  const bool megatron = options.engine == Engine::megatron || options.whole_client().profile == Profile::megatron;
-  return megatron ? uneven_interleaving(options.setup.parallel, options.setup.accumulation) : std::string();
+  const Profile profile = options.whole_client().profile;
+  const bool takes_groups =
+      options.engine == Engine::megatron || profile == Profile::megatron || profile == Profile::torchtitan;
+  return takes_groups ? uneven_interleaving(options.setup.parallel, options.setup.accumulation) : std::string();
 }
 
 Bytes shared_libraries(const PlanOptions& options) {
@@ -285,6 +283,14 @@ Model adapted(const PlanOptions& options, Model model) {
   return model;
 }
 
+EngineOptions engine_options_of(const PlanOptions& options) {
+  EngineOptions engine = options.engine_options;
+  engine.gpus_per_node = options.node_gpus();
+  const bool pipelined = options.setup.parallel.pipeline > 1 && options.whole_client().profile == Profile::torchtitan;
+  engine.fsdp2.gradient_sync = engine.fsdp2.gradient_sync && !pipelined;
+  return engine;
+}
+
 Sized size_kind(const PlanOptions& options, const Catalog& catalog) {
   const bool ours = options.engine == Engine::shardplan || options.engine == Engine::paper;
   if (ours && experts_apart(options.setup.parallel) && holds_experts(catalog)) {
@@ -292,8 +298,7 @@ Sized size_kind(const PlanOptions& options, const Catalog& catalog) {
   }
   Sized sized{.report = {}, .held = catalog, .plan = {}, .experts = {}, .terms = {}, .uncounted = {}};
   if (!ours) {
-    EngineOptions engine = options.engine_options;
-    engine.gpus_per_node = options.node_gpus();
+    const EngineOptions engine = engine_options_of(options);
     sized.terms = terms_of(options.engine, catalog, options.setup, engine);
     sized.report = report_of(options.engine, catalog, options.setup, *sized.terms);
   } else if (options.engine == Engine::paper) {

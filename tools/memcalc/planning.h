@@ -77,6 +77,9 @@ struct Sized {
 };
 Sized size_kind(const PlanOptions& options, const Catalog& catalog);
 
+// With what follows from the rest: GPUs of a node, and that torchtitan's pipelines reduce gradients once a step.
+EngineOptions engine_options_of(const PlanOptions& options);
+
 // The kinds of ranks of a model, quantised where the options say so.
 std::vector<RankKind> planned_kinds(const PlanOptions& options, const Model& model);
 
@@ -85,7 +88,7 @@ EngineHolds engine_holds(const PlanOptions& options, const Sized& sized);
 
 // Whose libraries are sized: the GPU that was named; Hopper's where none was, or its memory alone. Nothing for another vendor's.
 std::optional<MegatronMachine> machine_of(const PlanOptions& options);
-// Why Megatron, as engine or as profile, would not interleave this many micro-batches; empty where nothing is wrong.
+// Why Megatron, as engine or as profile, or profile torchtitan would not interleave this many micro-batches; empty where nothing is wrong.
 std::string refused_interleaving(const PlanOptions& options);
 
 // Workspaces of libraries, which models in one process share. Profile megatron's are its own buffers too, of each model: 0.

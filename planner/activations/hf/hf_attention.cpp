@@ -112,7 +112,9 @@ Value make_causal_mask(ForwardContext& context, std::uint64_t window, bool image
 void cache(const ForwardContext& context, Value& k, Value& v) {
   if (!context.use_cache()) return;
   const Value keys = cat(std::array{k}, k.shape());
-  const Value values = cat(std::array{v}, v.shape());
+  // Appended to nothing in the keys' dtype, which under autocast is wider.
+  const Value wide = bits(k.dtype()) > bits(v.dtype()) ? to(v, k.dtype()) : v;
+  const Value values = cat(std::array{wide}, v.shape());
   k = keys;
   v = values;
   k.tape().keep(k);  // what the model returns holds the cache

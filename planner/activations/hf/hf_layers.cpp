@@ -181,8 +181,10 @@ void rotate(Value& q, Value& k, const RotaryTables& tables, Rotation rotation) {
     const Value wide_k = to(k, inside);
     const Value rotated_q = rotate(wide_q, tables);
     const Value rotated_k = rotate(wide_k, tables);
-    Value back_q = to(rotated_q, dtype);
-    Value back_k = to(rotated_k, dtype);
+    // Else they stay what the tables made of them: fp32 under autocast.
+    const bool cast_back = rotation == Rotation::interleaved || rotation == Rotation::wide_tables;
+    Value back_q = cast_back ? to(rotated_q, dtype) : rotated_q;
+    Value back_k = cast_back ? to(rotated_k, dtype) : rotated_k;
     return std::pair(std::move(back_q), std::move(back_k));
   }();
   q = narrow_q;

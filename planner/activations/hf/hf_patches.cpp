@@ -18,7 +18,8 @@ Value patches(ForwardContext& context, const Parameters& projection, std::uint64
     throw NotModelled(fmt::format("images of {} x {} pixels: its table of positions has {} patches",
                                   client.image_height, client.image_width, count));
   }
-  const Value image = context.tape.outside({images, projection.module->input}, context.setup.policy.parameter);
+  const Shape pixels{images, projection.module->input, count * side * side};
+  const Value image = context.tape.outside(pixels, context.setup.policy.parameter);
   const Shape shape{images, projection.module->output, count};
   const Value channels = convolution(image, projection.weight, projection.bias, shape);
   const Value tokens = view(channels, {shape[0], shape[2], shape[1]});

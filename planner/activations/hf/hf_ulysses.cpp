@@ -20,6 +20,7 @@ constexpr std::array kFamilies{"llama", "mistral", "qwen2", "qwen3", "granite", 
 std::string ulysses_refuses(const Model& model, const Setup& setup, const ClientSetup& client) {
   const std::uint64_t ranks = setup.parallel.context;
   const Architecture& a = model.architecture;
+  if (client.passes_keys_on) return "accelerate's ring attention is not known (--cp with engine fsdp2)";
   if (std::find(kFamilies.begin(), kFamilies.end(), model.catalog.family) == kFamilies.end()) {
     return fmt::format("profile {} shares out no sequence of {} (--cp)", name(client.profile), model.catalog.family);
   }

@@ -9,6 +9,7 @@
 
 #include "base/checked.h"
 #include "planner/activations/megatron/megatron_layers.h"
+#include "planner/activations/stage_ends.h"
 #include "planner/activations/torch_ops.h"
 #include "planner/units.h"
 
@@ -58,7 +59,7 @@ class Forward {
     const UnitRun* head = unit(held_, kHeadUnit);
     const bool two_towers = !layers_.empty() && layers_.back().second.cross_attention;
     Value hidden = two_towers ? encode_and_decode() : blocks(embed(c_.tokens), {}, "");
-    if (head == nullptr) return send(std::move(hidden));
+    if (head == nullptr) return autograd::sent(hidden);  // M pipeline_parallel/schedules.py:171
     c_.tape.enter(head->name);
     return loss(*head, std::move(hidden));
   }
@@ -72,32 +73,11 @@ class Forward {
     });
   }
 
-  // A leaf that needs a gradient, which is handed back to the stage before.
-  Value received() {
-    c_.tape.enter("received");
-    const Value before = c_.tape.parameter("the stage before", {1}, c_.dtype, true);
-    return c_.tape.record("received", std::span(&before, 1), c_.allocate("received", {c_.tokens.split, features_}), {},
-                          [](Tape&, std::span<const Value>, std::vector<Value>&) { return std::vector<Value>(1); });
-  }
-
-  // M pipeline_parallel/schedules.py:171: what was sent is let go of; a gradient as large comes back.
-  Value send(Value hidden) {
-    Value sent = c_.allocate("sent", {1});
-    sent = c_.tape.record(
-        "send", std::span(&hidden, 1), std::move(sent), {},
-        [shape = hidden.shape(), dtype = hidden.dtype()](Tape& tape, std::span<const Value>, std::vector<Value>&) {
-          std::vector<Value> gradients;
-          gradients.push_back(tape.allocate("received gradient", shape, dtype));
-          return gradients;
-        });
-    return sent;
-  }
-
   // M models/common/embeddings/language_model_embedding.py; tensor_parallel/layers.py, VocabParallelEmbedding: masked ids are
   // kept. Its weight has a gradient of its own, never a stand-in.
   Value embed(const MegatronTokens& tokens) {
     const UnitRun* embedding = unit(held_, kEmbeddingUnit);
-    if (embedding == nullptr) return received();
+    if (embedding == nullptr) return autograd::received(c_.tape, {tokens.split, features_}, c_.dtype);
     c_.tape.enter(embedding->name);
     const Value weight = c_.tape.parameter("word embeddings", {1}, c_.dtype, true);
     std::vector<Value> saved;

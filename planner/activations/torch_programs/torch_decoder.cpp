@@ -5,13 +5,17 @@
 #include <algorithm>
 
 #include "planner/activations/adapters.h"
+#include "planner/activations/stage_ends.h"
 #include "planner/activations/torch_ops.h"
+#include "planner/activations/torch_programs/torch_tensor_parallel.h"
 
 namespace shardplan::autograd {
 
-Value fp32_rms_norm(const Parameters& layer, const Value& x) {
+Value fp32_rms_norm(const Parameters& layer, const Value& input, std::uint64_t ranks) {
+  const Value x = distributed(input, ranks);
   const Value narrow = [&] {
     const Value wide = to(x, DType::f32);
+    if (ranks > 1) x.tape().adds_apart(wide);
     const Value normed = mul(wide, [&] {
       Value variance = pow(wide);
       variance = mean(variance);
@@ -24,7 +28,8 @@ Value fp32_rms_norm(const Parameters& layer, const Value& x) {
 }
 
 Value adapted_linear(const UnitView& unit, std::string_view name, const Value& x) {
-  const Parameters layer = unit[name];
+  Parameters layer = unit[name];
+  layer.output = layer.weight.size(0);  // this rank's
   const Value result = base_linear(x, layer);
   return layer.adapter.a.defined() ? plain_adapted(x, result, layer) : result;
 }
@@ -38,14 +43,20 @@ Value gated_feed_forward(const UnitView& block, const Value& x) {
 }
 
 Value decoder_features(ForwardContext& context, BlockForward block) {
+  const Parallelism& parallel = context.setup.parallel;
+  const Architecture& sizes = context.model.architecture;
+  const Shape text{context.batch(), context.tokens() / parallel.context};
   Value hidden;
   if (const auto unit = unit_with(context, "model.embed_tokens")) {
-    const Value tokens = context.tape.outside({context.batch(), context.tokens()}, DType::i64);
-    hidden = embedding(tokens, (*unit)["model.embed_tokens"].weight);
+    hidden = parallel_embedding(context.tape.outside(text, DType::i64), (*unit)["model.embed_tokens"].weight,
+                                parallel.tensor, sizes.vocabulary);
+  } else {
+    hidden = received(context.tape, {text[0], text[1] / parallel.tensor, sizes.hidden}, context.parameter_dtype());
+    context.tape.keep(hidden);  // the stage's own, until its backward has ended
   }
   hidden = run_blocks(context, block, std::move(hidden));
   const auto unit = unit_with(context, "model.norm");
-  return fp32_rms_norm((*unit)["model.norm"], hidden);
+  return unit ? fp32_rms_norm((*unit)["model.norm"], hidden, parallel.tensor) : hidden;
 }
 
 const AttentionSizes& attention_sizes_of(const UnitView& block) {
@@ -57,12 +68,8 @@ const AttentionSizes& attention_sizes_of(const UnitView& block) {
 namespace shardplan {
 
 std::string torch_decoder_refuses(const Model& model, const Setup& setup, std::string_view profile) {
-  const Parallelism& parallel = setup.parallel;
   if (model.catalog.family != "llama" && model.catalog.family != "mistral") {
     return fmt::format("profile {} knows families llama and mistral alone", profile);
-  }
-  if (parallel.tensor > 1 || parallel.context > 1 || parallel.expert > 1 || parallel.pipeline > 1) {
-    return fmt::format("profile {} shares out no layer, no sequence and no stages yet (--tp, --cp, --pp)", profile);
   }
   if (setup.policy.compute != setup.policy.parameter) {
     return fmt::format("profile {} does not know autocast ({})", profile, setup.policy.name);

@@ -8,8 +8,8 @@
 
 namespace shardplan::autograd {
 
-// x.float() * rsqrt(mean(x.float()^2) + eps), back in x's dtype, times the weight.
-Value fp32_rms_norm(const Parameters& layer, const Value& x);
+// x.float() * rsqrt(mean(x.float()^2) + eps), back in x's dtype, times the weight. With more than one rank x becomes a DTensor.
+Value fp32_rms_norm(const Parameters& layer, const Value& x, std::uint64_t ranks = 1);
 
 // nn.Linear or, with an adapter, LoRALinear of torchtune.
 Value adapted_linear(const UnitView& unit, std::string_view name, const Value& x);
@@ -17,7 +17,8 @@ Value adapted_linear(const UnitView& unit, std::string_view name, const Value& x
 // down(silu(gate(x)) * up(x))
 Value gated_feed_forward(const UnitView& block, const Value& x);
 
-// Embedding, blocks, last norm.
+// Embedding, blocks, last norm; of a stage of a pipeline those that it has. A text's part on this rank, where context and tensor
+// parallelism cut it.
 Value decoder_features(ForwardContext& context, BlockForward block);
 
 const AttentionSizes& attention_sizes_of(const UnitView& block);

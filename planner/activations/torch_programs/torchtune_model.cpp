@@ -118,6 +118,10 @@ std::string torchtune_refuses(const Model& model, const Setup& setup, const Clie
   if (client.recompute == RecomputeKind::selective || is_of_flows(client.recompute)) {
     return "profile torchtune recomputes whole blocks alone";
   }
+  const Parallelism& parallel = setup.parallel;
+  if (parallel.tensor > 1 || parallel.context > 1 || parallel.pipeline > 1) {
+    return "profile torchtune shares out no layer, no sequence and no stages (--tp, --cp, --pp)";
+  }
   return torch_decoder_refuses(model, setup, "torchtune");
 }
 

@@ -128,5 +128,20 @@ TEST(Pipeline, PeakAddsWhatIsInFlight) {
   EXPECT_EQ(sum(peak_of(chunks, p, 3, 16).peak.held), 15);
 }
 
+// torch.distributed.pipelining 2.15 (schedules.py, ScheduleInterleaved1F1B._calculate_single_rank_operations), walked pass by pass:
+// micro-batches of both chunks on each rank of four, and of three chunks.
+TEST(Pipeline, InterleavesAsTorchDoes) {
+  const auto held = [](std::uint64_t chunks, std::uint64_t micro_batches) {
+    std::vector<HeldChunks> each;
+    for (std::uint64_t rank = 0; rank < 4; ++rank) {
+      each.push_back(most_held({.pipeline = 4, .virtual_stages = chunks}, rank, micro_batches));
+    }
+    return each;
+  };
+  EXPECT_EQ(held(2, 8), (std::vector<HeldChunks>{{7, 4}, {5, 4}, {4, 3}, {4, 1}}));
+  EXPECT_EQ(held(2, 4), (std::vector<HeldChunks>{{4, 4}, {4, 4}, {4, 3}, {4, 1}}));
+  EXPECT_EQ(held(3, 12), (std::vector<HeldChunks>{{7, 4, 4}, {5, 4, 4}, {4, 4, 3}, {4, 4, 1}}));
+}
+
 }  // namespace
 }  // namespace shardplan

@@ -5,9 +5,11 @@
 
 #include "planner/activations/profiles.h"
 #include "planner/activations/torch_ops.h"
+#include "planner/activations/torch_programs/torchtitan_model.h"
 #include "planner/families/litgpt.h"
 #include "planner/formats/hf_config.h"
 #include "planner/lora.h"
+#include "planner/parallel.h"
 
 namespace shardplan {
 namespace {
@@ -111,6 +113,54 @@ TEST(Torchtitan, SelectiveTakesWhatItKept) {
   };
   const auto kept = static_cast<std::int64_t>(2 * n.tokens() * (n.heads * n.d + n.groups * n.d + n.f));
   EXPECT_LE(backward(RecomputeKind::selective), backward(RecomputeKind::full) - kept);
+}
+
+// docs/memory_model.md: of a rank of t, with 16 bits; what is gathered for products is whole.
+TEST(Torchtitan, ABlockOfATensorRank) {
+  const Sizes n{.h = 128, .f = 160, .heads = 8, .groups = 4};
+  for (const std::uint64_t t : {2U, 4U}) {
+    shardplan::Setup setup = bf16();
+    setup.parallel.tensor = t;
+    const Model model = llama(n);
+    const Catalog held = kinds_of_ranks(model, setup).front().catalog;
+    const ActivityResult result = activity_of(model, held, setup, client_of(n, Profile::torchtitan), {.rounding = 1});
+    ASSERT_TRUE(result.activity) << result.unknown_because;
+    const std::uint64_t norm = n.tokens() / t * (4 * n.h + 4 + 2 * n.h);  // fp32 input, 1/rms, normalised
+    const std::uint64_t gathered = 2 * n.tokens() * n.h;
+    const std::uint64_t heads = n.heads / t;
+    const std::uint64_t kept_heads = n.groups / t == 1 ? 1 : heads;  // one key head is seen as often as it is used
+    const std::uint64_t attention = 2 * n.tokens() * n.d * (2 * heads + 2 * kept_heads) + 4 * n.b * heads * n.s + 24;
+    const std::uint64_t mlp = 4 * 2 * n.tokens() * n.f / t;
+    EXPECT_EQ(of_a_block(*result.activity), 2 * (norm + gathered) + attention + mlp);
+  }
+}
+
+// What a rank keeps beside, by the first words of its name.
+std::uint64_t kept_beside(const Setup& setup, const ClientSetup& client, std::size_t stage, std::string_view words) {
+  const Model model = llama(Sizes{});
+  Bytes bytes;
+  for (const ClientTerm& term :
+       torchtitan_client_terms(model, kinds_of_ranks(model, setup).at(stage).catalog, setup, client)) {
+    if (term.name.starts_with(words)) bytes += term.bytes;
+  }
+  return bytes.count();
+}
+
+TEST(Torchtitan, StagesKeepLogitsAndTheWholeEmbeddingsGradient) {
+  const Sizes n;
+  shardplan::Setup setup = bf16();
+  setup.parallel.pipeline = 2;
+  setup.parallel.tensor = 2;
+  setup.accumulation = 4;
+  ClientSetup client = client_of(n, Profile::torchtitan);
+  EXPECT_EQ(kept_beside(setup, client, 0, "logits"), 0U);
+  EXPECT_EQ(kept_beside(setup, client, 1, "logits"), 2 * 4 * n.tokens() * n.words / 2);
+  EXPECT_EQ(kept_beside(setup, client, 0, "gradient of other"), 4 * n.words / 2 * n.h);
+  EXPECT_EQ(kept_beside(setup, client, 1, "gradient of other"), 0U);
+  client.loss_parallel = false;
+  EXPECT_EQ(kept_beside(setup, client, 1, "logits"), 2 * 4 * n.tokens() * n.words);
+  setup.parallel.pipeline = 1;
+  EXPECT_EQ(kept_beside(setup, client, 0, "logits") + kept_beside(setup, client, 0, "gradient of other"), 0U);
 }
 
 TEST(LitGpt, ABlockWithAdaptersOnQueriesAndValues) {

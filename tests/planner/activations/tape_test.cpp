@@ -69,6 +69,25 @@ TEST(Tape, ResidualsShareOneGradient) {
   EXPECT_EQ(held(tape) - before, 80);  // w's and v's
 }
 
+// A DTensor's second gradient makes a third tensor.
+TEST(Tape, SomeGradientsAreAddedApart) {
+  const auto peak = [](bool apart) {
+    Tape tape(kExact);
+    tape.enter("unit");
+    Value x = mul(trained(tape, "w", {10}), trained(tape, "v", {10}));
+    if (apart) tape.adds_apart(x);
+    Value y = add(scale(x), scale(x));
+    x.reset();
+    const std::size_t before = tape.events().size();
+    const Value gradient = tape.allocate("gradient", {10}, DType::f32);
+    tape.backward(std::move(y), gradient);
+    std::size_t made = 0;
+    for (std::size_t i = before; i < tape.events().size(); ++i) made += tape.events()[i].allocated ? 1U : 0U;
+    return made;
+  };
+  EXPECT_EQ(peak(true), peak(false) + 1);
+}
+
 TEST(Tape, OneParameterHasOneGradient) {
   Tape tape(kExact);
   tape.enter("unit");

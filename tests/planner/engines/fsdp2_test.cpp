@@ -99,6 +99,27 @@ TEST(Fsdp2, OneRankGathersACopy) {
   EXPECT_EQ(bytes_of(fsdp2_terms(two_blocks(), setup, {}), "gathered parameters: blocks").count(), 4U * 2 * (15 + 5));
 }
 
+// As torch.distributed.pipelining has it (stage.py, backward_maybe_with_nosync).
+TEST(Fsdp2, WithoutSyncGradientsWaitWhole) {
+  shardplan::Setup setup = stage3(2);
+  setup.policy = policy_named("bf16-mixed");
+  setup.accumulation = 4;
+  Fsdp2Options options;
+  options.reduce_dtype = DType::f32;
+  options.gradient_sync = false;
+  const EngineTerms terms = fsdp2_terms(two_blocks(), setup, options);
+  EXPECT_EQ(bytes_of(terms, "gradients: whole, waiting").count(), 4 * (40 + 2 * 20U));
+  EXPECT_EQ(bytes_of(terms, "gathered parameters: blocks").count(), 2 * 2 * (18 + 6U));  // both, padded
+  EXPECT_EQ(bytes_of(terms, "gradients of the unit that computes"), 0_B);
+  EXPECT_EQ(bytes_of(terms, "reduce-scatter output"), 0_B);  // the sharded gradient is a view of it
+  EXPECT_EQ(bytes_of(terms, "gradients: sharded").count(), 4 * (20 + 2 * (9 + 3U)));
+  // Gathered and reduced once a step.
+  setup.accumulation = 1;
+  options.reshard_after_forward = false;
+  options.gradient_sync = true;
+  EXPECT_EQ(terms.traffic.total(), fsdp2_terms(two_blocks(), setup, options).traffic.total());
+}
+
 TEST(Fsdp2, HybridShardsInsideAReplica) {
   shardplan::Setup hybrid = stage3(8);
   hybrid.replicate = 4;

@@ -363,6 +363,8 @@ def plan(
     profile: _Word = None,
     attention: _Word = None,
     loss: _Word = None,
+    disable_loss_parallel: _Flag = None,
+    context_rotate_method: _Word = None,
     tp: _Count = None,
     pp: _Count = None,
     cp: _Count = None,

@@ -1,0 +1,78 @@
+// Profile torchtitan on meshes, as its users ask for it.
+#include <gtest/gtest.h>
+
+#include <boost/json.hpp>
+#include <string>
+
+#include "tests/tools/memcalc/program.h"
+
+namespace {
+
+using namespace shardplan::test;
+
+namespace json = boost::json;
+
+const std::string kMesh = "llama-3.1-8b --gpus 64 --engine fsdp2 --zero 3 --profile torchtitan";
+const std::string kRun = kMesh + " --seq 8192";
+
+std::uint64_t at_peak(const json::object& plan, const char* part) {
+  return number(plan.at("worst").at("device").at("at_peak").at(part));
+}
+
+TEST(MemcalcTorchtitan, MeshesAreAnswered) {
+  for (const char* mesh :
+       {" --tp 8", " --cp 4", " --tp 2 --cp 2", " --tp 8 --pp 4 --grad-accum 8",
+        " --pp 4 --virtual-stages 2 --grad-accum 8 --cp 2", " --tp 2 --pp 2 --schedule zero-bubble --grad-accum 4"}) {
+    for (const char* recompute : {"none", "selective", "full"}) {
+      const json::object result = plan(kRun + mesh + " --recompute " + recompute);
+      EXPECT_GT(at_peak(result, "activations"), 0U) << mesh << recompute;
+      EXPECT_TRUE(result.at("worst").at("device").at("peak_allocated").is_number()) << mesh;
+    }
+  }
+}
+
+// A rank of eight has an eighth of everything but the gathered inputs of products, of which a block keeps two whole.
+TEST(MemcalcTorchtitan, TensorParallelismSharesOutActivations) {
+  const json::object whole = plan(kRun + " --recompute none");
+  const json::object part = plan(kRun + " --tp 8 --recompute none");
+  constexpr std::uint64_t kGathered = 32 * 2 * 2 * std::uint64_t{8192} * 4096;
+  EXPECT_GT(at_peak(part, "activations"), kGathered);
+  EXPECT_LT(at_peak(part, "activations"), at_peak(whole, "activations") / 8 + kGathered + kGathered / 8);
+}
+
+// Whole fp32 gradients of a rank's stage, from its first micro-batch to its last.
+TEST(MemcalcTorchtitan, APipelineKeepsWholeGradients) {
+  const json::object result = plan(kRun + " --tp 8 --pp 4 --grad-accum 8");
+  const json::value& device = result.at("worst").at("device");
+  EXPECT_EQ(number(device.at("gradients")), 2 * number(device.at("parameters")));  // an fp32 shard of two
+}
+
+TEST(MemcalcTorchtitan, TheLossMayBeWhole) {
+  const std::string run = kRun + " --tp 8 --recompute full";
+  // In parallel 16 bytes of each logit of this rank at the peak, else 12 of each of all.
+  EXPECT_GT(at_peak(plan(run + " --disable-loss-parallel"), "loss"), 5 * at_peak(plan(run), "loss"));
+}
+
+TEST(MemcalcTorchtitan, FlagsAreInTheSetup) {
+  const json::value plain = plan(kRun).at("setup");
+  EXPECT_TRUE(plain.at("loss_parallel").is_null());
+  EXPECT_TRUE(plain.at("context_rotate_method").is_null());
+  const json::value mesh =
+      plan(kRun + " --tp 2 --cp 2 --disable-loss-parallel --context-rotate-method alltoall").at("setup");
+  EXPECT_FALSE(mesh.at("loss_parallel").as_bool());
+  EXPECT_EQ(mesh.at("context_rotate_method").as_string(), "alltoall");
+  EXPECT_TRUE(mesh.at("sequence_parallel").as_bool());
+}
+
+TEST(MemcalcTorchtitan, WhatIsNotKnownIsSaidSo) {
+  const auto refusal = [](const std::string& words) { return memcalc("plan " + kMesh + " " + words).out; };
+  EXPECT_NE(refusal("--seq 8192 --tp 16").find("--tp 16 ranks heads of keys and values of its own"), std::string::npos);
+  EXPECT_NE(refusal("--seq 8196 --cp 4").find("8 equal pieces for --cp 4"), std::string::npos);
+  EXPECT_NE(refusal("--seq 8192 --cp 2 --precision fp32").find("by FlashAttention alone"), std::string::npos);
+  EXPECT_NE(refusal("--seq 8192 --pp 2 --schedule dualpipe").find("has no dualpipe"), std::string::npos);
+  expect_failure("plan " + kRun + " --pp 4 --virtual-stages 2 --grad-accum 6", 2, "groups of --pp 4");
+  expect_failure("plan llama-3.1-8b --disable-loss-parallel", 2, "is of --profile torchtitan alone");
+  expect_failure("plan llama-3.1-8b --profile torchtitan --context-rotate-method ring", 2, "allgather or alltoall");
+}
+
+}  // namespace
