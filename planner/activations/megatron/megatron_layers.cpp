@@ -364,7 +364,8 @@ Value feed_forward(MegatronContext& context, const MegatronLayer& layer, const V
   }
   const auto experts = [&context, &layer](const Value& input) { return mixture_of_experts(context, layer, input); };
   const Value normed = norm(context, hidden, layer.rms_norm);
-  return context.selects(&MegatronClient::Modules::moe) ? context.tape.reentrant_checkpoint(experts, normed) : experts(normed);
+  return context.selects(&MegatronClient::Modules::moe) ? context.tape.reentrant_checkpoint(experts, normed)
+                                                        : experts(normed);
 }
 
 }  // namespace
