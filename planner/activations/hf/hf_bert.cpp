@@ -25,11 +25,11 @@ Value self_attention(ForwardContext& context, const UnitView& block, const Value
   const Value k = split_heads(linear(hidden, block[prefix + "key"]), heads);
   const Value v = split_heads(linear(hidden, block[prefix + "value"]), heads);
   if (block.has(prefix + "distance_embedding")) throw NotModelled("relative positions");
+  const double rate = dropout_rate(block, prefix + std::string(dropped));
   if (context.attention() == AttentionKind::eager) {
-    return eager_attention(
-        context, q, k, v, {.mask = context.shared.mask, .dropout = dropout_rate(block, prefix + std::string(dropped))});
+    return eager_attention(context, q, k, v, {.mask = context.shared.mask, .dropout = rate});
   }
-  return attend(context, q, k, v, {.mask = context.shared.mask, .causal = false});
+  return attend(context, q, k, v, {.mask = context.shared.mask, .dropout = rate, .causal = false});
 }
 
 Value bert_block(ForwardContext& context, const UnitView& block, const Value& input) {
@@ -162,7 +162,9 @@ Value distilbert_attention(ForwardContext& context, const UnitView& block, const
   const Value k = split_heads(linear(input, block["attention.k_lin"]), heads);
   const Value v = split_heads(linear(input, block["attention.v_lin"]), heads);
   if (context.attention() != AttentionKind::eager) {
-    return linear(attend(context, q, k, v, {.mask = context.shared.mask, .causal = false}), block["attention.out_lin"]);
+    const double rate = dropout_rate(block, "attention.dropout");
+    const Value mixed = attend(context, q, k, v, {.mask = context.shared.mask, .dropout = rate, .causal = false});
+    return linear(mixed, block["attention.out_lin"]);
   }
   q = scale(q);
   Value scores = batched_matmul(q, k, {q.size(0), q.size(1), q.size(2), k.size(2)});

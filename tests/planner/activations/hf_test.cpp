@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <filesystem>
 #include <fstream>
@@ -133,7 +134,7 @@ std::string listed(const Activity& activity) {
 // backward runs first follows from how many nodes autograd's own thread has numbered before, in this step and in earlier ones.
 double tolerance(const std::string& file, const Policy& policy) {
   if (policy.compute != policy.parameter) return 0.01;  // autocast: copies of gradients, as they are cast
-  static const std::map<std::string_view, double> wider{{"cnf", 0.035},  {"drawn", 0.002},  {"drawn_recomputed", 0.003},
+  static const std::map<std::string_view, double> wider{{"cnf", 0.035},  {"drawn", 0.004},  {"drawn_recomputed", 0.003},
                                                         {"flow", 0.004}, {"gemma3", 0.008}, {"mamba2", 0.003}};
   const auto wide = wider.find(file);
   return wide == wider.end() ? 0.001 : wide->second;
@@ -145,7 +146,8 @@ std::uint64_t hidden_bytes(const Model& model, const json::object& config, const
   const std::uint64_t tokens = run.client.micro_batch * run.client.sequence;
   if (model.catalog.family == "kimi_vl") return tokens;
   if (model.catalog.family != "deepseek_v2" || run.setup.policy.compute != DType::f32) return 0;
-  const std::uint64_t layers = number(config.at("num_hidden_layers")) - number(config.at("first_k_dense_replace"));
+  const std::uint64_t all = number(config.at("num_hidden_layers"));
+  const std::uint64_t layers = all - std::min(all, number(config.at("first_k_dense_replace")));
   return layers * tokens * number(config.at("num_experts_per_tok")) * (number(config.at("hidden_size")) + 1) * 4;
 }
 
