@@ -323,7 +323,7 @@ StepTime Evaluator::time(const PlanOptions& options) {
   step.reduces_each = !waits && resolved_cadence(setup) == Cadence::micro_batch;
   step.policy = setup.policy;
   step.optimizer = setup.optimizer;
-  step.reduced = setup.policy.wire;
+  step.reduced = wire_dtype_of(options);
   step.overlapped = setup.prefetch > 0;
   step.recomputed = recomputed_part(client, model_.architecture);
   step.expert_ranks = parallel.expert;

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "planner/activations/pipeline.h"
+#include "planner/engines/fsdp2.h"
 #include "planner/engines/workspaces.h"
 #include "planner/families/litgpt.h"
 #include "planner/formats/parameter_count.h"
@@ -289,6 +290,18 @@ EngineOptions engine_options_of(const PlanOptions& options) {
   const bool pipelined = options.setup.parallel.pipeline > 1 && options.whole_client().profile == Profile::torchtitan;
   engine.fsdp2.gradient_sync = engine.fsdp2.gradient_sync && !pipelined;
   return engine;
+}
+
+DType wire_dtype_of(const PlanOptions& options) {
+  const Policy& policy = options.setup.policy;
+  switch (options.engine) {
+    case Engine::fsdp2:
+      return fsdp2_reduce_dtype(policy, options.engine_options.fsdp2);
+    case Engine::megatron:
+      return options.engine_options.megatron.main_grads_dtype;
+    default:
+      return policy.wire;
+  }
 }
 
 Sized size_kind(const PlanOptions& options, const Catalog& catalog) {

@@ -19,6 +19,12 @@ std::uint64_t at_peak(const json::object& plan, const char* part) {
   return number(plan.at("worst").at("device").at("at_peak").at(part));
 }
 
+// What a step takes longer with the flags.
+double seconds_more(const std::string& words, const std::string& flags) {
+  const json::object result = plan(words + " --gpu h100-80gb --against '" + flags + "'");
+  return result.at("against").at("step_seconds").at("difference").as_double();
+}
+
 TEST(MemcalcTorchtitan, MeshesAreAnswered) {
   for (const char* mesh :
        {" --tp 8", " --cp 4", " --tp 2 --cp 2", " --tp 8 --pp 4 --grad-accum 8",
@@ -51,6 +57,21 @@ TEST(MemcalcTorchtitan, TheLossMayBeWhole) {
   const std::string run = kRun + " --tp 8 --recompute full";
   // In parallel 16 bytes of each logit of this rank at the peak, else 12 of each of all.
   EXPECT_GT(at_peak(plan(run + " --disable-loss-parallel"), "loss"), 5 * at_peak(plan(run), "loss"));
+}
+
+// training.mixed_precision_reduce: float32, unless another is said.
+TEST(MemcalcTorchtitan, GradientsTravelInFp32) {
+  const std::string run = "llama-3-8b --gpus 8 --engine fsdp2 --zero 3 --profile torchtitan --seq 8192";
+  const auto reduced = [](const json::object& plan) {
+    return number(plan.at("communication").at("by_operation").at("reduce_gradients"));
+  };
+  const json::object usual = plan(run);
+  EXPECT_EQ(usual.at("setup").at("wire_dtype").as_string(), "fp32");
+  EXPECT_EQ(reduced(usual), 4 * std::uint64_t{8'030'261'248} * 7 / 8);
+  EXPECT_EQ(reduced(plan(run + " --wire-dtype fp32")), reduced(usual));
+  EXPECT_EQ(2 * reduced(plan(run + " --wire-dtype bf16")), reduced(usual));
+  EXPECT_EQ(seconds_more(run, "--wire-dtype fp32"), 0);
+  EXPECT_LT(seconds_more(run, "--wire-dtype bf16"), 0);
 }
 
 TEST(MemcalcTorchtitan, FlagsAreInTheSetup) {
