@@ -187,7 +187,11 @@ Traffic traffic_of(const Catalog& catalog, const Setup& setup, const Fsdp2Option
   sent.stage = 3;
   sent.cadence.reset();
   Traffic traffic = textbook_traffic(catalog, sent);
-  if (!reshards(setup, options)) traffic.gather_parameters = Bytes{traffic.gather_parameters.count() / 2};
+  if (!reshards(setup, options)) {
+    traffic.gather_parameters = Bytes{traffic.gather_parameters.count() / 2};
+    traffic.gathers /= 2;
+  }
+  traffic.textbook = traffic.total();
   return traffic;
 }
 

@@ -86,7 +86,7 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
                          ? json::value()
                          : json::value{options.client.image_height, options.client.image_width}},
       {"grad_accum", setup.accumulation},
-      {"cadence", word(name(resolved_cadence(setup)))},
+      {"cadence", word(name(cadence_of(planned.report.traffic, setup)))},
       {"reduction", word(name(setup.reduction))},
       {"reduction_group", resolved_reduction_group(setup)},
       {"transport", word(name(setup.transport))},

@@ -74,6 +74,26 @@ TEST(MemcalcTorchtitan, GradientsTravelInFp32) {
   EXPECT_LT(seconds_more(run, "--wire-dtype bf16"), 0);
 }
 
+// A pipeline's gradients wait for the last micro-batch: what is sent, and what is said of it.
+TEST(MemcalcTorchtitan, APipelineSendsOnceAStep) {
+  const std::string whole = "llama-3-8b --gpus 16 --engine fsdp2 --zero 3 --profile torchtitan --seq 4096";
+  const std::string run = whole + " --pp 2";
+  const json::object one = plan(run + " --grad-accum 1");
+  const json::object four = plan(run + " --grad-accum 4");
+  EXPECT_EQ(four.at("communication"), one.at("communication"));
+  EXPECT_EQ(four.at("setup").at("cadence").as_string(), "step");
+  const json::object sent = four.at("communication").as_object();
+  EXPECT_EQ(sent.at("textbook_bytes_sent_per_step"), sent.at("bytes_sent_per_step"));
+  const std::string said = memcalc("explain " + run + " --grad-accum 4").out;
+  EXPECT_NE(said.find("A = 4, cadence step"), std::string::npos);
+  EXPECT_NE(said.find("(N-1)/N, once in a step, and kept to its end"), std::string::npos);
+  EXPECT_EQ(said.find("of A micro-batches"), std::string::npos);
+  const std::string each = memcalc("explain " + whole + " --grad-accum 4").out;
+  EXPECT_NE(each.find("A = 4, cadence micro_batch"), std::string::npos);
+  EXPECT_NE(each.find("(N-1)/N, each of A micro-batches"), std::string::npos);
+  EXPECT_NE(each.find("forward and backward of each of A micro-batches"), std::string::npos);
+}
+
 TEST(MemcalcTorchtitan, FlagsAreInTheSetup) {
   const json::value plain = plan(kRun).at("setup");
   EXPECT_TRUE(plain.at("loss_parallel").is_null());
