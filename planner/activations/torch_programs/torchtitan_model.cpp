@@ -238,12 +238,13 @@ std::vector<ClientTerm> torchtitan_client_terms(const Model& model, const Catalo
     // The engine counts those of this rank's words. Gradients wait in the reduction's dtype.
     terms.push_back({"gradient of other ranks' words",
                      bytes_for(DType::f32, checked_multiply(words - own_words, model.architecture.hidden)), false, true,
-                     "torch/distributed/tensor/_ops/_embedding_ops.py, embedding_dense_backward: Replicate"});
+                     "torch/distributed/tensor/_ops/_embedding_ops.py, embedding_dense_backward: Replicate",
+                     autograd::Purpose::gradient});
   }
   if (has_unit(held, kHeadUnit)) {
     const std::uint64_t logits = checked_multiply(tokens / parallel.context, client.loss_parallel ? own_words : words);
     terms.push_back({"logits of the step's micro-batches", bytes_for(setup.policy.parameter, logits), true, true,
-                     "torch/distributed/pipelining/stage.py, output_chunks"});
+                     "torch/distributed/pipelining/stage.py, output_chunks", autograd::Purpose::loss});
   }
   return terms;
 }

@@ -16,7 +16,7 @@
 
 #include "planner/activations/activity.h"
 #include "planner/activations/client.h"
-#include "planner/activations/megatron/megatron_model.h"
+#include "planner/activations/client_term.h"
 #include "planner/families/model.h"
 #include "planner/setup.h"
 

@@ -53,6 +53,25 @@ TEST(MemcalcTorchtitan, APipelineKeepsWholeGradients) {
   EXPECT_EQ(number(device.at("gradients")), 2 * number(device.at("parameters")));  // an fp32 shard of two
 }
 
+// Logits of all micro-batches are the loss's, the gradient of other ranks' words is a gradient; neither is workspace.
+TEST(MemcalcTorchtitan, WhatAPipelineKeepsIsInItsLine) {
+  const std::string run = kRun + " --pp 2 --recompute full";
+  constexpr std::uint64_t kLogits = 2 * std::uint64_t{8192} * 128'256;  // of a micro-batch
+  const json::object two = plan(run + " --grad-accum 2");
+  const json::object eight = plan(run + " --grad-accum 8");
+  EXPECT_EQ(at_peak(eight, "loss") - at_peak(two, "loss"), 6 * kLogits);
+  EXPECT_EQ(at_peak(eight, "workspace") - at_peak(two, "workspace"), 6 * 16 * std::uint64_t{8192});  // the batch
+  bool named = false;
+  const json::value explained = json::parse(memcalc("explain " + run + " --grad-accum 8 --json").out);
+  for (const json::value& term : explained.at("client").at("resident").as_array()) {
+    if (term.at("name").as_string() != "logits of the step's micro-batches") continue;
+    named = true;
+    EXPECT_EQ(term.at("purpose").as_string(), "loss");
+    EXPECT_EQ(number(term.at("bytes")), 8 * kLogits);
+  }
+  EXPECT_TRUE(named);
+}
+
 TEST(MemcalcTorchtitan, TheLossMayBeWhole) {
   const std::string run = kRun + " --tp 8 --recompute full";
   // In parallel 16 bytes of each logit of this rank at the peak, else 12 of each of all.
