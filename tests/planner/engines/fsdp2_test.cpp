@@ -125,7 +125,9 @@ TEST(Fsdp2, GradientsTravelInTheDtypeOfTheirReduction) {
   shardplan::Setup setup = stage3(2);
   setup.policy = policy_named("bf16-mixed");
   const EngineTerms narrow = fsdp2_terms(two_blocks(), setup, {});
-  const EngineTerms wide = fsdp2_terms(two_blocks(), setup, {.reduce_dtype = DType::f32});
+  Fsdp2Options options;
+  options.reduce_dtype = DType::f32;
+  const EngineTerms wide = fsdp2_terms(two_blocks(), setup, options);
   EXPECT_EQ(wide.traffic.reduce_gradients, 2 * narrow.traffic.reduce_gradients);
   EXPECT_EQ(wide.traffic.gather_parameters, narrow.traffic.gather_parameters);
   setup.policy.wire = DType::f32;
@@ -139,7 +141,9 @@ TEST(Fsdp2, WhatIsNotKeptIsGatheredTwice) {
   const Bytes twice = fsdp2_terms(two_blocks(), setup, {}).traffic.gather_parameters;
   setup.stage = 2;
   EXPECT_EQ(2 * fsdp2_terms(two_blocks(), setup, {}).traffic.gather_parameters, twice);
-  EXPECT_EQ(fsdp2_terms(two_blocks(), setup, {.reshard_after_forward = true}).traffic.gather_parameters, twice);
+  Fsdp2Options options;
+  options.reshard_after_forward = true;
+  EXPECT_EQ(fsdp2_terms(two_blocks(), setup, options).traffic.gather_parameters, twice);
 }
 
 TEST(Fsdp2, HybridShardsInsideAReplica) {
