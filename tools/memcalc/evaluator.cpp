@@ -330,6 +330,7 @@ StepTime Evaluator::time(const PlanOptions& options) {
   step.context_ranks = parallel.context;
   step.tensor_ranks = parallel.tensor;
   step.sequence_parallel = parallel.sequence_parallel;
+  step.gathers_logits = client.profile == Profile::torchtitan && !client.loss_parallel;
   step.stages = parallel.pipeline;
   step.virtual_stages = parallel.virtual_stages;
   step.schedule = resolved_schedule(parallel);
