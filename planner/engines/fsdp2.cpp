@@ -58,7 +58,7 @@ Group group_of(const OwnedRun& run, const Setup& setup, const Fsdp2Options& opti
     const DType reduced = fsdp2_reduce_dtype(owned.policy, options);
     const DType kept = sharded_dtype(owned.policy);
     group.gradients += bytes_for(owned.policy.parameter, owned.elements);
-    group.accumulated += bytes_for(options.reduce_dtype.value_or(kept), owned.elements);
+    group.accumulated += bytes_for(fsdp2_waiting_dtype(owned.policy, options), owned.elements);
     group.reduce_input += bytes_for(reduced, padded);
     if (reduced != kept || (setup.accumulation > 1 && options.gradient_sync))
       group.reduce_output += bytes_for(reduced, shard(owned));
@@ -199,6 +199,10 @@ Traffic traffic_of(const Catalog& catalog, const Setup& setup, const Fsdp2Option
 
 DType fsdp2_reduce_dtype(const Policy& policy, const Fsdp2Options& options) {
   return options.reduce_dtype.value_or(policy.wire);
+}
+
+DType fsdp2_waiting_dtype(const Policy& policy, const Fsdp2Options& options) {
+  return options.reduce_dtype.value_or(sharded_dtype(policy));
 }
 
 std::uint64_t fsdp2_shard_elements(const Shape& shape, std::uint64_t ranks) {

@@ -287,8 +287,7 @@ Model adapted(const PlanOptions& options, Model model) {
 EngineOptions engine_options_of(const PlanOptions& options) {
   EngineOptions engine = options.engine_options;
   engine.gpus_per_node = options.node_gpus();
-  const bool pipelined = options.setup.parallel.pipeline > 1 && options.whole_client().profile == Profile::torchtitan;
-  engine.fsdp2.gradient_sync = engine.fsdp2.gradient_sync && !pipelined;
+  engine.fsdp2.gradient_sync = engine.fsdp2.gradient_sync && !options.whole_client().waiting_gradients;
   return engine;
 }
 

@@ -234,10 +234,10 @@ std::vector<ClientTerm> torchtitan_client_terms(const Model& model, const Catalo
   if (parallel.pipeline == 1) return terms;
   const std::uint64_t words = model.architecture.vocabulary;
   const std::uint64_t own_words = divide_up(words, parallel.tensor);
-  if (has_unit(held, kEmbeddingUnit)) {
-    // The engine counts those of this rank's words. Gradients wait in the reduction's dtype.
-    terms.push_back({"gradient of other ranks' words",
-                     bytes_for(DType::f32, checked_multiply(words - own_words, model.architecture.hidden)), false, true,
+  if (client.waiting_gradients && words > own_words && has_unit(held, kEmbeddingUnit)) {
+    // The engine counts those of this rank's words.
+    const std::uint64_t others = checked_multiply(words - own_words, model.architecture.hidden);
+    terms.push_back({"gradient of other ranks' words", bytes_for(*client.waiting_gradients, others), false, true,
                      "torch/distributed/tensor/_ops/_embedding_ops.py, embedding_dense_backward: Replicate",
                      autograd::Purpose::gradient});
   }
