@@ -161,9 +161,13 @@ namespace {
 std::string uneven(const Model& model, const Parallelism& parallel, std::uint64_t sequence) {
   const std::uint64_t pieces = parallel.context > 1 ? 2 * parallel.context : 1;  // of each rank two
   if (sequence % pieces != 0 || sequence / parallel.context % parallel.tensor != 0) {
-    return fmt::format(
-        "profile torchtitan cuts a text into {} equal pieces for --cp {}, and a rank's part for --tp {}: not {} tokens",
-        pieces, parallel.context, parallel.tensor, sequence);
+    std::string cuts;
+    if (pieces > 1) cuts = fmt::format("a text into {} equal pieces for --cp {}", pieces, parallel.context);
+    if (parallel.tensor > 1) {
+      cuts += fmt::format("{} into {} for --tp {}", pieces > 1 ? ", and a rank's part of it" : "a text",
+                          parallel.tensor, parallel.tensor);
+    }
+    return fmt::format("profile torchtitan cuts {}: not {} tokens", cuts, sequence);
   }
   for (const ModuleRun& run : model.modules) {
     for (const Module& module : run.modules) {
