@@ -10,6 +10,7 @@
 #include "planner/activations/torch_programs/torch_context_parallel.h"
 #include "planner/activations/torch_programs/torch_decoder.h"
 #include "planner/activations/torch_programs/torch_tensor_parallel.h"
+#include "planner/lora.h"
 #include "planner/units.h"
 
 namespace shardplan {
@@ -180,6 +181,13 @@ std::string uneven(const Model& model, const Parallelism& parallel, std::uint64_
   return {};
 }
 
+// What parallelize_llama knows no sharding of.
+std::string unsharded(const Catalog& held) {
+  if (has_adapters(held)) return "profile torchtitan has no adapters (--lora-rank) under --tp";
+  if (has_quantised(held)) return "profile torchtitan has no quantised weights (--quantize) under --tp";
+  return {};
+}
+
 // What the ring's one kernel here does not take.
 std::string no_ring(const Model& model, const Policy& policy) {
   constexpr std::uint64_t kMostFeatures = 256;
@@ -197,7 +205,7 @@ bool has_unit(const Catalog& held, std::string_view name) {
 
 }  // namespace
 
-std::string torchtitan_refuses(const Model& model, const Setup& setup, const ClientSetup& client) {
+std::string torchtitan_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client) {
   if (is_of_flows(client.recompute)) return "profile torchtitan has no flows, so neither recompute invert nor adjoint";
   if (client.loss != LossKind::eager) return "profile torchtitan has its eager loss alone (--loss eager)";
   if (setup.parallel.expert > 1) return "profile torchtitan has no experts (--ep)";
@@ -205,6 +213,9 @@ std::string torchtitan_refuses(const Model& model, const Setup& setup, const Cli
     return "profile torchtitan has no dualpipe (--schedule)";
   if (std::string why = torch_decoder_refuses(model, setup, "torchtitan"); !why.empty()) return why;
   if (std::string why = uneven(model, setup.parallel, client.sequence); !why.empty()) return why;
+  if (setup.parallel.tensor > 1) {
+    if (std::string why = unsharded(held); !why.empty()) return why;
+  }
   return setup.parallel.context > 1 ? no_ring(model, setup.policy) : std::string();
 }
 

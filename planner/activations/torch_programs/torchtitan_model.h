@@ -23,7 +23,7 @@
 namespace shardplan {
 
 // Why the profile cannot compute this; empty where it can.
-std::string torchtitan_refuses(const Model& model, const Setup& setup, const ClientSetup& client);
+std::string torchtitan_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client);
 
 // As run_profile (planner/activations/profiles.h).
 void run_torchtitan(autograd::Tape& tape, const Model& model, const Catalog& held, const Setup& setup,
