@@ -261,14 +261,25 @@ std::vector<Explanation> explain_paper(const Catalog& catalog, const Setup& setu
   return lines;
 }
 
+namespace {
+
+// When parameters are gathered, in words.
+std::string gathers_words(const Traffic& traffic, const Setup& setup, Engine engine) {
+  if (traffic.gathers == 2 * setup.accumulation) return "forward and backward of each of A micro-batches";
+  if (engine != Engine::fsdp2) return "once after the update";
+  return traffic.gathers > 1 ? "forward of each of A micro-batches, and kept for its backward"
+                             : "once in a step, and kept to its end";
+}
+
+}  // namespace
+
 std::vector<Explanation> explain_traffic(const Catalog& catalog, const Setup& setup, const Report& report) {
   const std::string inputs =
       fmt::format("N = {}, A = {}, cadence {}, {} parameters", shard_count(setup), setup.accumulation,
-                  name(resolved_cadence(setup)), with_commas(parameter_elements(catalog)));
+                  name(cadence_of(report.traffic, setup)), with_commas(parameter_elements(catalog)));
   const std::string once =
       report.engine == Engine::shardplan ? "(N-1) x shard bytes of each unit" : "psi x bytes x (N-1)/N";
   const bool all_reduced = report.engine == Engine::deepspeed && (setup.stage == 1 || setup.stage == 2);
-  const bool each = resolved_cadence(setup) == Cadence::micro_batch && setup.accumulation > 1;
   constexpr const char* kSource = "ZeRO, arXiv 1910.02054, sec. 7; docs/memory_model.md, 'Wire bytes'";
   std::vector<Explanation> lines;
   const auto add = [&](const char* what, Bytes bytes, std::string formula) {
@@ -276,12 +287,12 @@ std::vector<Explanation> explain_traffic(const Catalog& catalog, const Setup& se
   };
   add("reduce gradients", report.traffic.reduce_gradients,
       once + (all_reduced ? ", twice: all-reduced, though a part is kept" : "") +
-          (each ? ", each of A micro-batches" : ""));
+          (report.traffic.reductions > 1 ? ", each of A micro-batches" : ""));
   add("reduce among replicas", report.traffic.reduce_among_replicas,
       "fp32 partial sums: the shard's other parts to their owners, the own part's sum to R-1 others");
   add("gather gradients", report.traffic.gather_gradients, once);
   add("gather parameters", report.traffic.gather_parameters,
-      once + (setup.stage == 3 ? ", forward and backward of each of A micro-batches" : ", once after the update"));
+      once + ", " + gathers_words(report.traffic, setup, report.engine));
   lines.push_back({"sent per rank and step", report.traffic.total(), "the lines above",
                    fmt::format("ZeRO's own figure for {} parameters without padding: {} B",
                                with_commas(parameter_elements(catalog)), with_commas(report.traffic.textbook.count())),

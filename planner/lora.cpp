@@ -206,6 +206,11 @@ void push_scales(std::vector<Tensor>& tensors, const Tensor& weight, Quantizatio
   tensors.push_back(scale(weight, "quant_map", {kCodes}, DType::f32));
 }
 
+bool any_tensor(const Catalog& catalog, bool (*matches)(const Tensor&)) {
+  return std::any_of(catalog.runs.begin(), catalog.runs.end(),
+                     [&](const UnitRun& run) { return std::any_of(run.tensors.begin(), run.tensors.end(), matches); });
+}
+
 }  // namespace
 
 bool names_embedding(std::string_view name) {
@@ -258,6 +263,14 @@ std::string_view name(Quantization quantization) {
   }
   SHARDPLAN_CHECK(false, "an unknown quantisation");
   return {};
+}
+
+bool has_adapters(const Catalog& catalog) {
+  return any_tensor(catalog, [](const Tensor& tensor) { return tensor.name.find(".lora_") != std::string::npos; });
+}
+
+bool has_quantised(const Catalog& catalog) {
+  return any_tensor(catalog, [](const Tensor& tensor) { return tensor.scales; });
 }
 
 bool has_quantizable(const Catalog& catalog) {

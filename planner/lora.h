@@ -53,6 +53,9 @@ void quantize(Catalog& catalog, Quantization quantization, bool heads = false);
 // Whether a name (of a module, or a tensor of one) says that it is a table of embeddings.
 bool names_embedding(std::string_view name);
 
+// Whether add_lora or quantize has been at work.
+bool has_adapters(const Catalog& catalog);
+bool has_quantised(const Catalog& catalog);
 // Whether any weight is frozen that quantize() would store in fewer bits. Throws nothing.
 bool has_quantizable(const Catalog& catalog);
 

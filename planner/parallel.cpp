@@ -144,14 +144,21 @@ bool has_experts(const Catalog& catalog) {
   });
 }
 
+// Which stages have more layers than the others.
+std::string more_layers_words(std::uint64_t stages, bool behind_first) {
+  if (behind_first)
+    return stages == 1 ? "the one behind the first has" : fmt::format("the {} behind the first have", stages);
+  return stages == 1 ? "the first has" : fmt::format("the first {} have", stages);
+}
+
 void add_pipeline_notes(const Catalog& model, const std::string& stack, std::uint64_t layers, const Parallelism& p,
                         std::vector<std::string>& notes) {
   const bool even = p.piece_layers.empty() && !p.first_stage_layers && !p.last_stage_layers &&
                     !p.embedding_is_a_layer && !p.loss_is_a_layer;
-  if (even && layers % p.pipeline != 0) {
-    notes.push_back(fmt::format("{} layers do not divide into {} stages: the first {} {}have one more", layers,
-                                p.pipeline, layers % p.pipeline,
-                                p.more_layers_behind_first ? "behind the first one " : ""));
+  const std::uint64_t stages = p.more_layers_behind_first ? p.pipeline * p.virtual_stages : p.pipeline;
+  if (even && layers % stages != 0) {
+    notes.push_back(fmt::format("{} layers do not divide into {} stages: {} one more", layers, stages,
+                                more_layers_words(layers % stages, p.more_layers_behind_first)));
   }
   if (std::any_of(model.runs.begin(), model.runs.end(),
                   [&](const UnitRun& run) { return run.numbered && run.name != stack && run.name != "mtp.layers"; })) {

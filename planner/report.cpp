@@ -88,19 +88,24 @@ Traffic textbook_traffic(const Catalog& catalog, const Setup& setup) {
   const auto moved = [&](Bytes whole, std::uint64_t times) { return times * split(whole * (shards - 1), shards); };
   const bool each_micro_batch = resolved_cadence(setup) == Cadence::micro_batch;
   Traffic traffic;
-  traffic.reduce_gradients = moved(states.wire, each_micro_batch ? setup.accumulation : 1);
+  traffic.reductions = each_micro_batch ? setup.accumulation : 1;
+  traffic.reduce_gradients = moved(states.wire, traffic.reductions);
   if (setup.stage == 0) traffic.gather_gradients = moved(states.gradients, 1);
-  if (setup.stage == 1 || setup.stage == 2) traffic.gather_parameters = moved(states.trainable_parameters, 1);
-  if (setup.stage == 3) traffic.gather_parameters = moved(states.parameters, 2 * setup.accumulation);
+  if (setup.stage > 0) traffic.gathers = setup.stage == 3 ? 2 * setup.accumulation : 1;
+  traffic.gather_parameters =
+      moved(setup.stage == 3 ? states.parameters : states.trainable_parameters, traffic.gathers);
   if (setup.replicate > 1) {
     // An all-reduce of the shard's fp32 sums among R replicas: 2 x 4 psi/N (R-1)/R.
     const std::uint64_t replicas = setup.replicate;
     const Bytes shard = split(bytes_for(DType::f32, trainable_elements(catalog)), shards);
-    traffic.reduce_among_replicas =
-        (each_micro_batch ? setup.accumulation : 1) * split(2 * shard * (replicas - 1), replicas);
+    traffic.reduce_among_replicas = traffic.reductions * split(2 * shard * (replicas - 1), replicas);
   }
   traffic.textbook = traffic.total();
   return traffic;
+}
+
+Cadence cadence_of(const Traffic& traffic, const Setup& setup) {
+  return traffic.reductions < setup.accumulation ? Cadence::step : resolved_cadence(setup);
 }
 
 std::string_view name(Engine engine) {
@@ -199,7 +204,10 @@ Report report_shardplan(const Catalog& catalog, const StepPlan& plan) {
   add(report.traffic, program(ProgramKind::last_micro_batch), 1);
   add(report.traffic, program(ProgramKind::update), 1);
   report.traffic.control = (plan.setup.world_size - 1) * kControlRecord;
-  report.traffic.textbook = textbook_traffic(catalog, plan.setup).textbook;
+  const Traffic textbook = textbook_traffic(catalog, plan.setup);
+  report.traffic.gathers = textbook.gathers;
+  report.traffic.reductions = textbook.reductions;
+  report.traffic.textbook = textbook.textbook;
   return report;
 }
 

@@ -87,6 +87,9 @@ struct Traffic {
   Bytes total() const { return gather_parameters + gather_gradients + reduce_gradients + reduce_among_replicas; }
   // The one 64-byte record per rank that `agree` exchanges; not payload.
   Bytes control;
+  // How often in a step each parameter is gathered and each gradient reduced.
+  std::uint64_t gathers = 0;
+  std::uint64_t reductions = 1;
   // ZeRO's figure for the same model and world without padding: 2 or 3 psi (N-1)/N (arXiv 1910.02054, sec. 7), each
   // term in its own dtype and as often as the setup has it.
   Bytes textbook;
@@ -106,6 +109,8 @@ Report report_shardplan(const Catalog& catalog, const StepPlan& plan);
 Report report_paper(const Catalog& catalog, const Setup& setup);
 // The textbook's traffic: each of gather and reduce moves psi (N-1)/N per rank; an all-reduce is both.
 Traffic textbook_traffic(const Catalog& catalog, const Setup& setup);
+// When gradients are reduced: as the set-up has it, but where an engine lets them wait for the last micro-batch.
+Cadence cadence_of(const Traffic& traffic, const Setup& setup);
 // The part of engine paper's gradients that is the accumulator of micro-batches (A > 1).
 Bytes paper_accumulator(const Catalog& catalog, const Setup& setup);
 

@@ -92,6 +92,8 @@ struct ClientSetup {
   // The same with context parallelism: keys and values of all ranks are gathered at once. False: those of one other rank at a time
   // (experimental.context_parallel_rotate_method alltoall).
   bool context_gathers = true;
+  // Of its pipelines under FSDP2: the dtype in which whole gradients wait for the last micro-batch. Empty: none do.
+  std::optional<DType> waiting_gradients{};
   MegatronClient megatron{};  // of profile megatron
   LitGptVersion litgpt = LitGptVersion::current;
   bool operator==(const ClientSetup&) const = default;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace shardplan {
 namespace {
@@ -13,8 +14,12 @@ Bytes held(const HeldBytes& bytes, Purpose purpose) {
   return Bytes{static_cast<std::uint64_t>(std::max<std::int64_t>(bytes[static_cast<std::size_t>(purpose)], 0))};
 }
 
-void add(std::optional<Bytes>& sum, Bytes bytes) {
-  sum = sum.value_or(Bytes{}) + bytes;
+void add(PeakMemory& sum, const HeldBytes& bytes) {
+  for (const auto& [part, purpose] :
+       {std::pair{&PeakMemory::activations, Purpose::activation}, std::pair{&PeakMemory::loss, Purpose::loss},
+        std::pair{&PeakMemory::gradients, Purpose::gradient}, std::pair{&PeakMemory::workspace, Purpose::workspace}}) {
+    sum.*part = (sum.*part).value_or(Bytes{}) + held(bytes, purpose);
+  }
 }
 
 // "backward of model.layers.31"
@@ -36,23 +41,20 @@ Bytes sum(const PeakMemory& held) {
 }
 
 void add_client(DeviceMemory& device, const EngineHolds& engine, const ClientHolds& client) {
-  const ActivityPeak& worst = client.peak;
   PeakMemory computing = engine.computing;
-  add(computing.activations, held(worst.held, Purpose::activation));
-  add(computing.loss, held(worst.held, Purpose::loss));
-  add(computing.workspace, held(worst.held, Purpose::workspace) + client.resident_at_peak);
-  add(computing.gradients, held(worst.held, Purpose::gradient));
+  add(computing, client.peak.held);
+  add(computing, client.resident_at_peak);
   PeakMemory updating = engine.updating;
-  add(updating.workspace, client.resident_after_step);
-  add(updating.activations, Bytes{});
-  add(updating.loss, Bytes{});
+  add(updating, client.resident_after_step);
 
-  if (device.allocated_after_step)
-    device.allocated_after_step = *device.allocated_after_step + client.resident_after_step;
+  if (device.allocated_after_step) {
+    const auto kept = static_cast<std::uint64_t>(sum(client.resident_after_step));
+    device.allocated_after_step = *device.allocated_after_step + Bytes{kept};
+  }
   const bool in_update = sum(updating) > sum(computing);
   device.at_peak = in_update ? updating : computing;
   device.peak_allocated = sum(device.at_peak);
-  device.peak_at = in_update ? "the optimizer's update" : moment(worst);
+  device.peak_at = in_update ? "the optimizer's update" : moment(client.peak);
 }
 
 }  // namespace shardplan

@@ -16,9 +16,9 @@ struct EngineHolds {
 };
 
 struct ClientHolds {
-  ActivityPeak peak;          // of all micro-batches under way
-  Bytes resident_at_peak;     // what it keeps besides, of libraries among others
-  Bytes resident_after_step;  // of that, and else, what is there between steps
+  ActivityPeak peak;                // of all micro-batches under way
+  HeldBytes resident_at_peak{};     // what it keeps besides, of libraries among others
+  HeldBytes resident_after_step{};  // of that, and else, what is there between steps
 };
 
 // Sets allocated_after_step, peak_allocated, peak_at and at_peak of a report that has what the engine holds.

@@ -18,8 +18,10 @@ LibraryUse libraries_of(const MegatronMachine& machine) {
 
 void add_resident(const std::vector<ClientTerm>& terms, ClientHolds& holds) {
   for (const ClientTerm& term : terms) {
-    if (term.at_peak) holds.resident_at_peak += term.bytes;
-    if (term.after_step) holds.resident_after_step += term.bytes;
+    const auto purpose = static_cast<std::size_t>(term.purpose);
+    const auto bytes = static_cast<std::int64_t>(term.bytes.count());
+    if (term.at_peak) holds.resident_at_peak[purpose] += bytes;
+    if (term.after_step) holds.resident_after_step[purpose] += bytes;
   }
 }
 

@@ -165,7 +165,7 @@ std::string profile_refuses(const Model& model, const Catalog& held, const Setup
   if (client.sequence == 0 && (model.architecture.vocabulary > 0 || client.profile == Profile::megatron)) {
     return "the sequence length is not known (--seq)";
   }
-  if (client.profile == Profile::torchtitan) return torchtitan_refuses(model, setup, client);
+  if (client.profile == Profile::torchtitan) return torchtitan_refuses(model, held, setup, client);
   if (client.profile == Profile::torchtune) return torchtune_refuses(model, setup, client);
   if (client.profile == Profile::litgpt) return litgpt_refuses(model, held, setup, client);
   if (client.profile != Profile::megatron) return hf_refuses(model, held, setup, client);

@@ -19,6 +19,12 @@ Value fresh(Tape& tape, std::string_view operation, const Meta& meta, Layout lay
   return meta.wanted ? tape.allocate(operation, meta.shape, meta.dtype, layout) : Value();
 }
 
+std::vector<Value> one(Value value) {
+  std::vector<Value> values;
+  values.push_back(std::move(value));
+  return values;
+}
+
 void fit(Tape& tape, std::vector<Value>& gradients, std::span<const Meta> operands) {
   tape.evaluated();
   for (std::size_t i = 0; i < operands.size(); ++i) {

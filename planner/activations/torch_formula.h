@@ -20,6 +20,9 @@ Meta meta_of(const Value& value);
 // The gradient of an operand, element by element from that of the output: it lies as that does.
 Value fresh(Tape& tape, std::string_view operation, const Meta& meta, Layout layout = Layout::in_order);
 
+// Of that value alone.
+std::vector<Value> one(Value value);
+
 // Once all gradients of a node are there, each is summed to the shape of an operand that was broadcast, and cast to its
 // dtype (torch/csrc/autograd/engine.cpp, validate_outputs).
 void fit(Tape& tape, std::vector<Value>& gradients, std::span<const Meta> operands);

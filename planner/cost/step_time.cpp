@@ -148,6 +148,14 @@ double StepTimes::tensor_seconds(const StepSetup& setup) const {
   return blocks_ * (2 * sum * (2 + setup.recomputed) + 2 * again);
 }
 
+// One micro-batch's logits, each tensor rank's words to all others. Their gradient is a part of what each rank has.
+double StepTimes::logits_seconds(const StepSetup& setup) const {
+  if (setup.tensor_ranks == 1 || !setup.gathers_logits) return 0;
+  const Bytes shard = bytes_for(DType::bf16, setup.work.tokens * model_.architecture.vocabulary / setup.tensor_ranks);
+  const Group group = group_of(setup.tensor_ranks, 1, cluster_.gpus_per_node);
+  return cost_of(CollectiveKind::all_gather, shard, group, cluster_).seconds;
+}
+
 // One micro-batch's hidden features to the next stage, and their gradient back.
 double StepTimes::passing_seconds(const StepSetup& setup) const {
   if (setup.stages == 1) return 0;
@@ -296,9 +304,10 @@ StepTime StepTimes::of(const StepSetup& setup) {
   const auto micro_batches = static_cast<double>(setup.micro_batches);
   const double forward = (1 + (trains() ? setup.recomputed : 0)) * passes.forward;
   // What computation waits for in each micro-batch.
-  const double waits =
+  const double both_ways =
       (exchange_seconds(setup) + tensor_seconds(setup)) / static_cast<double>(setup.stages) + passing_seconds(setup);
-  const double in_backward = trains() ? waits / 2 : 0;
+  const double in_backward = trains() ? both_ways / 2 : 0;
+  const double waits = both_ways + logits_seconds(setup);
   StepTime time;
   time.computing = micro_batches * (forward + passes.backward);
   time.bubble = bubble_seconds(setup, forward + waits - in_backward, passes.backward + in_backward);

@@ -40,6 +40,7 @@ struct StepSetup {
   // Ranks are numbered tensor first, then context and data, then pipeline (Megatron-LM, core/parallel_state.py).
   std::uint64_t tensor_ranks = 1;
   bool sequence_parallel = false;
+  bool gathers_logits = false;  // each tensor rank has the loss of all words
   std::uint64_t stages = 1;
   std::uint64_t virtual_stages = 1;
   PipelineSchedule schedule = PipelineSchedule::one_f_one_b;
@@ -96,6 +97,7 @@ class StepTimes {
   double walks() const { return trains() ? 2 : 1; }  // over the units, by each micro-batch
   double exchange_seconds(const StepSetup& setup);
   double tensor_seconds(const StepSetup& setup) const;
+  double logits_seconds(const StepSetup& setup) const;
   double passing_seconds(const StepSetup& setup) const;
   // Of a rank: what it updates, or with `held` all of its parameters.
   double shard_elements(const StepSetup& setup, bool held, int sharded_from) const;

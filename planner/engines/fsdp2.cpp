@@ -20,9 +20,6 @@ constexpr const char* kCollectives = "torch/distributed/fsdp/_fully_shard/_fsdp_
 DType sharded_dtype(const Policy& policy) {
   return policy.master.value_or(policy.parameter);
 }
-DType reduce_dtype(const Policy& policy, const Fsdp2Options& options) {
-  return options.reduce_dtype.value_or(policy.wire);
-}
 DType kept_dtype(const Owned& owned) {
   return owned.tensor->trainable ? sharded_dtype(owned.policy) : owned.policy.parameter;
 }
@@ -58,10 +55,10 @@ Group group_of(const OwnedRun& run, const Setup& setup, const Fsdp2Options& opti
     const std::uint64_t padded = checked_multiply(shard(owned), owned.ranks);
     group.gathered += bytes_for(owned.policy.parameter, padded);
     if (!owned.tensor->trainable) continue;
-    const DType reduced = reduce_dtype(owned.policy, options);
+    const DType reduced = fsdp2_reduce_dtype(owned.policy, options);
     const DType kept = sharded_dtype(owned.policy);
     group.gradients += bytes_for(owned.policy.parameter, owned.elements);
-    group.accumulated += bytes_for(options.reduce_dtype.value_or(kept), owned.elements);
+    group.accumulated += bytes_for(fsdp2_waiting_dtype(owned.policy, options), owned.elements);
     group.reduce_input += bytes_for(reduced, padded);
     if (reduced != kept || (setup.accumulation > 1 && options.gradient_sync))
       group.reduce_output += bytes_for(reduced, shard(owned));
@@ -181,7 +178,32 @@ void add_buffers(TermList& list, const Groups& groups, const Setup& setup, const
   }
 }
 
+// What units gather and reduce, as often as they do. Gathered once where it is kept.
+Traffic traffic_of(const Catalog& catalog, const Setup& setup, const Fsdp2Options& options) {
+  Setup sent = setup;
+  sent.policy.wire = fsdp2_reduce_dtype(setup.policy, options);
+  if (!options.gradient_sync) sent.accumulation = 1;  // once a step
+  // All stages here shard parameters.
+  sent.stage = 3;
+  sent.cadence.reset();
+  Traffic traffic = textbook_traffic(catalog, sent);
+  if (!reshards(setup, options)) {
+    traffic.gather_parameters = Bytes{traffic.gather_parameters.count() / 2};
+    traffic.gathers /= 2;
+  }
+  traffic.textbook = traffic.total();
+  return traffic;
+}
+
 }  // namespace
+
+DType fsdp2_reduce_dtype(const Policy& policy, const Fsdp2Options& options) {
+  return options.reduce_dtype.value_or(policy.wire);
+}
+
+DType fsdp2_waiting_dtype(const Policy& policy, const Fsdp2Options& options) {
+  return options.reduce_dtype.value_or(sharded_dtype(policy));
+}
 
 std::uint64_t fsdp2_shard_elements(const Shape& shape, std::uint64_t ranks) {
   if (shape.empty()) return 1;
@@ -207,16 +229,7 @@ EngineTerms fsdp2_terms(const Catalog& catalog, const Setup& setup, const Fsdp2O
   TermList list(terms.terms);
   add_states(list, runs, setup, options);
   if (!catalog.count_only) add_buffers(list, groups_of(runs, setup, options), setup, options);
-  Setup sent = setup;
-  if (!options.gradient_sync) sent.accumulation = 1;  // once a step
-  terms.traffic = textbook_traffic(catalog, sent);
-  // Gathered once where it is kept.
-  if (!reshards(setup, options)) {
-    sent.stage = 3;
-    sent.cadence.reset();
-    const Bytes twice = textbook_traffic(catalog, sent).gather_parameters;
-    terms.traffic.gather_parameters = Bytes{twice.count() / 2};
-  }
+  terms.traffic = traffic_of(catalog, setup, options);
   if (setup.policy.master && *setup.policy.master != setup.policy.parameter) {
     terms.notes.push_back(
         fmt::format("fsdp2 keeps sharded parameters in {}, which are the master, and gathers them in {}",

@@ -23,6 +23,12 @@ std::uint64_t fsdp2_shard_elements(const Shape& shape, std::uint64_t ranks);
 // What the last rank holds of it: the rest, which may be nothing.
 std::uint64_t fsdp2_last_shard_elements(const Shape& shape, std::uint64_t ranks);
 
+// What gradients are reduced in, and so what they travel in.
+DType fsdp2_reduce_dtype(const Policy& policy, const Fsdp2Options& options);
+
+// What whole gradients wait in, without gradient_sync (FSDPParam.unsharded_grad_dtype).
+DType fsdp2_waiting_dtype(const Policy& policy, const Fsdp2Options& options);
+
 // Throws ConfigError for stages 0 and 1.
 EngineTerms fsdp2_terms(const Catalog& catalog, const Setup& setup, const Fsdp2Options& options);
 

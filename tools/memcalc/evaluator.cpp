@@ -323,13 +323,14 @@ StepTime Evaluator::time(const PlanOptions& options) {
   step.reduces_each = !waits && resolved_cadence(setup) == Cadence::micro_batch;
   step.policy = setup.policy;
   step.optimizer = setup.optimizer;
-  step.reduced = setup.policy.wire;
+  step.reduced = wire_dtype_of(options);
   step.overlapped = setup.prefetch > 0;
   step.recomputed = recomputed_part(client, model_.architecture);
   step.expert_ranks = parallel.expert;
   step.context_ranks = parallel.context;
   step.tensor_ranks = parallel.tensor;
   step.sequence_parallel = parallel.sequence_parallel;
+  step.gathers_logits = client.profile == Profile::torchtitan && !client.loss_parallel;
   step.stages = parallel.pipeline;
   step.virtual_stages = parallel.virtual_stages;
   step.schedule = resolved_schedule(parallel);

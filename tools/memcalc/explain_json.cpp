@@ -70,7 +70,10 @@ json::value client_json(const std::optional<ExplainedClient>& client) {
   }
   json::array resident;
   for (const ClientTerm& term : client->resident) {
-    resident.push_back({{"name", term.name}, {"bytes", term.bytes.count()}, {"source", term.source}});
+    resident.push_back({{"name", term.name},
+                        {"purpose", word(autograd::name(term.purpose))},
+                        {"bytes", term.bytes.count()},
+                        {"source", term.source}});
   }
   return {{"peak_at", client->peak_at},
           {"chunks", std::move(chunks)},

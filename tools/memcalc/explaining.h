@@ -22,7 +22,7 @@ struct ExplainedClient {
   };
   std::vector<Chunk> chunks;
   std::vector<LiveTensors> live;     // empty for ranks of more than kMostReplayedUnits units
-  std::vector<ClientTerm> resident;  // workspaces of libraries and the like, at the peak
+  std::vector<ClientTerm> resident;  // what it keeps beside, at the peak: workspaces of libraries and more
   std::string source;                // of what is kept
 };
 

@@ -219,13 +219,13 @@ ProgramRun torchtitan_run(const json::object& row) {
   PlanOptions& options = run.options;
   options.profile = Profile::torchtitan;
   options.engine = Engine::fsdp2;
-  options.engine_options.fsdp2.reduce_dtype = DType::f32;
   options.gpu = text_of(row, "gpu").starts_with("H200") ? "h200-141gb" : "h100-80gb";
   options.setup.policy = policy_named("bf16-mixed");
   options.setup.stage = 3;
   options.micro_batch = count_of(row, "local_batch_size", 1);
   options.sequence = count_of(row, "seq_len", 8192);
   set_axes(row, options.setup);
+  set_torchtitan(options);
   const std::string recompute = text_of(row, "activation_checkpointing");
   if (recompute == "full") options.client.recompute = RecomputeKind::full;
   if (recompute == "selective op") options.client.recompute = RecomputeKind::selective;

@@ -72,6 +72,10 @@ struct PlanOptions {
   std::uint64_t node_gpus() const { return gpus_per_node.value_or(8); }
 };
 
+// Sets what profile torchtitan does whatever it is told: tensor parallelism cuts the text between layers too. Its engine, fsdp2, reduces
+// gradients in fp32 (training.mixed_precision_reduce), and layers that do not divide go to the stages behind the first.
+void set_torchtitan(PlanOptions& options);
+
 // What simulate is told besides the flags of plan.
 struct SimulateOptions {
   std::optional<std::string> cluster;  // a name or a file

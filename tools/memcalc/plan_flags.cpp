@@ -5,6 +5,7 @@
 #include <optional>
 #include <string_view>
 
+#include "planner/engines/fsdp2.h"
 #include "tools/memcalc/client_flags.h"
 #include "tools/memcalc/engine_flags.h"
 #include "tools/memcalc/export.h"
@@ -324,6 +325,8 @@ ClientSetup PlanOptions::whole_client() const {
   whole.profile = profile.value_or(engine == Engine::megatron ? Profile::megatron : Profile::hf_sdpa);
   whole.sequence = sequence.value_or(0);
   whole.passes_keys_on = engine == Engine::fsdp2;
+  if (engine == Engine::fsdp2 && whole.profile == Profile::torchtitan && setup.parallel.pipeline > 1)
+    whole.waiting_gradients = fsdp2_waiting_dtype(setup.policy, engine_options.fsdp2);
   whole.micro_batch = micro_batch;
   if (!megatron) {
     // Without arguments of a run, as recipes for models of other people run them: what Megatron drops out by default these

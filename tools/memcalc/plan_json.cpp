@@ -73,7 +73,7 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
       {"grad_accum_dtype", dtype(policy.gradient_accumulator)},
       {"master_dtype", policy.master ? json::value(dtype(*policy.master)) : json::value()},
       {"moment_dtype", dtype(policy.first_moment)},
-      {"wire_dtype", dtype(policy.wire)},
+      {"wire_dtype", dtype(wire_dtype_of(options))},
       {"optimizer", word(states_of(setup.optimizer).name)},
       {"adafactor_first_moment", setup.adafactor_first_moment},
       {"optimizer_in_backward", setup.optimizer_in_backward},
@@ -86,7 +86,7 @@ json::object setup_json(const PlanOptions& options, const Planned& planned) {
                          ? json::value()
                          : json::value{options.client.image_height, options.client.image_width}},
       {"grad_accum", setup.accumulation},
-      {"cadence", word(name(resolved_cadence(setup)))},
+      {"cadence", word(name(cadence_of(planned.report.traffic, setup)))},
       {"reduction", word(name(setup.reduction))},
       {"reduction_group", resolved_reduction_group(setup)},
       {"transport", word(name(setup.transport))},

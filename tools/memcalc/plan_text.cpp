@@ -193,7 +193,7 @@ std::string client_lines(const PlanOptions& options, const Planned& planned, con
                   says_load ? fmt::format(", experts: {}", words(client.expert_load)) : ""));
   add("loss", peak.loss,
       fmt::format("logits and what is made of them, {}", loss_words(client.loss, client.loss_chunks)));
-  add("workspace", peak.workspace, "of libraries and kernels");
+  add("workspace", peak.workspace, "of libraries and kernels, tables, the batch");
   text += fmt::format("  {}{:<22}{:>24}{}   {}the peak is at: {}{}\n", style.bold, "peak allocated",
                       in_gb(*device.peak_allocated), style.off, style.dim, device.peak_at, style.off);
   text += error_bar_line(options, device, style);

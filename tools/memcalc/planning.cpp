@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "planner/activations/pipeline.h"
+#include "planner/engines/fsdp2.h"
 #include "planner/engines/workspaces.h"
 #include "planner/families/litgpt.h"
 #include "planner/formats/parameter_count.h"
@@ -286,9 +287,20 @@ Model adapted(const PlanOptions& options, Model model) {
 EngineOptions engine_options_of(const PlanOptions& options) {
   EngineOptions engine = options.engine_options;
   engine.gpus_per_node = options.node_gpus();
-  const bool pipelined = options.setup.parallel.pipeline > 1 && options.whole_client().profile == Profile::torchtitan;
-  engine.fsdp2.gradient_sync = engine.fsdp2.gradient_sync && !pipelined;
+  engine.fsdp2.gradient_sync = engine.fsdp2.gradient_sync && !options.whole_client().waiting_gradients;
   return engine;
+}
+
+DType wire_dtype_of(const PlanOptions& options) {
+  const Policy& policy = options.setup.policy;
+  switch (options.engine) {
+    case Engine::fsdp2:
+      return fsdp2_reduce_dtype(policy, options.engine_options.fsdp2);
+    case Engine::megatron:
+      return options.engine_options.megatron.main_grads_dtype;
+    default:
+      return policy.wire;
+  }
 }
 
 Sized size_kind(const PlanOptions& options, const Catalog& catalog) {

@@ -80,6 +80,9 @@ Sized size_kind(const PlanOptions& options, const Catalog& catalog);
 // With what follows from the rest: GPUs of a node, and that torchtitan's pipelines reduce gradients once a step.
 EngineOptions engine_options_of(const PlanOptions& options);
 
+// What gradients travel in, of whichever engine.
+DType wire_dtype_of(const PlanOptions& options);
+
 // The kinds of ranks of a model, quantised where the options say so.
 std::vector<RankKind> planned_kinds(const PlanOptions& options, const Model& model);
 

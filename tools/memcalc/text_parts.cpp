@@ -61,7 +61,8 @@ std::string heading(const PlanOptions& options, const Planned& planned, const St
   }
   text += fmt::format(", {}, {}, engine {}", setup.policy.name, states_of(setup.optimizer).name, name(options.engine));
   if (setup.accumulation > 1) {
-    text += fmt::format(", {} micro-batches (cadence {})", setup.accumulation, name(resolved_cadence(setup)));
+    text += fmt::format(", {} micro-batches (cadence {})", setup.accumulation,
+                        name(cadence_of(planned.report.traffic, setup)));
   }
   return text + "\n";
 }

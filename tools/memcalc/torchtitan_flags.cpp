@@ -17,8 +17,14 @@ void add_torchtitan_flags(CLI::App* app, ClientSetup& client) {
                  word_of<bool>(kRotateFlag, {{"allgather", true}, {"alltoall", false}}));
 }
 
-// Gradients are reduced in fp32 (training.mixed_precision_reduce), tensor parallelism cuts the text between layers too, and layers
-// that do not divide go to the stages behind the first.
+void set_torchtitan(PlanOptions& options) {
+  Parallelism& parallel = options.setup.parallel;
+  parallel.sequence_parallel = parallel.tensor > 1;
+  if (options.engine != Engine::fsdp2) return;
+  parallel.more_layers_behind_first = true;
+  options.engine_options.fsdp2.reduce_dtype = DType::f32;
+}
+
 void settle_torchtitan(PlanOptions& options, const std::set<std::string>& given) {
   if (options.whole_client().profile != Profile::torchtitan) {
     for (const char* flag : {kLossFlag, kRotateFlag}) {
@@ -26,11 +32,8 @@ void settle_torchtitan(PlanOptions& options, const std::set<std::string>& given)
     }
     return;
   }
-  Parallelism& parallel = options.setup.parallel;
-  parallel.sequence_parallel = parallel.tensor > 1;
-  parallel.more_layers_behind_first = true;
-  std::optional<DType>& reduced = options.engine_options.fsdp2.reduce_dtype;
-  if (!reduced && !given.contains("--wire-dtype")) reduced = DType::f32;
+  set_torchtitan(options);
+  if (given.contains("--wire-dtype")) options.engine_options.fsdp2.reduce_dtype.reset();
 }
 
 }  // namespace shardplan::memcalc

@@ -7,6 +7,7 @@
 
 #include "planner/activations/litgpt/litgpt_layers.h"
 #include "planner/activations/torch_ops.h"
+#include "planner/lora.h"
 
 namespace shardplan {
 namespace {
@@ -20,25 +21,12 @@ using autograd::Value;
 
 constexpr std::uint64_t kChunk = 128;  // lm_head_chunk_size, and chunked_cross_entropy's chunk_size
 
-bool any_tensor(const Catalog& held, bool (*matches)(const Tensor&)) {
-  return std::any_of(held.runs.begin(), held.runs.end(),
-                     [&](const UnitRun& run) { return std::any_of(run.tensors.begin(), run.tensors.end(), matches); });
-}
-
-bool is_adapter(const Tensor& tensor) {
-  return tensor.name.find(".lora_") != std::string::npos;
-}
-
-bool is_quantised(const Tensor& tensor) {
-  return tensor.scales;
-}
-
 // nn.Embedding; with quantised weights today's code puts bitsandbytes' StableEmbedding in its place, which is trained.
 Value embedded(ForwardContext& context, const UnitView& unit) {
   Tape& tape = context.tape;
   const Value tokens = tape.outside({context.batch(), context.tokens()}, DType::i64);
   const Value weight = unit["transformer.wte"].weight;
-  if (context.client.litgpt == LitGptVersion::current && any_tensor(context.held, is_quantised)) {
+  if (context.client.litgpt == LitGptVersion::current && has_quantised(context.held)) {
     const Value trained = tape.parameter("transformer.wte.stable.weight", weight.shape(), weight.dtype(), true);
     const Shape width{weight.size(1)};
     return layer_norm(embedding(tokens, trained),
@@ -154,8 +142,8 @@ Value loss_of(ForwardContext& context, std::vector<Value>& logits) {
   const Value x = base_model(context);
   const auto head = unit_with(context, "lm_head");
   const Purpose before = context.tape.set_purpose(Purpose::loss);
-  Value loss = any_tensor(context.held, is_adapter) ? chunked_head(context, *head, x, logits)
-                                                    : whole_head(context, *head, x, logits);
+  Value loss =
+      has_adapters(context.held) ? chunked_head(context, *head, x, logits) : whole_head(context, *head, x, logits);
   context.tape.set_purpose(before);
   return loss;
 }
@@ -163,7 +151,7 @@ Value loss_of(ForwardContext& context, std::vector<Value>& logits) {
 // Between steps too: what StableEmbedding's weight and its predecessor's have that nothing uses.
 std::vector<Value> left_over(ForwardContext& context) {
   const auto unit = unit_with(context, "transformer.wte");
-  if (!unit || context.client.litgpt != LitGptVersion::current || !any_tensor(context.held, is_quantised)) return {};
+  if (!unit || context.client.litgpt != LitGptVersion::current || !has_quantised(context.held)) return {};
   const Value weight = (*unit)["transformer.wte"].weight;
   const Purpose before = context.tape.set_purpose(Purpose::gradient);
   Value gradient = context.tape.allocate("gradient of StableEmbedding", weight.shape(), weight.dtype());

@@ -10,6 +10,7 @@
 
 #include "planner/activations/activity.h"
 #include "planner/activations/client.h"
+#include "planner/activations/client_term.h"
 #include "planner/activations/megatron/megatron_ops.h"
 #include "planner/engines/workspaces.h"
 #include "planner/families/model.h"
@@ -29,15 +30,6 @@ autograd::MegatronUse run_megatron(autograd::Tape& tape, const Model& model, con
 struct MegatronMachine {
   GpuGeneration generation = GpuGeneration::hopper;
   std::string cublas_workspace_config;  // CUBLAS_WORKSPACE_CONFIG
-};
-
-// One thing that a rank keeps beside model states and activations.
-struct ClientTerm {
-  std::string name;
-  Bytes bytes;
-  bool after_step = true;  // is there between steps
-  bool at_peak = true;     // is there at the worst moment of a step
-  std::string source;
 };
 
 // `held`: all that a rank has. Without a machine, libraries' workspaces are left out. None of 0 bytes.

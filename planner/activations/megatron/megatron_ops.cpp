@@ -5,6 +5,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "planner/activations/torch_formula.h"
 #include "planner/activations/torch_ops.h"
 
 namespace shardplan::autograd {
@@ -16,12 +17,6 @@ std::uint64_t bytes_of(const MegatronContext& context, std::uint64_t elements) {
 
 Value record(std::string_view operation, const Value& x, Value output, std::vector<Value> saved, Formula formula) {
   return x.tape().record(operation, std::span(&x, 1), std::move(output), std::move(saved), std::move(formula));
-}
-
-std::vector<Value> one(Value value) {
-  std::vector<Value> values;
-  values.push_back(std::move(value));
-  return values;
 }
 
 // Everything but fusion with accumulation makes a gradient of the weight for a moment. With fusion the stand-in is noted.

@@ -9,12 +9,6 @@
 namespace shardplan::autograd {
 namespace {
 
-std::vector<Value> one(Value value) {
-  std::vector<Value> values;
-  values.push_back(std::move(value));
-  return values;
-}
-
 Value all_gathered(Tape& tape, const Shape& whole, DType dtype) {
   const Value parts = tape.allocate("all_gather", whole, dtype);
   return tape.allocate("cat", whole, dtype);

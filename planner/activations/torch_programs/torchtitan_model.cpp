@@ -10,6 +10,7 @@
 #include "planner/activations/torch_programs/torch_context_parallel.h"
 #include "planner/activations/torch_programs/torch_decoder.h"
 #include "planner/activations/torch_programs/torch_tensor_parallel.h"
+#include "planner/lora.h"
 #include "planner/units.h"
 
 namespace shardplan {
@@ -161,9 +162,13 @@ namespace {
 std::string uneven(const Model& model, const Parallelism& parallel, std::uint64_t sequence) {
   const std::uint64_t pieces = parallel.context > 1 ? 2 * parallel.context : 1;  // of each rank two
   if (sequence % pieces != 0 || sequence / parallel.context % parallel.tensor != 0) {
-    return fmt::format(
-        "profile torchtitan cuts a text into {} equal pieces for --cp {}, and a rank's part for --tp {}: not {} tokens",
-        pieces, parallel.context, parallel.tensor, sequence);
+    std::string cuts;
+    if (pieces > 1) cuts = fmt::format("a text into {} equal pieces for --cp {}", pieces, parallel.context);
+    if (parallel.tensor > 1) {
+      cuts += fmt::format("{} into {} for --tp {}", pieces > 1 ? ", and a rank's part of it" : "a text",
+                          parallel.tensor, parallel.tensor);
+    }
+    return fmt::format("profile torchtitan cuts {}: not {} tokens", cuts, sequence);
   }
   for (const ModuleRun& run : model.modules) {
     for (const Module& module : run.modules) {
@@ -173,6 +178,13 @@ std::string uneven(const Model& model, const Parallelism& parallel, std::uint64_
           parallel.tensor, model.catalog.name, module.attention->kv_heads);
     }
   }
+  return {};
+}
+
+// What parallelize_llama knows no sharding of.
+std::string unsharded(const Catalog& held) {
+  if (has_adapters(held)) return "profile torchtitan has no adapters (--lora-rank) under --tp";
+  if (has_quantised(held)) return "profile torchtitan has no quantised weights (--quantize) under --tp";
   return {};
 }
 
@@ -193,7 +205,7 @@ bool has_unit(const Catalog& held, std::string_view name) {
 
 }  // namespace
 
-std::string torchtitan_refuses(const Model& model, const Setup& setup, const ClientSetup& client) {
+std::string torchtitan_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client) {
   if (is_of_flows(client.recompute)) return "profile torchtitan has no flows, so neither recompute invert nor adjoint";
   if (client.loss != LossKind::eager) return "profile torchtitan has its eager loss alone (--loss eager)";
   if (setup.parallel.expert > 1) return "profile torchtitan has no experts (--ep)";
@@ -201,6 +213,9 @@ std::string torchtitan_refuses(const Model& model, const Setup& setup, const Cli
     return "profile torchtitan has no dualpipe (--schedule)";
   if (std::string why = torch_decoder_refuses(model, setup, "torchtitan"); !why.empty()) return why;
   if (std::string why = uneven(model, setup.parallel, client.sequence); !why.empty()) return why;
+  if (setup.parallel.tensor > 1) {
+    if (std::string why = unsharded(held); !why.empty()) return why;
+  }
   return setup.parallel.context > 1 ? no_ring(model, setup.policy) : std::string();
 }
 
@@ -234,16 +249,17 @@ std::vector<ClientTerm> torchtitan_client_terms(const Model& model, const Catalo
   if (parallel.pipeline == 1) return terms;
   const std::uint64_t words = model.architecture.vocabulary;
   const std::uint64_t own_words = divide_up(words, parallel.tensor);
-  if (has_unit(held, kEmbeddingUnit)) {
-    // The engine counts those of this rank's words. Gradients wait in the reduction's dtype.
-    terms.push_back({"gradient of other ranks' words",
-                     bytes_for(DType::f32, checked_multiply(words - own_words, model.architecture.hidden)), false, true,
-                     "torch/distributed/tensor/_ops/_embedding_ops.py, embedding_dense_backward: Replicate"});
+  if (client.waiting_gradients && words > own_words && has_unit(held, kEmbeddingUnit)) {
+    // The engine counts those of this rank's words.
+    const std::uint64_t others = checked_multiply(words - own_words, model.architecture.hidden);
+    terms.push_back({"gradient of other ranks' words", bytes_for(*client.waiting_gradients, others), false, true,
+                     "torch/distributed/tensor/_ops/_embedding_ops.py, embedding_dense_backward: Replicate",
+                     autograd::Purpose::gradient});
   }
   if (has_unit(held, kHeadUnit)) {
     const std::uint64_t logits = checked_multiply(tokens / parallel.context, client.loss_parallel ? own_words : words);
     terms.push_back({"logits of the step's micro-batches", bytes_for(setup.policy.parameter, logits), true, true,
-                     "torch/distributed/pipelining/stage.py, output_chunks"});
+                     "torch/distributed/pipelining/stage.py, output_chunks", autograd::Purpose::loss});
   }
   return terms;
 }

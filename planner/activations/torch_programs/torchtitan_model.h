@@ -16,14 +16,14 @@
 
 #include "planner/activations/activity.h"
 #include "planner/activations/client.h"
-#include "planner/activations/megatron/megatron_model.h"
+#include "planner/activations/client_term.h"
 #include "planner/families/model.h"
 #include "planner/setup.h"
 
 namespace shardplan {
 
 // Why the profile cannot compute this; empty where it can.
-std::string torchtitan_refuses(const Model& model, const Setup& setup, const ClientSetup& client);
+std::string torchtitan_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client);
 
 // As run_profile (planner/activations/profiles.h).
 void run_torchtitan(autograd::Tape& tape, const Model& model, const Catalog& held, const Setup& setup,

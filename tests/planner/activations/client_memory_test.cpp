@@ -48,7 +48,7 @@ TEST(ClientMemory, PartsSumToThePeak) {
   engine.computing.parameters = Bytes{1000};
   engine.updating = engine.computing;
   add_client(device, engine,
-             {.peak = peak_of(two_passes()), .resident_at_peak = Bytes{7}, .resident_after_step = Bytes{5}});
+             {.peak = peak_of(two_passes()), .resident_at_peak = {0, 0, 0, 7}, .resident_after_step = {0, 0, 0, 5}});
   EXPECT_EQ(device.peak_allocated, Bytes{1000 + 608 + 7});
   EXPECT_EQ(sum(device.at_peak), *device.peak_allocated);
   EXPECT_EQ(device.at_peak.activations, Bytes{530});
@@ -59,6 +59,23 @@ TEST(ClientMemory, PartsSumToThePeak) {
   EXPECT_EQ(device.peak_at, "backward of head");
 }
 
+// What is kept beside is in the line that it is of: {activation, loss, gradient, workspace}.
+TEST(ClientMemory, WhatIsKeptBesideHasAClass) {
+  DeviceMemory device = device_with(Bytes{1000});
+  EngineHolds engine;
+  engine.computing.parameters = Bytes{1000};
+  engine.computing.gradients = Bytes{100};
+  engine.updating = engine.computing;
+  add_client(device, engine,
+             {.peak = peak_of(two_passes()), .resident_at_peak = {1, 2, 3, 4}, .resident_after_step = {0, 2, 0, 4}});
+  EXPECT_EQ(device.at_peak.activations, Bytes{530 + 1});
+  EXPECT_EQ(device.at_peak.loss, Bytes{70 + 2});
+  EXPECT_EQ(device.at_peak.gradients, Bytes{100 + 8 + 3});
+  EXPECT_EQ(device.at_peak.workspace, Bytes{4});
+  EXPECT_EQ(device.peak_allocated, Bytes{1000 + 100 + 608 + 10});
+  EXPECT_EQ(device.allocated_after_step, Bytes{1006});
+}
+
 TEST(ClientMemory, TheUpdateMayBeWorse) {
   DeviceMemory device = device_with(Bytes{1000});
   EngineHolds engine;
@@ -66,7 +83,7 @@ TEST(ClientMemory, TheUpdateMayBeWorse) {
   engine.updating.parameters = Bytes{1000};
   engine.updating.optimizer_states = Bytes{609};
   add_client(device, engine,
-             {.peak = peak_of(two_passes()), .resident_at_peak = Bytes{7}, .resident_after_step = Bytes{7}});
+             {.peak = peak_of(two_passes()), .resident_at_peak = {0, 0, 0, 7}, .resident_after_step = {0, 0, 0, 7}});
   EXPECT_EQ(device.peak_allocated, Bytes{1616});
   EXPECT_EQ(device.peak_at, "the optimizer's update");
 }

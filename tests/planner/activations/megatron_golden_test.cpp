@@ -167,10 +167,9 @@ Prediction predict(const MeasuredRun& run, std::size_t stage, bool verbose) {
   result.peak += static_cast<double>(sum(peak.peak.held));
   // The same in the form that plans use.
   const ClientSide whole = client_of_rank(run.model, kind.catalog, run.setup, run.client, stage, run.machine);
-  EXPECT_EQ(
-      static_cast<double>(sum(whole.holds->peak.held)) + static_cast<double>(whole.holds->resident_at_peak.count()),
-      result.peak - states);
-  EXPECT_EQ(static_cast<double>(whole.holds->resident_after_step.count()), result.after_step - states);
+  EXPECT_EQ(static_cast<double>(sum(whole.holds->peak.held) + sum(whole.holds->resident_at_peak)),
+            result.peak - states);
+  EXPECT_EQ(static_cast<double>(sum(whole.holds->resident_after_step)), result.after_step - states);
   for (const autograd::Tape& tape : tapes) rank.chunks.push_back(&tape);
   const ReplayedBytes replayed = replay_steps(rank, run.setup.parallel, stage, run.setup.accumulation, run.allocator);
   result.replayed_after_step = static_cast<double>(replayed.allocated_after_step.count()) + only_between_steps;

@@ -155,6 +155,10 @@ TEST(Torchtitan, StagesKeepLogitsAndTheWholeEmbeddingsGradient) {
   ClientSetup client = client_of(n, Profile::torchtitan);
   EXPECT_EQ(kept_beside(setup, client, 0, "logits"), 0U);
   EXPECT_EQ(kept_beside(setup, client, 1, "logits"), 2 * 4 * n.tokens() * n.words / 2);
+  EXPECT_EQ(kept_beside(setup, client, 0, "gradient of other"), 0U);  // an engine that does not let them wait
+  client.waiting_gradients = DType::bf16;
+  EXPECT_EQ(kept_beside(setup, client, 0, "gradient of other"), 2 * n.words / 2 * n.h);
+  client.waiting_gradients = DType::f32;
   EXPECT_EQ(kept_beside(setup, client, 0, "gradient of other"), 4 * n.words / 2 * n.h);
   EXPECT_EQ(kept_beside(setup, client, 1, "gradient of other"), 0U);
   client.loss_parallel = false;

@@ -120,6 +120,32 @@ TEST(Fsdp2, WithoutSyncGradientsWaitWhole) {
   EXPECT_EQ(terms.traffic.total(), fsdp2_terms(two_blocks(), setup, options).traffic.total());
 }
 
+// Gradients travel in the dtype that they are reduced in, whatever the policy's wire is.
+TEST(Fsdp2, GradientsTravelInTheDtypeOfTheirReduction) {
+  shardplan::Setup setup = stage3(2);
+  setup.policy = policy_named("bf16-mixed");
+  const EngineTerms narrow = fsdp2_terms(two_blocks(), setup, {});
+  Fsdp2Options options;
+  options.reduce_dtype = DType::f32;
+  const EngineTerms wide = fsdp2_terms(two_blocks(), setup, options);
+  EXPECT_EQ(wide.traffic.reduce_gradients, 2 * narrow.traffic.reduce_gradients);
+  EXPECT_EQ(wide.traffic.gather_parameters, narrow.traffic.gather_parameters);
+  setup.policy.wire = DType::f32;
+  EXPECT_EQ(wide.traffic.total(), fsdp2_terms(two_blocks(), setup, {}).traffic.total());
+}
+
+// Stage 2 keeps what it gathers through the backward; told to reshard it gathers twice, as stage 3.
+TEST(Fsdp2, WhatIsNotKeptIsGatheredTwice) {
+  shardplan::Setup setup = stage3(2);
+  setup.accumulation = 3;
+  const Bytes twice = fsdp2_terms(two_blocks(), setup, {}).traffic.gather_parameters;
+  setup.stage = 2;
+  EXPECT_EQ(2 * fsdp2_terms(two_blocks(), setup, {}).traffic.gather_parameters, twice);
+  Fsdp2Options options;
+  options.reshard_after_forward = true;
+  EXPECT_EQ(fsdp2_terms(two_blocks(), setup, options).traffic.gather_parameters, twice);
+}
+
 TEST(Fsdp2, HybridShardsInsideAReplica) {
   shardplan::Setup hybrid = stage3(8);
   hybrid.replicate = 4;

@@ -465,4 +465,13 @@ TEST(Memcalc, NoColourInAPipe) {
   EXPECT_EQ(memcalc("plan gpt2").out.find('\033'), std::string::npos);
 }
 
+// The page on --json names every field of a set-up.
+TEST(MemcalcPlan, ThePageNamesEveryFieldOfASetup) {
+  const std::string page = read_file(JSON_PAGE);
+  const json::object setup = plan("llama-3.1-8b").at("setup").as_object();
+  for (const auto& field : setup) {
+    EXPECT_NE(page.find("`" + std::string(field.key()) + "`"), std::string::npos) << field.key();
+  }
+}
+
 }  // namespace
