@@ -674,6 +674,10 @@ def under_autocast():
             seen.add(config["model_type"])
             first = {key: runs[0][key] for key in ("attention", "batch", "sequence", "target") if key in runs[0]}
             yield f"{name}, autocast", config, [{**first, "dtype": "amp-bf16"}]
+    for name, stem, sizes in (("starcoder2", "Starcoder2ForCausalLM", GROUPED), ("stablelm", "StableLmForCausalLM", GROUPED),
+                              ("xlm-roberta", "XLMRobertaForMaskedLM", {**ENCODER, "pad_token_id": 1})):
+        yield f"{name}, autocast", model(name, stem, **sizes), [run("sdpa", "amp-bf16", 3, 40)]
+    yield "mt5, autocast", model("mt5", "MT5ForConditionalGeneration", **T5), [run("eager", "amp-bf16", 3, 40, target=9)]
 
 
 FILES["autocast"] = list(under_autocast())

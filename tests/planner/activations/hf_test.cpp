@@ -15,6 +15,7 @@
 #include "planner/activations/profiles.h"
 #include "planner/formats/hf_config.h"
 #include "planner/lora.h"
+#include "tests/support/saved_lines.h"
 
 namespace shardplan {
 namespace {
@@ -116,18 +117,6 @@ std::uint64_t resident(const json::object& step) {
   return sum;
 }
 
-std::string listed(const Activity& activity) {
-  std::string lines;
-  for (const SavedByUnit& unit : activity.saved) {
-    lines += fmt::format("{} x{} {}\n", unit.unit, unit.times, unit.bytes.count());
-    for (const SavedTensor& tensor : unit.tensors) {
-      lines += fmt::format("    {} [{}] {} {}\n", tensor.operation, fmt::join(tensor.shape, ", "), name(tensor.dtype),
-                           tensor.bytes.count());
-    }
-  }
-  return lines;
-}
-
 // Of the peak, where saved bytes always agree to the byte. Not explained: a tensor of one token's features in mamba2, a copy of a
 // gradient in gemma3's tower with eager attention, what an inverted layer makes of a gradient in glow and nice, the end of one mT5. In the
 // drawn models Mamba's A_log is fp32 whatever the model's dtype, and here in that. A continuous flow's forward differentiates: what its
@@ -178,7 +167,7 @@ TEST_P(HfActivations, SavedTensorsAndPeak) {
       if (run->client.recompute == RecomputeKind::none) {
         EXPECT_EQ(saved_bytes(*exact.activity) + bytes_on_the_host(model, *run),
                   number(entry.at("saved_bytes")) + hidden_bytes(model, c.at("config").as_object(), *run))
-            << listed(*exact.activity);
+            << test_support::listed(*exact.activity);
       }
       const ActivityResult rounded =
           activity_of(model, model.catalog, run->setup, run->client, {.adds_in_place = false});
@@ -217,7 +206,7 @@ TEST(HfLlama, ABlockKeepsWhatTheClosedFormSays) {
     const std::uint64_t tokens = b * client.sequence;
     const std::uint64_t expected =
         tokens * (20 * heads * size + 4 * groups * size + 8 * f + 8) + 4 * b * heads * client.sequence + 24;
-    EXPECT_EQ(result.activity->saved.at(1).bytes.count(), expected) << config << listed(*result.activity);
+    EXPECT_EQ(result.activity->saved.at(1).bytes.count(), expected) << config << test_support::listed(*result.activity);
   }
 }
 

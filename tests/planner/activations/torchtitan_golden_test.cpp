@@ -11,6 +11,7 @@
 #include "planner/activations/profiles.h"
 #include "planner/formats/hf_config.h"
 #include "planner/parallel.h"
+#include "tests/support/saved_lines.h"
 
 namespace shardplan {
 namespace {
@@ -81,18 +82,6 @@ Run read_run(const json::object& setup, std::uint64_t layers) {
   return run;
 }
 
-std::string listed(const Activity& activity) {
-  std::string lines;
-  for (const SavedByUnit& unit : activity.saved) {
-    lines += fmt::format("{} x{} {}\n", unit.unit, unit.times, unit.bytes.count());
-    for (const SavedTensor& tensor : unit.tensors) {
-      lines += fmt::format("    {} [{}] {} {}\n", tensor.operation, fmt::join(tensor.shape, ", "), name(tensor.dtype),
-                           tensor.bytes.count());
-    }
-  }
-  return lines;
-}
-
 Activity activity(const Model& model, const Run& run, const autograd::TapeOptions& options) {
   const Catalog held = kinds_of_ranks(model, run.setup).at(run.stage).catalog;
   const ActivityResult result = activity_of(model, held, run.setup, run.client, options);
@@ -106,9 +95,10 @@ void compare(const Model& model, const json::object& golden) {
   if (run.client.recompute == RecomputeKind::none) {
     Bytes saved;
     for (const SavedByUnit& unit : exact.saved) saved += unit.times * unit.bytes;
-    EXPECT_EQ(saved.count(), number(golden, "saved_bytes")) << listed(exact);
+    EXPECT_EQ(saved.count(), number(golden, "saved_bytes")) << test_support::listed(exact);
   }
-  EXPECT_EQ(sum(after_forward(exact)), static_cast<std::int64_t>(number(golden, "kept"))) << listed(exact);
+  EXPECT_EQ(sum(after_forward(exact)), static_cast<std::int64_t>(number(golden, "kept")))
+      << test_support::listed(exact);
   for (const bool folds : {true, false}) {
     const Activity rounded = activity(model, run, {.folds = folds, .adds_in_place = false});
     const double planned =
