@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
+#include <string_view>
 #include <utility>
 
 #include "planner/activations/hf/hf_model.h"
@@ -38,55 +40,19 @@ const autograd::HfFamily* family_of(const Model& model, const ClientSetup& clien
                                              : find_hf_family(model.catalog.family);
 }
 
-// Whose forwards agree with PyTorch's under torch.autocast too (tests/data/activations/amp.json, dit.json).
+// Whose forwards agree with PyTorch's under torch.autocast too (tests/data/activations/amp.json, autocast.json, dit.json).
 bool known_under_autocast(std::string_view family) {
-  static constexpr std::array kFamilies{"llama",
-                                        "mistral",
-                                        "qwen2",
-                                        "qwen3",
-                                        "gemma",
-                                        "gemma2",
-                                        "gemma3_text",
-                                        "phi3",
-                                        "olmo",
-                                        "olmo2",
-                                        "olmo3",
-                                        "cohere",
-                                        "granite",
-                                        "gpt2",
-                                        "gpt_bigcode",
-                                        "gpt_neo",
-                                        "gptj",
-                                        "gpt_neox",
-                                        "falcon",
-                                        "opt",
-                                        "bloom",
-                                        "mpt",
-                                        "phi",
-                                        "mixtral",
-                                        "qwen2_moe",
-                                        "olmoe",
-                                        "qwen3_moe",
-                                        "phimoe",
-                                        "deepseek_v2",
-                                        "bert",
-                                        "roberta",
-                                        "electra",
-                                        "albert",
-                                        "t5",
-                                        "distilbert",
-                                        "deberta-v2",
-                                        "starcoder2",
-                                        "stablelm",
-                                        "mt5",
-                                        "xlm-roberta",
-                                        "whisper",
-                                        "vit",
-                                        "dinov2",
-                                        "siglip",
-                                        "DiT",
-                                        "clip_vision_model",
-                                        "siglip_vision_model"};
+  static constexpr std::array kFamilies{"llama",       "mistral",  "qwen2",       "qwen3",
+                                        "gemma",       "gemma2",   "gemma3_text", "phi3",
+                                        "olmo",        "olmo2",    "olmo3",       "cohere",
+                                        "granite",     "gpt2",     "gpt_bigcode", "gpt_neo",
+                                        "gptj",        "gpt_neox", "falcon",      "opt",
+                                        "bloom",       "mpt",      "phi",         "mixtral",
+                                        "qwen2_moe",   "olmoe",    "qwen3_moe",   "phimoe",
+                                        "deepseek_v2", "bert",     "roberta",     "electra",
+                                        "albert",      "t5",       "distilbert",  "starcoder2",
+                                        "stablelm",    "mt5",      "xlm-roberta", "whisper",
+                                        "vit",         "dinov2",   "DiT",         "clip_vision_model"};
   return std::find(kFamilies.begin(), kFamilies.end(), family) != kFamilies.end();
 }
 
@@ -105,6 +71,20 @@ std::string flow_refuses(const Model& model, RecomputeKind recompute) {
   return {};
 }
 
+// How many tokens' positions a table of the model has; nothing where positions are computed, or of images.
+std::optional<std::uint64_t> rows_of_positions(const Model& model) {
+  static constexpr std::array kTables{"wpe", "position_embeddings", "embed_positions"};
+  const auto is_table = [](const Module& module) {
+    const std::string_view name = std::string_view(module.name).substr(module.name.rfind('.') + 1);
+    return module.kind == ModuleKind::embedding && std::find(kTables.begin(), kTables.end(), name) != kTables.end();
+  };
+  const bool any = std::any_of(model.modules.begin(), model.modules.end(), [&](const ModuleRun& run) {
+    return std::any_of(run.modules.begin(), run.modules.end(), is_table);
+  });
+  if (!any || model.architecture.vocabulary == 0 || model.architecture.max_positions == 0) return std::nullopt;
+  return model.architecture.max_positions;
+}
+
 std::string hf_refuses(const Model& model, const Catalog& held, const Setup& setup, const ClientSetup& client) {
   const std::string_view profile = name(client.profile);
   const Parallelism& parallel = setup.parallel;
@@ -121,11 +101,17 @@ std::string hf_refuses(const Model& model, const Catalog& held, const Setup& set
   if (client.attention == AttentionKind::flash) {
     return fmt::format("profile {} does not know attention flash yet", profile);
   }
+  // Beside sounds there are the decoder's tokens alone.
+  const bool hears = model.catalog.family == "whisper" && client.target != 0;
+  const std::uint64_t tokens = hears ? client.target : std::max(client.sequence, client.target);
+  if (const auto rows = rows_of_positions(model); rows && tokens > *rows) {
+    return fmt::format("{} has positions for {} tokens, not for {}", model.catalog.name, *rows, tokens);
+  }
   if (client.loss != LossKind::eager) {
     return fmt::format("profile {} has the loss of its models alone, not --loss {}", profile,
                        loss_words(client.loss, client.loss_chunks));
   }
-  if (client.expert_load.capacity_factor) {
+  if (client.expert_load.capacity_factor && model.catalog.active_parameters) {
     return fmt::format("profile {} drops no tokens (--moe-capacity-factor)", profile);
   }
   if (std::string why = flow_refuses(model, client.recompute); !why.empty()) return why;
@@ -169,12 +155,21 @@ std::string profile_refuses(const Model& model, const Catalog& held, const Setup
   if (client.sequence == 0 && (model.architecture.vocabulary > 0 || client.profile == Profile::megatron)) {
     return "the sequence length is not known (--seq)";
   }
+  const bool one_attention = client.profile == Profile::torchtitan || client.profile == Profile::torchtune ||
+                             client.profile == Profile::litgpt;
+  if (one_attention && client.attention && *client.attention != AttentionKind::sdpa) {
+    return fmt::format("profile {} has attention sdpa alone, not {}", name(client.profile), name(*client.attention));
+  }
   if (client.profile == Profile::torchtitan) return torchtitan_refuses(model, held, setup, client);
   if (client.profile == Profile::torchtune) return torchtune_refuses(model, setup, client);
   if (client.profile == Profile::litgpt) return litgpt_refuses(model, held, setup, client);
   if (client.profile != Profile::megatron) return hf_refuses(model, held, setup, client);
   if (client.loss == LossKind::chunked || client.recompute == RecomputeKind::every || is_of_flows(client.recompute)) {
     return "profile megatron has neither loss chunked=N nor recompute every=N, invert or adjoint";
+  }
+  // moe_layer.py, MoELayer.forward.
+  if (model.catalog.active_parameters && setup.parallel.tensor > 1 && !setup.parallel.sequence_parallel) {
+    return "Megatron trains no mixture of experts with --tp and without --sequence-parallel";
   }
   return megatron_refuses(model, held);
 }

@@ -241,6 +241,8 @@ class Tape {
   // parameter is cast once; the copy is kept until autocast ends. What a checkpoint computes again, it does under its own.
   void begin_autocast(DType dtype) { autocast_ = dtype; }
   void end_autocast();
+  // What an operation of the list does inside itself, it does without: returns what was on.
+  std::optional<DType> switch_autocast(std::optional<DType> dtype) { return std::exchange(autocast_, dtype); }
   const std::optional<DType>& autocast() const { return autocast_; }
   // The copy of a trained fp32 parameter, undefined at first; null for any other value.
   Value* cached_cast(const Value& value);

@@ -188,8 +188,13 @@ Value scaled_dot_product_attention(const Value& query, const Value& key, const V
     const Value q = lowered(query);
     const Value k = lowered(key);
     const Value v = lowered(value);
-    return attention_by_kernel(q, k, v,
-                               {.mask = lowered(options.mask), .causal = options.causal, .dropout = options.dropout});
+    SdpaOptions inside = options;
+    inside.mask = lowered(options.mask);
+    Tape& tape = query.tape();
+    const std::optional<DType> autocast = tape.switch_autocast({});
+    Value output = attention_by_kernel(q, k, v, inside);
+    tape.switch_autocast(autocast);
+    return output;
   }
   return attention_by_kernel(query, key, value, options);
 }

@@ -402,7 +402,7 @@ Value fused_rms_norm(const Value& x, const Value& weight) {
 
 Value cross_entropy(const Value& logits, const Value& labels) {
   Tape& tape = logits.tape();
-  // The first is not on autocast's list, the second is.
+  // cross_entropy asks for its log-softmax in the logits' dtype; nll_loss is on autocast's list.
   const Value probabilities = widened(unary_of_output("log_softmax", logits));
   const std::array inputs{probabilities};
   Value output = tape.allocate("nll_loss", {}, probabilities.dtype());

@@ -1,5 +1,7 @@
 #include "tools/memcalc/client_flags.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>

@@ -176,6 +176,11 @@ Simulated understood(const PlanOptions& options, const SimulateOptions& simulate
     simulated.options.sequence = sequence_of(model, simulated.notes);
   simulated.work = work_of(options, simulated.options.sequence.value_or(0));
   simulated.gpus_per_node = options.gpus_per_node.value_or(simulated.cluster.gpus_per_node);
+  const RecomputeKind recompute = options.client.recompute;
+  if (recompute != RecomputeKind::none && recompute != RecomputeKind::full) {
+    simulated.notes.push_back(fmt::format("recompute {} is in the memory and not in the times",
+                                          recompute_words(recompute, options.client.recompute_every)));
+  }
   if (options.setup.offload.any()) add_links(options.setup.offload, simulated);
   return simulated;
 }

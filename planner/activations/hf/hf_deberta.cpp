@@ -45,7 +45,7 @@ Value of_pairs(const Value& all, const Value& distances) {
     const Value sum = all.tape().allocate("add", distances.shape(), DType::i64);
     return all.tape().allocate("clamp", distances.shape(), DType::i64);
   }();
-  return scale(gather(all, places.viewed({all.size(0), tokens, tokens})));
+  return gather(all, places.viewed({all.size(0), tokens, tokens}));
 }
 
 // disentangled_attention_bias: content with position, and position with content.
@@ -67,12 +67,15 @@ Value scores_of_distances(ForwardContext& context, const UnitView& block, const 
   Value keys;
   if (!own || of_content) keys = distances("pos_key_proj", "key_proj");
   Value score;
+  Value content;  // variables that hold it until all is done
+  Value position;
   if (of_content) {
-    score = [&] { return of_pairs(products(q, keys), context.shared.distances); }();
-    score = shift(score);  // score = 0; score += ...
+    content = [&] { return of_pairs(products(q, keys), context.shared.distances); }();
+    score = shift(scale(content));  // score = 0; score += ...
   }
   if (of_position) {
-    const Value more = [&] { return of_pairs(products(k, queries), context.shared.distances); }();
+    position = [&] { return of_pairs(products(k, queries), context.shared.distances); }();
+    const Value more = scale(position);
     score = score.defined() ? add_in_place(score, more) : shift(more);
   }
   return score;

@@ -157,10 +157,10 @@ Value v2_experts(const ForwardContext& context, const UnitView& block, const Val
   const Value placed = scattered(all, order, all.shape());
   const Value sum = [&] {
     const Value wide = to(view(placed, {tokens, routing.chosen, x.size(1)}), weights.dtype());
-    const bool is_view = weights.dtype() == x.dtype();
+    const bool is_view = weights.dtype() == placed.dtype();
     return sum_over(mul_in_place(wide, view(weights, {tokens, routing.chosen, 1}), is_view), x.shape());
   }();
-  return to(sum, x.dtype());
+  return to(sum, placed.dtype());
 }
 
 Value v2_mixture(const ForwardContext& context, const UnitView& block, const Value& hidden) {

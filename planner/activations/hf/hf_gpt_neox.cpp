@@ -175,6 +175,9 @@ Value falcon_eager(ForwardContext& context, const Heads& heads) {
 Value falcon_attention(ForwardContext& context, const UnitView& block, const Value& hidden) {
   const AttentionSizes& sizes = *block.module("self_attention.attention").attention;
   if (!sizes.rotary) throw NotModelled("falcon with alibi");
+  if (hidden.tape().autocast() && block["self_attention.query_key_value"].bias.defined()) {
+    throw NotModelled("biases under autocast, which its class adds in fp32,");
+  }
   const Value fused = linear(hidden, block["self_attention.query_key_value"]);
   Heads heads = falcon_heads(fused, sizes, block.has("ln_attn") || (is_parallel(block) && sizes.kv_heads > 1));
   rotate(heads.q, heads.k, context.shared.tables);

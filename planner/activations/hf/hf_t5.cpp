@@ -114,7 +114,8 @@ Value t5_mlp(const UnitView& block, const std::string& name, const Value& x) {
     hidden = activate(hidden, block, dense + "act");
     hidden = dropout(hidden, block, dense + "dropout");
   }
-  return linear(hidden, block[dense + "wo"]);
+  const Parameters wo = block[dense + "wo"];
+  return linear(to(hidden, wo.weight.dtype()), wo);  // to the weights' dtype, which under autocast is wider
 }
 
 // A part of a block behind its norm, added to what came in.

@@ -385,6 +385,8 @@ FILES = {
          model("deberta-v2", "DebertaV2ForSequenceClassification", **{**DEBERTA, "share_att_key": False, "pos_att_type": ["c2p"]},
                pooler_dropout=0.1, problem_type="single_label_classification"), brief(attentions=("eager",))),
         ("deberta-v2, no head", model("deberta-v2", "DebertaV2Model", **DEBERTA), brief(attentions=("eager",), mask="ones")),
+        ("deberta-v2, a long text", model("deberta-v2", "DebertaV2ForMaskedLM", **{**DEBERTA, "max_position_embeddings": 520, "position_buckets": 64, "intermediate_size": 64}),
+         [run("eager", "bf16", 4, 256, checkpoint=True), run("eager", "fp32", 2, 256)]),
         ("deberta-v2, no relative attention", model("deberta-v2", "DebertaV2ForMaskedLM", **ENCODER, relative_attention=False),
          brief(attentions=("eager",))),
     ],
@@ -666,7 +668,7 @@ FILES = {
 
 def under_autocast():
     """One run of each family that agrees there: the first case of it, with its first attention and shape."""
-    differ, seen = {"nemotron", "gpt_oss", "deepseek_v3", "dbrx", "bart", "swin", "mamba", "falcon_mamba"}, set()
+    differ, seen = {"nemotron", "gpt_oss", "deepseek_v3", "dbrx", "bart", "swin", "mamba", "falcon_mamba", "deberta-v2", "siglip", "siglip_vision_model"}, set()
     for file in ("gpt2", "decoders", "gpt_neox", "experts", "phimoe", "encoders", "albert", "deberta", "t5", "vision", "dinov2", "siglip"):
         for name, config, runs in FILES[file]:
             if config["model_type"] in differ | seen:
@@ -677,6 +679,14 @@ def under_autocast():
     for name, stem, sizes in (("starcoder2", "Starcoder2ForCausalLM", GROUPED), ("stablelm", "StableLmForCausalLM", GROUPED),
                               ("xlm-roberta", "XLMRobertaForMaskedLM", {**ENCODER, "pad_token_id": 1})):
         yield f"{name}, autocast", model(name, stem, **sizes), [run("sdpa", "amp-bf16", 3, 40)]
+    yield "t5, no dropout, autocast", model("t5", "T5ForConditionalGeneration", **T5, dropout_rate=0.0), [
+        run("eager", "amp-bf16", 3, 64, target=40), run("eager", "amp-bf16", 3, 40, target=9, checkpoint=True)]
+    yield "falcon, one key head, padded, autocast", model("falcon", "FalconForCausalLM", vocab_size=96, hidden_size=128, num_hidden_layers=3, num_attention_heads=4), [
+        run("sdpa", "amp-bf16", 3, 40, mask="padded")]
+    yield "phi3, heads of 20, autocast", model("phi3", "Phi3ForCausalLM", **{**GROUPED, "hidden_size": 80}, pad_token_id=0), [
+        run("sdpa", "amp-bf16", 3, 17, mask="padded")]
+    yield "deepseek_v2, a long text, autocast", model("deepseek_v2", "DeepseekV2ForCausalLM", **MLA_V2), [
+        run("sdpa", "amp-bf16", 3, 200), run("sdpa", "amp-bf16", 3, 200, checkpoint=True)]
     yield "mt5, autocast", model("mt5", "MT5ForConditionalGeneration", **T5), [run("eager", "amp-bf16", 3, 40, target=9)]
 
 

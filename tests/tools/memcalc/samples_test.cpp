@@ -120,5 +120,18 @@ TEST(MemcalcSamples, RanksThatShareATextOut) {
                   "accelerate's ring attention is not known (--cp with engine fsdp2)"));
 }
 
+TEST(MemcalcSamples, WhatAFlagCannotBeIsSaid) {
+  EXPECT_TRUE(has(memcalc("plan gpt2 --gpus 1 --seq 1025").out, "gpt2 has positions for 1024 tokens, not for 1025"));
+  EXPECT_TRUE(has(memcalc("plan gpt2 --gpus 1 --seq 1024").out, "peak allocated"));
+  EXPECT_TRUE(has(memcalc("fit gpt2 --gpus 1 --gpu 80GiB --seq 128 --ask seq").out, "sequence 1,024"));
+  EXPECT_TRUE(has(
+      memcalc("plan llama-3.1-8b --gpus 8 --engine fsdp2 --zero 3 --profile torchtitan --seq 64 --attention eager").out,
+      "profile torchtitan has attention sdpa alone, not eager"));
+  EXPECT_TRUE(has(memcalc("plan mixtral-8x7b --gpus 8 --tp 2 --engine megatron --seq 64").out,
+                  "Megatron trains no mixture of experts with --tp and without --sequence-parallel"));
+  EXPECT_TRUE(has(memcalc("simulate gpt2 --gpus 2 --seq 64 --recompute every=2 --gpu h100-80gb").out,
+                  "recompute every=2 is in the memory and not in the times"));
+}
+
 }  // namespace
 }  // namespace shardplan::test
