@@ -22,7 +22,7 @@ bool Tape::adds_in_place(const Value& sum) const {
 }
 
 void Tape::adds_apart(const Value& value) {
-  if (!value.requires_grad()) return;
+  if (!value.requires_grad() || again_ != nullptr) return;  // what is computed again has no nodes
   SHARDPLAN_CHECK(!value.edge_.is_parameter() && value.edge_.node != Edge::kNowhere, "a value that an operation made");
   nodes_[value.edge_.node].adds_in_place = false;
 }

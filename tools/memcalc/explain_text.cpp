@@ -20,7 +20,7 @@ std::string lines_text(const char* title, const std::vector<Explanation>& lines)
 }
 
 std::string tensor_words(std::string_view module, std::string_view operation, DType dtype, const Shape& shape) {
-  return fmt::format("{:<28}{:<22}{} [{}]", module.empty() ? "-" : module, operation, name(dtype),
+  return fmt::format("{:<27} {:<21} {} [{}]", module.empty() ? "-" : module, operation, name(dtype),
                      fmt::join(shape, ", "));
 }
 

@@ -14,6 +14,7 @@
 #include "planner/formats/read_model.h"
 #include "planner/snapshot.h"
 #include "planner/world_report.h"
+#include "tools/memcalc/text_parts.h"
 #include "tools/memcalc/uncounted.h"
 
 namespace shardplan::memcalc {
@@ -41,8 +42,8 @@ void add_notes(const PlanOptions& options, const Catalog& catalog, Report& repor
         "experts are taken to be chosen equally often: --moe-imbalance F, or worst, plans for an uneven choice");
   }
   if (experts_apart(setup.parallel)) {
-    report.notes.push_back(
-        fmt::format("experts are sharded over {} ranks, the rest over {}", expert_world_size(setup), setup.world_size));
+    report.notes.push_back(fmt::format("experts are sharded over {}, the rest over {}",
+                                       plural(expert_world_size(setup), "rank"), setup.world_size));
   }
   const std::uint64_t shards = shard_count(setup);
   if (setup.replicate > 1 && shards > options.node_gpus()) {
