@@ -38,7 +38,7 @@ void add_notes(const PlanOptions& options, const Catalog& catalog, Report& repor
         fmt::format("--moe-imbalance and --moe-capacity-factor are not used: {} has no experts", catalog.family));
   }
   if (catalog.active_parameters && counted && options.client.expert_load == ExpertLoad{}) {
-    report.notes.push_back(
+    report.notes.emplace_back(
         "experts are taken to be chosen equally often: --moe-imbalance F, or worst, plans for an uneven choice");
   }
   if (experts_apart(setup.parallel)) {
