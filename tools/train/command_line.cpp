@@ -4,9 +4,9 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <iostream>
 #include <string>
 
 #include "base/error.h"
@@ -170,10 +170,12 @@ ParseResult parse_command_line(int argc, char** argv) {
   app.add_option("--resume", options.checkpoints.resume,
                  "go on from the newest whole checkpoint in this folder, or this one; from step 0 where there is none");
   app.add_flag("--json", options.json, "one JSON object on stdout at the end");
-  // Of the processes of a launcher, which have the same command line, one answers.
+  // Of the processes of a launcher, which have the same command line, one answers, and ends with the status. The others
+  // end with 0: a launcher kills all as soon as one fails, the one that is about to answer too.
   const bool first = is_first_process([](const char* variable) { return std::getenv(variable); });
   const auto complain = [first](const std::exception& error) {
-    if (first) std::cerr << "shardplan-train: " << error.what() << "\n";
+    if (first) fmt::print(stderr, "shardplan-train: {}\n", error.what());
+    return first ? 2 : 0;
   };
   try {
     app.parse(argc, argv);
@@ -183,11 +185,9 @@ ParseResult parse_command_line(int argc, char** argv) {
     if (first) app.exit(success);
     result.exit_status = 0;
   } catch (const CLI::ParseError& error) {
-    complain(error);
-    result.exit_status = 2;
+    result.exit_status = complain(error);
   } catch (const ConfigError& error) {
-    complain(error);
-    result.exit_status = 2;
+    result.exit_status = complain(error);
   }
   return result;
 }
