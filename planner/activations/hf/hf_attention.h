@@ -22,8 +22,8 @@ struct AttentionCall {
   double dropout = 0;  // of the probabilities
   bool softcap = false;
   bool causal = true;  // without a mask: every token sees those before it
-  bool returned =
-      true;  // probabilities, where they are a tensor, to the block: a variable of its holds them until it returns
+  // The probabilities, where they are a tensor, to the block: a variable of its holds them until it returns.
+  bool returned = true;
 };
 
 // DynamicCache.update: the first keys and values of a layer are appended to nothing, which copies them.

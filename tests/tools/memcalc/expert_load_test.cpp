@@ -8,20 +8,10 @@ namespace {
 
 namespace json = boost::json;
 
-bool has(const std::string& text, std::string_view part) {
-  return text.find(part) != std::string::npos;
-}
-
 const std::string kParallel = "mixtral-8x7b --gpus 64 --ep 8 --tp 2 --sequence-parallel --engine megatron --seq 4096";
 
-json::object planned(const std::string& flags) {
-  const Outcome outcome = memcalc("plan " + flags + " --json");
-  EXPECT_EQ(outcome.status, 0) << outcome.error;
-  return json::parse(outcome.out).as_object();
-}
-
 std::uint64_t peak(const std::string& flags) {
-  return number(planned(flags).at("worst").at("device").at("peak_allocated"));
+  return number(plan(flags).at("worst").at("device").at("peak_allocated"));
 }
 
 TEST(MemcalcExpertLoad, MoreOnTheBusiestRank) {
@@ -39,11 +29,11 @@ TEST(MemcalcExpertLoad, MoreOnTheBusiestRank) {
 }
 
 TEST(MemcalcExpertLoad, TheSetUpSaysIt) {
-  const json::object even = planned(kParallel).at("setup").as_object();
+  const json::object even = plan(kParallel).at("setup").as_object();
   EXPECT_EQ(even.at("moe_imbalance").to_number<double>(), 1);
   EXPECT_TRUE(even.at("moe_capacity_factor").is_null());
   const json::object worst =
-      planned(kParallel + " --moe-imbalance worst --moe-capacity-factor 1.25").at("setup").as_object();
+      plan(kParallel + " --moe-imbalance worst --moe-capacity-factor 1.25").at("setup").as_object();
   EXPECT_EQ(worst.at("moe_imbalance"), json::value("worst"));
   EXPECT_EQ(worst.at("moe_capacity_factor").to_number<double>(), 1.25);
   EXPECT_TRUE(has(memcalc("plan " + kParallel).out, "experts are taken to be chosen equally often"));

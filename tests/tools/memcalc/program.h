@@ -13,6 +13,7 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <string_view>
 
 namespace shardplan::test {
 
@@ -52,6 +53,10 @@ inline boost::json::object plan(const std::string& words) {
 
 inline std::uint64_t number(const boost::json::value& value) {
   return value.to_number<std::uint64_t>();
+}
+
+inline bool has(const std::string& text, std::string_view part) {
+  return text.find(part) != std::string::npos;
 }
 
 // One line on stderr, nothing on stdout.

@@ -8,10 +8,6 @@ namespace {
 
 namespace json = boost::json;
 
-bool has(const std::string& text, std::string_view part) {
-  return text.find(part) != std::string::npos;
-}
-
 const std::string kPipeline = "qwen2-vl-2b --gpus 4 --pp 4 --zero 0 --gpu a100-40gb --profile hf-sdpa";
 
 // The last stage has the head, whose logits are far more than the GPU has.
